@@ -1,0 +1,80 @@
+package shard
+
+import (
+	"errors"
+	"reflect"
+	"testing"
+)
+
+func sampleResults() []struct {
+	name string
+	res  Result
+} {
+	at := Receipt{v1}
+	return []struct {
+		name string
+		res  Result
+	}{
+		{"ok", Result{Receipt: at}},
+		{"txn", Result{Receipt: at, Txn: &TxnResult{Succeeded: true, Receipt: at, Gets: []TxnGet{{}, {Found: true, Value: Value{Bytes: []byte("x"), Version: v1}}}}}},
+		{"conflict", Result{Receipt: at, Status: StatusConflict, Have: v1}},
+		{"epoch", Result{Receipt: at, Status: StatusEpoch, DescVersion: 3}},
+		{"range", Result{Receipt: at, Status: StatusRange, DescVersion: 300}},
+		{"malformed", Result{Receipt: at, Status: StatusMalformed, Text: "key: it is empty"}},
+		{"limit", Result{Receipt: at, Status: StatusLimit, Text: "bytes of a key", Limit: 10, Got: 11}},
+	}
+}
+
+// Shows that the bytes of a command's result are those on record, and decode.
+func TestResultGolden(t *testing.T) {
+	g := openGolden(t, "results")
+	for _, c := range sampleResults() {
+		enc := c.res.Append(nil)
+		g.check(c.name, enc)
+		got, err := DecodeResult(enc, v1)
+		if err != nil || !reflect.DeepEqual(got, c.res) {
+			t.Errorf("%s: got %+v, %v", c.name, got, err)
+		}
+	}
+}
+
+// Shows that every rejection becomes a typed error that says "not applied".
+func TestResultErr(t *testing.T) {
+	d := &Descriptor{Shard: 7, Start: []byte("a"), End: []byte("m"), Version: 3}
+	for _, c := range sampleResults() {
+		err := c.res.Err(d)
+		want := NotApplied
+		if c.res.Status == StatusOK {
+			want = Applied
+		}
+		if got := OutcomeOf(err); got != want {
+			t.Errorf("%s: %v is %v", c.name, err, got)
+		}
+	}
+	_, err := DecodeBatch(make([]byte, MaxBatchBytes+1))
+	rej := Rejection(err)
+	if got := rej.Err(d); !reflect.DeepEqual(got, err) {
+		t.Errorf("a rejected limit became %v", got)
+	}
+	rej = Rejection(errors.New("x"))
+	if OutcomeOf(rej.Err(d)) != NotApplied {
+		t.Error("an unknown rejection is not definite")
+	}
+}
+
+// FuzzResult: no panic, and what decodes survives encoding.
+func FuzzResult(f *testing.F) {
+	for _, c := range sampleResults() {
+		f.Add(c.res.Append(nil))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		res, err := DecodeResult(b, v1)
+		if err != nil {
+			return
+		}
+		again, err := DecodeResult(res.Append(nil), v1)
+		if err != nil || !reflect.DeepEqual(res, again) {
+			t.Fatalf("%+v became %+v, %v", res, again, err)
+		}
+	})
+}
