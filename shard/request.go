@@ -79,8 +79,11 @@ type Request struct {
 
 	// Key of KindGet, 1 to MaxKeyBytes bytes.
 	Key []byte
-	// Start and End of KindScan, [Start, End). Empty: from the shard's first
-	// key, to the shard's last key. Start must not be after End.
+	// Start and End of KindScan, [Start, End) of the keyspace; empty: from its
+	// first key, to its end. Start must not be after End. A page holds keys of
+	// this shard only: when the range reaches beyond it, More is set at the
+	// shard's edge and Resume is the boundary. A range without any key of this
+	// shard is an *EpochError.
 	Start, End []byte
 	// Limit bounds the pairs of a scan page. Zero: MaxScanPairs.
 	Limit int
