@@ -1,0 +1,220 @@
+package engine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/batchrepr"
+)
+
+// Batch collects the writes of one round over many groups and commits them
+// atomically. Later writes win over earlier ones. Write methods copy their
+// arguments and do not fail; a batch may grow to 4 GiB, but one of more than
+// about half a memtable rotates it, so the host bounds its rounds.
+//
+// A Batch is owned by one goroutine at a time. Life: NewBatch, writes, Commit,
+// Wait (if synced), Close. Close before Commit throws it away. A committed
+// batch accepts no further writes.
+type Batch struct {
+	e   *Engine
+	b   *pebble.Batch
+	key []byte // scratch
+	val []byte // scratch
+
+	undo    []trackUndo
+	overlay overlay
+	arena   []byte // values handed out by Get
+
+	committed bool
+	syncing   bool // committed with sync, Wait not called yet
+	since     time.Time
+}
+
+const batchRetain = 4 << 20
+
+// NewBatch returns an empty batch from a pool.
+func (e *Engine) NewBatch() *Batch {
+	b := e.batches.Get().(*Batch)
+	if b.b == nil {
+		b.b = e.db.NewBatch(pebble.WithInitialSizeBytes(4<<10), pebble.WithMaxRetainedSizeBytes(batchRetain))
+	}
+	return b
+}
+
+func (b *Batch) set(key, val []byte) {
+	op := b.b.SetDeferred(len(key), len(val))
+	copy(op.Key, key)
+	copy(op.Value, val)
+}
+
+func (b *Batch) delete(key []byte) {
+	op := b.b.DeleteDeferred(len(key))
+	copy(op.Key, key)
+}
+
+// Set writes a user key.
+func (b *Batch) Set(ks uint32, key, val []byte) {
+	op := b.b.SetDeferred(dataHead+len(key), len(val))
+	op.Key[0] = prefixData
+	binary.BigEndian.PutUint32(op.Key[1:], ks)
+	copy(op.Key[dataHead:], key)
+	copy(op.Value, val)
+}
+
+// Delete deletes a user key.
+func (b *Batch) Delete(ks uint32, key []byte) {
+	op := b.b.DeleteDeferred(dataHead + len(key))
+	op.Key[0] = prefixData
+	binary.BigEndian.PutUint32(op.Key[1:], ks)
+	copy(op.Key[dataHead:], key)
+}
+
+// DeleteRange deletes the user keys [start, end) of a keyspace; an empty end
+// means: to the last key of the keyspace.
+func (b *Batch) DeleteRange(ks uint32, start, end []byte) {
+	b.key = appendData(b.key[:0], ks, start)
+	if len(end) == 0 {
+		b.val = dataLimit(b.val[:0], ks)
+	} else {
+		b.val = appendData(b.val[:0], ks, end)
+	}
+	b.deleteRange(b.key, b.val)
+}
+
+// deleteRange deletes raw keys [start, end).
+func (b *Batch) deleteRange(start, end []byte) {
+	op := b.b.DeleteRangeDeferred(len(start), len(end))
+	copy(op.Key, start)
+	copy(op.Value, end)
+	_ = op.Finish()
+}
+
+// Len returns the size of the batch in bytes.
+func (b *Batch) Len() int {
+	if b.b.Empty() {
+		return 0
+	}
+	return b.b.Len()
+}
+
+// Empty reports whether nothing was written.
+func (b *Batch) Empty() bool { return b.b.Empty() }
+
+// Mark returns the present position for RollbackTo.
+func (b *Batch) Mark() int { return b.b.Len() }
+
+// RollbackTo drops everything written since Mark returned mark. Values that
+// Get returned since are no longer valid.
+func (b *Batch) RollbackTo(mark int) {
+	data := b.b.Repr()
+	if mark >= len(data) {
+		return
+	}
+	b.undoTracks(mark)
+	b.overlay.reset()
+	if mark <= batchrepr.HeaderLen {
+		b.b.Reset()
+		return
+	}
+	// The header counts the operations; count those that stay.
+	r := batchrepr.Read(data)
+	total := len(r)
+	var n uint32
+	for total-len(r) < mark-batchrepr.HeaderLen {
+		kind, _, _, ok, err := r.Next()
+		if !ok || err != nil {
+			panic(fmt.Sprintf("engine: rollback to %d of a damaged batch: %v", mark, err))
+		}
+		if kind != pebble.InternalKeyKindLogData {
+			n++
+		}
+	}
+	binary.LittleEndian.PutUint32(data[8:], n)
+	if err := b.b.SetRepr(data[:mark]); err != nil {
+		panic(fmt.Sprintf("engine: rollback to %d: %v", mark, err))
+	}
+}
+
+// Commit applies the batch. When it returns nil, the writes are visible to all
+// readers; with sync, they are durable after Wait. Without sync they become
+// durable with the next synced batch of any group. An empty batch costs
+// nothing. After an error, which is an ErrFailed or ErrClosed, the node stops.
+func (b *Batch) Commit(sync bool) (err error) {
+	if b.committed {
+		return errors.New("engine: batch was committed before")
+	}
+	b.committed = true
+	if b.b.Empty() {
+		return nil
+	}
+	if err := b.e.enter(); err != nil {
+		b.abandon()
+		return err
+	}
+	defer b.e.leave()
+	defer func() {
+		// Pebble panics when the log cannot be rotated or written.
+		if p := recover(); p != nil {
+			b.abandon()
+			err = b.e.fail(fmt.Errorf("commit: %v", p))
+		}
+	}()
+	b.e.stats.batches.Add(1)
+	if !sync {
+		err = b.e.db.Apply(b.b, pebble.NoSync)
+	} else {
+		b.since = time.Now()
+		err = b.e.db.ApplyNoSyncWait(b.b, pebble.Sync)
+		b.syncing = err == nil
+	}
+	if err != nil {
+		b.abandon()
+		return b.e.fail(fmt.Errorf("commit: %w", err))
+	}
+	b.undo = b.undo[:0]
+	return nil
+}
+
+// Wait returns when a batch committed with sync is durable. An error is an
+// ErrFailed that OnFatal was told; the writes may or may not be durable.
+func (b *Batch) Wait() error {
+	if !b.syncing {
+		return nil
+	}
+	b.syncing = false
+	if err := b.b.SyncWait(); err != nil {
+		b.b = nil // it may be stuck in Pebble's queues
+		return b.e.fail(fmt.Errorf("sync: %w", err))
+	}
+	b.e.stats.noteSync(time.Since(b.since))
+	return nil
+}
+
+// abandon leaves the Pebble batch to the garbage collector.
+func (b *Batch) abandon() { b.b = nil }
+
+// Close gives the batch back; it waits first if Wait has not been called. The
+// batch and the values that Get returned must not be used afterwards.
+func (b *Batch) Close() {
+	if b.e == nil {
+		return
+	}
+	_ = b.Wait() // reported through OnFatal
+	if !b.committed && b.b != nil {
+		b.undoTracks(-1)
+	}
+	if b.b != nil {
+		b.b.Reset()
+	}
+	b.overlay.reset()
+	b.undo = b.undo[:0]
+	b.arena = b.arena[:0]
+	if cap(b.arena) > batchRetain {
+		b.arena = nil
+	}
+	b.committed = false
+	b.e.batches.Put(b)
+}

@@ -1,0 +1,476 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// fileOnlyBytes is the size of a data span, in tables, from which on a View
+// uses a snapshot that pins files only. An iterator is cheaper but pins the
+// memtables of its time, which is fine for the few milliseconds of a small group.
+const fileOnlyBytes = 4 << 20
+
+// View is a consistent cut of one group: its data and its applied side, as of
+// one position of the write-ahead log. Writes go on meanwhile. It pins memory
+// or files, so close it soon. A View is owned by one goroutine.
+type View struct {
+	e       *Engine
+	base    *pebble.Iterator // small groups: clones of it share the view
+	efos    *pebble.EventuallyFileOnlySnapshot
+	desc    raft.Descriptor
+	applied raft.AppliedState
+}
+
+// ViewPart names one part of a View.
+type ViewPart uint8
+
+// The parts of a View.
+const (
+	// ViewData are the user keys of the group's span, without keyspace.
+	ViewData ViewPart = 1
+	// ViewState are the suffixes of the applied side, descriptor ("d") and
+	// applied state ("a") included.
+	ViewState ViewPart = 2
+)
+
+// View takes a cut of the group of desc. The descriptor in the cut counts, not
+// desc (View.Desc). It fails with a *GroupError if the group is not here.
+func (e *Engine) View(desc *raft.Descriptor) (*View, error) {
+	if err := e.enter(); err != nil {
+		return nil, err
+	}
+	defer e.leave()
+	want := desc.Clone()
+	for try := 0; ; try++ {
+		v, err := e.view(&want)
+		if err != nil {
+			return nil, err
+		}
+		if v.efos == nil || sameSpan(&want, &v.desc) {
+			return v, nil
+		}
+		// The span changed between the caller's look and the cut.
+		want = v.desc
+		if err := v.Close(); err != nil {
+			return nil, err
+		}
+		if try == 3 {
+			return nil, &GroupError{Shard: want.Shard, Err: errors.New("its span keeps changing")}
+		}
+	}
+}
+
+func sameSpan(a, b *raft.Descriptor) bool {
+	return a.Keyspace == b.Keyspace && bytes.Equal(a.Start, b.Start) && bytes.Equal(a.End, b.End)
+}
+
+func (e *Engine) view(d *raft.Descriptor) (*View, error) {
+	v := &View{e: e}
+	sp := StatePrefix(d.Shard)
+	lower, upper := DataSpan(d.Keyspace, d.Start, d.End)
+	size, err := e.db.EstimateDiskUsage(lower, upper)
+	if err != nil {
+		return nil, e.iterError(err)
+	}
+	var it *pebble.Iterator
+	if size >= fileOnlyBytes {
+		v.efos = e.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{{Start: sp, End: PrefixEnd(sp)}, {Start: lower, End: upper}})
+		it, err = v.efos.NewIter(bounds(sp, PrefixEnd(sp)))
+	} else {
+		it, err = e.newRawIter(sp, PrefixEnd(sp))
+		v.base = it
+	}
+	if err != nil {
+		return nil, errors.Join(e.iterError(err), v.Close())
+	}
+	if v.base == nil {
+		defer it.Close()
+	}
+	b, ok, err := itGetter(it)(descKey(nil, d.Shard))
+	if err == nil && !ok {
+		err = &GroupError{Shard: d.Shard, Err: errors.New("not on this node")}
+	}
+	if err != nil {
+		return nil, errors.Join(e.iterError(err), v.Close())
+	}
+	got, err := raft.DecodeDescriptor(b)
+	if err != nil {
+		return nil, errors.Join(&GroupError{Shard: d.Shard, Err: err}, v.Close())
+	}
+	v.desc = got.Clone()
+	if v.applied, _, err = e.readApplied(itGetter(it), d.Shard); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
+
+// Applied returns the applied state of the cut.
+func (v *View) Applied() raft.AppliedState { return v.applied }
+
+// Desc returns the descriptor of the cut.
+func (v *View) Desc() raft.Descriptor { return v.desc }
+
+// Iter returns an iterator over one part of the cut. It must be closed before
+// the View.
+func (v *View) Iter(part ViewPart) (*Iter, error) {
+	if err := v.e.enter(); err != nil {
+		return nil, err
+	}
+	defer v.e.leave()
+	lower := StatePrefix(v.desc.Shard)
+	upper, head := PrefixEnd(lower), lower
+	if part == ViewData {
+		lower, upper = DataSpan(v.desc.Keyspace, v.desc.Start, v.desc.End)
+		head = lower[:dataHead:dataHead]
+	}
+	var it *pebble.Iterator
+	var err error
+	if v.efos != nil {
+		it, err = v.efos.NewIter(bounds(lower, upper))
+	} else {
+		it, err = v.base.Clone(pebble.CloneOptions{IterOptions: bounds(lower, upper)})
+	}
+	if err != nil {
+		return nil, v.e.iterError(err)
+	}
+	return &Iter{it: it, e: v.e, head: head}, nil
+}
+
+// Close releases the cut. It is idempotent.
+func (v *View) Close() error {
+	var err error
+	if v.base != nil {
+		err = v.base.Close()
+		v.base = nil
+	}
+	if v.efos != nil {
+		err = errors.Join(err, v.efos.Close())
+		v.efos = nil
+	}
+	return v.e.iterError(err)
+}
+
+// SSTWriter writes one table of raw keys for InstallSnapshot. Points must come
+// in ascending order, range deletions in ascending order of their starts; the
+// two may be mixed. A point is not deleted by a range deletion of its own table.
+type SSTWriter struct {
+	w    *sstable.Writer
+	fs   FS
+	path string
+}
+
+// NewSSTWriter creates the file and the writer. The keys of a table must have
+// one prefix: a table that spanned several would overlap every group.
+func (e *Engine) NewSSTWriter(path string) (*SSTWriter, error) {
+	if err := e.usable(); err != nil {
+		return nil, err
+	}
+	f, err := e.fs.Create(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, fmt.Errorf("engine: create table: %w", err)
+	}
+	// Level 6: where the data of a snapshot ends up.
+	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), e.po.MakeWriterOptions(6, e.db.TableFormat()))
+	return &SSTWriter{w: w, fs: e.fs, path: path}, nil
+}
+
+// Set adds a raw key and its value.
+func (w *SSTWriter) Set(key, val []byte) error { return w.w.Set(key, val) }
+
+// DeleteRange adds a deletion of the raw keys [start, end).
+func (w *SSTWriter) DeleteRange(start, end []byte) error { return w.w.DeleteRange(start, end) }
+
+// EstimatedSize returns about how many bytes the table has so far.
+func (w *SSTWriter) EstimatedSize() uint64 { return w.w.Raw().EstimatedSize() }
+
+// Finish completes the table, syncs the file and returns its size.
+func (w *SSTWriter) Finish() (size int64, err error) {
+	if err := w.w.Close(); err != nil {
+		return 0, fmt.Errorf("engine: finish table: %w", err)
+	}
+	info, err := w.fs.Stat(w.path)
+	if err != nil {
+		return 0, fmt.Errorf("engine: finish table: %w", err)
+	}
+	return info.Size(), nil
+}
+
+// Abort gives the table up; the file may remain, without use.
+func (w *SSTWriter) Abort() { _ = w.w.Close() }
+
+// KV is a key (or suffix) with its value.
+type KV struct{ Key, Value []byte }
+
+// Install is a snapshot to be installed.
+type Install struct {
+	Desc    raft.Descriptor
+	Applied raft.AppliedState
+	Hard    raft.HardState // the current one, in memory, of the frozen group
+	// State are the other records of the applied side, by suffix, ascending.
+	// Suffixes "a" and "d" are ignored.
+	State []KV
+	// Data are the paths of finished tables of the data, made with NewSSTWriter,
+	// that do not overlap and lie inside the span of Desc. They are consumed.
+	Data []string
+	// SmallKVs is the data itself, by user key, ascending, in place of Data. For
+	// groups of up to some 100 KiB: it goes through the write-ahead log.
+	SmallKVs []KV
+}
+
+// InstallSnapshot replaces everything this node holds of the group by the
+// snapshot: data, applied side, hard state; its log becomes empty. It is
+// atomic and durable when nil is returned. The caller has frozen the group: no
+// batch of it is open or will be until InstallSnapshot returns.
+//
+// ErrTombstone, ErrOverlap and ErrStale refuse; nothing was written then. Any
+// other error means that the store has failed.
+func (e *Engine) InstallSnapshot(in Install) error {
+	node := e.Ident().Node // before enter: SetIdent holds identMu across it
+	if err := e.enter(); err != nil {
+		return err
+	}
+	defer e.leave()
+	if err := e.checkInstall(&in, node); err != nil {
+		return err
+	}
+	// The log of the installed replica is empty: it begins behind the snapshot.
+	in.Applied.TruncIndex, in.Applied.TruncTerm = in.Applied.Applied, in.Applied.AppliedTerm
+	var err error
+	if len(in.Data) == 0 {
+		err = e.installSmall(&in)
+	} else {
+		err = e.installTables(&in)
+	}
+	if err != nil {
+		return err
+	}
+	e.setOwnFrom(in.Desc.Shard, 0)
+	return nil
+}
+
+// checkInstall refuses what must not be installed here.
+func (e *Engine) checkInstall(in *Install, node raft.NodeID) error {
+	s := in.Desc.Shard
+	rep, ok := in.Desc.ReplicaOn(node)
+	if lowest, dead, err := e.tombstone(s); err != nil {
+		return err
+	} else if dead && (!ok || rep.ID < lowest) {
+		return fmt.Errorf("%w: shard %d, replica %d below %d", ErrTombstone, s, rep.ID, lowest)
+	}
+	lo, hi := DataSpan(in.Desc.Keyspace, in.Desc.Start, in.Desc.End)
+	var other raft.ShardID
+	err := e.eachDescriptor(func(d *raft.Descriptor) {
+		l, h := DataSpan(d.Keyspace, d.Start, d.End)
+		if d.Shard != s && bytes.Compare(l, hi) < 0 && bytes.Compare(lo, h) < 0 {
+			other = d.Shard
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if other != 0 {
+		return fmt.Errorf("%w: shard %d overlaps shard %d", ErrOverlap, s, other)
+	}
+	as, ok, err := e.readApplied(e.getRaw, s)
+	if err != nil {
+		return err
+	}
+	if ok && in.Applied.Applied < as.Applied {
+		return fmt.Errorf("%w: shard %d is applied through %d, the snapshot through %d", ErrStale, s, as.Applied, in.Applied.Applied)
+	}
+	b, ok, err := e.getRaw(hardKey(nil, s))
+	if err != nil || !ok {
+		return err
+	}
+	hs, err := raft.DecodeHardState(b)
+	if err != nil {
+		return &GroupError{Shard: s, Err: err}
+	}
+	if in.Hard.Term < hs.Term || in.Hard.Term == hs.Term && hs.Vote != 0 && in.Hard.Vote != hs.Vote {
+		return fmt.Errorf("%w: shard %d promised (term %d, vote %d), the install brings (term %d, vote %d)",
+			ErrStale, s, hs.Term, hs.Vote, in.Hard.Term, in.Hard.Vote)
+	}
+	return nil
+}
+
+// installSmall is one synced batch. Range deletions are written only where
+// there is something to delete: a new replica needs none.
+func (e *Engine) installSmall(in *Install) error {
+	s := in.Desc.Shard
+	pb := e.db.NewBatch()
+	err := func() error {
+		lower, upper := DataSpan(in.Desc.Keyspace, in.Desc.Start, in.Desc.End)
+		for _, sp := range []pebble.KeyRange{
+			{Start: lower, End: upper},
+			{Start: StatePrefix(s), End: PrefixEnd(StatePrefix(s))},
+			{Start: LogPrefix(s), End: PrefixEnd(LogPrefix(s))},
+		} {
+			if some, err := e.hasKeys(sp); err != nil {
+				return err
+			} else if some {
+				if err := pb.DeleteRange(sp.Start, sp.End, nil); err != nil {
+					return err
+				}
+			}
+		}
+		for _, kv := range in.SmallKVs {
+			if err := pb.Set(DataKey(in.Desc.Keyspace, kv.Key), kv.Value, nil); err != nil {
+				return err
+			}
+		}
+		return in.state(func(k, v []byte) error { return pb.Set(k, v, nil) },
+			func(k, v []byte) error { return pb.Set(k, v, nil) })
+	}()
+	if err != nil {
+		return errors.Join(err, pb.Close())
+	}
+	return e.applySynced(pb)
+}
+
+func (e *Engine) hasKeys(sp pebble.KeyRange) (bool, error) {
+	it, err := e.newRawIter(sp.Start, sp.End)
+	if err != nil {
+		return false, err
+	}
+	ok := it.First()
+	return ok, e.iterError(it.Close())
+}
+
+// state writes the records of the applied side, ascending, with set, and the
+// hard state with setHard.
+func (in *Install) state(set, setHard func(key, val []byte) error) error {
+	s := in.Desc.Shard
+	a, d := in.Applied.Encode(nil), in.Desc.Encode(nil)
+	recs := []KV{{[]byte{suffixApplied}, a}, {[]byte{suffixDesc}, d}}
+	i := 0
+	put := func(kv KV) error { return set(append(StatePrefix(s), kv.Key...), kv.Value) }
+	for _, kv := range in.State {
+		if len(kv.Key) == 1 && (kv.Key[0] == suffixApplied || kv.Key[0] == suffixDesc) {
+			continue
+		}
+		for ; i < len(recs) && bytes.Compare(recs[i].Key, kv.Key) < 0; i++ {
+			if err := put(recs[i]); err != nil {
+				return err
+			}
+		}
+		if err := put(kv); err != nil {
+			return err
+		}
+	}
+	for ; i < len(recs); i++ {
+		if err := put(recs[i]); err != nil {
+			return err
+		}
+	}
+	return setHard(hardKey(nil, s), in.Hard.Encode(nil))
+}
+
+// installTables is one IngestAndExcise: the data span is excised, log, hard
+// state and applied side are replaced by one table per prefix, which carry
+// range deletions below their keys (I4).
+func (e *Engine) installTables(in *Install) error {
+	s := in.Desc.Shard
+	dir := e.fs.PathJoin(e.StagingDir(), fmt.Sprintf("install-%d-%d-%d", e.bootEpoch, s, e.seq.Add(1)))
+	if err := mkdirSynced(e.fs, dir); err != nil {
+		return e.fail(fmt.Errorf("make staging directory: %w", err))
+	}
+	defer func() { _ = e.fs.RemoveAll(dir) }()
+	paths := append([]string(nil), in.Data...)
+	table := func(name string, prefix []byte, fill func(w *SSTWriter) error) error {
+		w, err := e.NewSSTWriter(e.fs.PathJoin(dir, name))
+		if err != nil {
+			return err
+		}
+		if err := w.DeleteRange(prefix, PrefixEnd(prefix)); err != nil {
+			w.Abort()
+			return err
+		}
+		if fill != nil {
+			if err := fill(w); err != nil {
+				w.Abort()
+				return err
+			}
+		}
+		paths = append(paths, w.path)
+		_, err = w.Finish()
+		return err
+	}
+	var hk, hv []byte
+	err := table("03", StatePrefix(s), func(w *SSTWriter) error {
+		return in.state(w.Set, func(k, v []byte) error { hk, hv = k, v; return nil })
+	})
+	if err == nil {
+		err = table("02", HardPrefix(s), func(w *SSTWriter) error { return w.Set(hk, hv) })
+	}
+	if err == nil {
+		err = table("01", LogPrefix(s), nil)
+	}
+	if err != nil {
+		return e.fail(fmt.Errorf("write tables of shard %d: %w", s, err))
+	}
+	// The ingest outlives a crash that loses the end of the log, so the log is
+	// made durable first.
+	if err := e.syncLog(); err != nil {
+		return err
+	}
+	lower, upper := DataSpan(in.Desc.Keyspace, in.Desc.Start, in.Desc.End)
+	if _, err := e.db.IngestAndExcise(context.Background(), paths, nil, nil, pebble.KeyRange{Start: lower, End: upper}); err != nil {
+		return e.fail(fmt.Errorf("ingest shard %d: %w", s, err))
+	}
+	for _, p := range in.Data {
+		if err := e.fs.Remove(p); err != nil && !isNotExist(err) {
+			e.log.Warn("staged table not removed", "path", p, "err", err)
+		}
+	}
+	return nil
+}
+
+// StagingDir returns the directory for files under way: snapshots being
+// received, tables being built. It exists while the store is open. What is in
+// it survives a restart, as far as its owner synced it; CleanStaging removes
+// what nobody will continue. Names that start with "install-" are the engine's.
+func (e *Engine) StagingDir() string { return e.fs.PathJoin(e.dir, stagingName) }
+
+// FS returns the file system of the store, for files in StagingDir.
+func (e *Engine) FS() FS { return e.fs }
+
+// CleanStaging removes everything from the staging directory that keep (nil:
+// nothing) does not want to keep. It is called before snapshots move.
+func (e *Engine) CleanStaging(keep func(name string) bool) error {
+	names, err := e.fs.List(e.StagingDir())
+	if err != nil {
+		return fmt.Errorf("engine: staging: %w", err)
+	}
+	for _, n := range names {
+		if keep != nil && keep(n) {
+			continue
+		}
+		if err := e.fs.RemoveAll(e.fs.PathJoin(e.StagingDir(), n)); err != nil {
+			return fmt.Errorf("engine: staging: %w", err)
+		}
+	}
+	return nil
+}
+
+// openStaging makes the staging directory and removes what the engine itself
+// left there.
+func (e *Engine) openStaging() error {
+	err := mkdirSynced(e.fs, e.StagingDir())
+	if err == nil {
+		err = e.CleanStaging(func(name string) bool { return !strings.HasPrefix(name, "install-") })
+	}
+	if err != nil {
+		return e.openErr(NotWritable, "check the path and its permissions", err)
+	}
+	return nil
+}

@@ -1,0 +1,155 @@
+package engine
+
+import (
+	"log/slog"
+	"runtime"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// Defaults of Options.
+const (
+	DefaultCacheBytes    = 64 << 20
+	DefaultMemTableBytes = 64 << 20
+)
+
+// format pins Pebble's on-disk format: columnar tables, sync chunks in the
+// write-ahead log (a flipped bit in the middle of it is found at open instead
+// of silently ending the log there), flushable excises. It is raised only by
+// an explicit upgrade together with LayoutVersion.
+const format = pebble.FormatTableFormatV6
+
+// Options says where a store is and how it may use the machine. Dir is the
+// only required field.
+type Options struct {
+	// Dir is the directory of the store. Several names of one directory are
+	// taken for the same store.
+	Dir string
+	// FS is the file system. Nil: the one of the operating system, watched for
+	// writes that hang.
+	FS FS
+	// Cluster and Node say whom the store must belong to. Zero accepts any.
+	// A store that has no identity yet takes them on.
+	Cluster [16]byte
+	Node    raft.NodeID
+	// Create makes a new store when there is none at Dir.
+	Create bool
+	// CacheBytes bounds the block cache when Cache is nil. Zero: DefaultCacheBytes.
+	CacheBytes int64
+	// MemTableBytes is the size of one memtable; up to six may exist. Zero:
+	// DefaultMemTableBytes. A batch of half that size rotates the memtable, so
+	// keep rounds well below it.
+	MemTableBytes int64
+	// Cache is a block cache shared by several stores of the process.
+	Cache *Cache
+	// Logger receives what the store has to say. Nil: discarded.
+	Logger *slog.Logger
+	// OnFatal is called exactly once, with the reason, when the store has
+	// failed and the node must stop. It may be called on any goroutine, also on
+	// one of Pebble's that holds Pebble's locks: it must not read or write the
+	// store, it may call Close (which then only gives up the directory). When it
+	// returns, a Pebble goroutine that called it is parked for ever. Nil: log
+	// and os.Exit(1).
+	OnFatal func(error)
+	// MinSyncInterval, if set, is asked before each sync of the log how long to
+	// collect further batches. It is called from Pebble's log goroutine.
+	MinSyncInterval func() time.Duration
+	// NoDiskWatch switches off the watch for hanging writes on the operating
+	// system's file system.
+	NoDiskWatch bool
+
+	// tune changes Pebble's options last (tests).
+	tune func(*pebble.Options)
+	// noDirSync leaves out the directory sync after a MANIFEST was created
+	// (the test that shows why it is needed).
+	noDirSync bool
+}
+
+func (o Options) withDefaults() Options {
+	if o.CacheBytes <= 0 {
+		o.CacheBytes = DefaultCacheBytes
+	}
+	if o.MemTableBytes <= 0 {
+		o.MemTableBytes = DefaultMemTableBytes
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Cache is a block cache that several stores of a process share.
+type Cache struct{ c *pebble.Cache }
+
+// NewCache returns a cache of the given size in bytes. Close it after the
+// stores that use it.
+func NewCache(bytes int64) *Cache { return &Cache{c: pebble.NewCache(bytes)} }
+
+// Close releases the cache. It must be called once.
+func (c *Cache) Close() { c.c.Unref() }
+
+// pebbleOptions is the option sheet. Numbers are start values for a small
+// machine; the reasons are in the comments.
+func (e *Engine) pebbleOptions() *pebble.Options {
+	o := &pebble.Options{
+		FS:                 e.fs,
+		FormatMajorVersion: format,
+		Logger:             pebbleLogger{e},
+		// Sixfold memory before writes stop: a flush may take as long as filling
+		// five memtables.
+		MemTableSize:                uint64(e.opts.MemTableBytes),
+		MemTableStopWritesThreshold: 6,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       24,
+		LBaseMaxBytes:               256 << 20,
+		MaxOpenFiles:                1000,
+		BytesPerSync:                512 << 10,
+		// The log is synced by commits only; a background sync would only delay them.
+		WALBytesPerSync:       0,
+		WALMinSyncInterval:    e.opts.MinSyncInterval,
+		FlushDelayDeleteRange: 10 * time.Second,
+		EventListener:         e.eventListener(),
+		// A clean close makes everything durable, and the log is never off.
+		NoSyncOnClose: false,
+		DisableWAL:    false,
+		CompactionConcurrencyRange: func() (int, int) {
+			if n := runtime.GOMAXPROCS(0); n > 2 {
+				return 1, min(4, n/2)
+			}
+			return 1, 1
+		},
+	}
+	if e.opts.Cache != nil {
+		o.Cache = e.opts.Cache.c
+	} else {
+		o.CacheSize = e.opts.CacheBytes
+	}
+	o.Experimental.FileCacheShards = max(1, min(4, runtime.GOMAXPROCS(0)))
+	for i := range o.Levels {
+		l := &o.Levels[i]
+		l.FilterPolicy = bloom.FilterPolicy(10)
+		l.BlockSize = 16 << 10
+		l.IndexBlockSize = 128 << 10
+		compression := sstable.SnappyCompression
+		if i < 2 {
+			compression = sstable.NoCompression
+		}
+		l.Compression = func() *sstable.CompressionProfile { return compression }
+	}
+	// Everything below the data is small, hot and short-lived.
+	o.Experimental.SpanPolicyFunc = func(start []byte) (pebble.SpanPolicy, []byte, error) {
+		if len(start) == 0 || start[0] < prefixData {
+			return pebble.SpanPolicy{PreferFastCompression: true}, []byte{prefixData}, nil
+		}
+		return pebble.SpanPolicy{}, nil, nil
+	}
+	if e.opts.tune != nil {
+		e.opts.tune(o)
+	}
+	return o
+}

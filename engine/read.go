@@ -1,0 +1,347 @@
+package engine
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/batchrepr"
+)
+
+// Get returns the value of a user key, appended to dst[:0]. It sees every
+// committed batch.
+func (e *Engine) Get(ks uint32, key, dst []byte) (val []byte, ok bool, err error) {
+	if err := e.enter(); err != nil {
+		return nil, false, err
+	}
+	defer e.leave()
+	kb := e.keys.Get().(*[]byte)
+	*kb = appendData((*kb)[:0], ks, key)
+	v, c, err := e.db.Get(*kb)
+	e.keys.Put(kb)
+	if err != nil {
+		if errors.Is(err, pebble.ErrNotFound) {
+			return nil, false, nil
+		}
+		return nil, false, e.iterError(err)
+	}
+	val = append(dst[:0], v...)
+	if err := c.Close(); err != nil {
+		return nil, false, e.iterError(err)
+	}
+	return val, true, nil
+}
+
+// getRaw returns a copy of the value of a raw key. It is called between enter
+// and leave.
+func (e *Engine) getRaw(key []byte) ([]byte, bool, error) {
+	v, c, err := e.db.Get(key)
+	if err != nil {
+		if errors.Is(err, pebble.ErrNotFound) {
+			return nil, false, nil
+		}
+		return nil, false, e.iterError(err)
+	}
+	v = slices.Clone(v)
+	if v == nil {
+		v = []byte{}
+	}
+	if err := c.Close(); err != nil {
+		return nil, false, e.iterError(err)
+	}
+	return v, true, nil
+}
+
+// iterError turns an error of a read into the engine's. Corruption stops the node.
+func (e *Engine) iterError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if pebble.IsCorruptionError(err) {
+		return e.fail(fmt.Errorf("read: %w", err))
+	}
+	return fmt.Errorf("engine: read: %w", err)
+}
+
+func bounds(lower, upper []byte) *pebble.IterOptions {
+	return &pebble.IterOptions{LowerBound: lower, UpperBound: upper}
+}
+
+func (e *Engine) newRawIter(lower, upper []byte) (*pebble.Iterator, error) {
+	it, err := e.db.NewIter(bounds(lower, upper))
+	if err != nil {
+		return nil, e.iterError(err)
+	}
+	return it, nil
+}
+
+// Iter walks over user keys of one keyspace, or over raw keys of a View, in
+// key order. Its view does not change after it was made. It is owned by one
+// goroutine and must be closed before the Engine.
+type Iter struct {
+	it    *pebble.Iterator
+	e     *Engine
+	head  []byte // what is cut off and put before keys
+	batch *pebble.Batch
+	key   []byte
+}
+
+// NewIter returns an iterator over the user keys [start, end) of a keyspace; an
+// empty end means: to the last key. It is not positioned.
+func (e *Engine) NewIter(ks uint32, start, end []byte) (*Iter, error) {
+	if err := e.enter(); err != nil {
+		return nil, err
+	}
+	defer e.leave()
+	lower, upper := DataSpan(ks, start, end)
+	it, err := e.newRawIter(lower, upper)
+	if err != nil {
+		return nil, err
+	}
+	return &Iter{it: it, e: e, head: lower[:dataHead:dataHead]}, nil
+}
+
+// First moves to the first key and reports whether there is one.
+func (i *Iter) First() bool { return i.it.First() }
+
+// Last moves to the last key and reports whether there is one.
+func (i *Iter) Last() bool { return i.it.Last() }
+
+// Next moves to the next key and reports whether there is one.
+func (i *Iter) Next() bool { return i.it.Next() }
+
+// Prev moves to the previous key and reports whether there is one.
+func (i *Iter) Prev() bool { return i.it.Prev() }
+
+// SeekGE moves to the first key >= key.
+func (i *Iter) SeekGE(key []byte) bool { return i.it.SeekGE(i.raw(key)) }
+
+// SeekLT moves to the last key < key.
+func (i *Iter) SeekLT(key []byte) bool { return i.it.SeekLT(i.raw(key)) }
+
+func (i *Iter) raw(key []byte) []byte {
+	i.key = append(append(i.key[:0], i.head...), key...)
+	return i.key
+}
+
+// Valid reports whether the iterator is at a key.
+func (i *Iter) Valid() bool { return i.it.Valid() }
+
+// Key returns the key without its keyspace. It is valid until the next move.
+func (i *Iter) Key() []byte { return i.it.Key()[len(i.head):] }
+
+// Value returns the value. It is valid until the next move.
+func (i *Iter) Value() []byte {
+	v, err := i.it.ValueAndErr()
+	if err != nil {
+		return nil // shows in Err
+	}
+	return v
+}
+
+// Err returns the error that ended the iteration, nil at its regular end.
+func (i *Iter) Err() error { return i.e.iterError(i.it.Error()) }
+
+// Close releases the iterator and returns its error. It is idempotent.
+func (i *Iter) Close() error {
+	if i.it == nil {
+		return nil
+	}
+	err := i.e.iterError(i.it.Close())
+	i.it = nil
+	if i.batch != nil {
+		err = errors.Join(err, i.batch.Close())
+		i.batch = nil
+	}
+	return err
+}
+
+// Get returns the value of a user key as it will be after the batch: own
+// writes first, then what is committed. It is valid until the batch is closed
+// or rolled back.
+func (b *Batch) Get(ks uint32, key []byte) (val []byte, ok bool, err error) {
+	b.key = appendData(b.key[:0], ks, key)
+	if v, state := b.overlay.lookup(b.b, b.key); state != unknown {
+		return v, state == present, nil
+	}
+	if err := b.e.enter(); err != nil {
+		return nil, false, err
+	}
+	defer b.e.leave()
+	v, c, err := b.e.db.Get(b.key)
+	if err != nil {
+		if errors.Is(err, pebble.ErrNotFound) {
+			return nil, false, nil
+		}
+		return nil, false, b.e.iterError(err)
+	}
+	// A grown arena leaves earlier values where they are.
+	at := len(b.arena)
+	b.arena = append(b.arena, v...)
+	if err := c.Close(); err != nil {
+		return nil, false, b.e.iterError(err)
+	}
+	return b.arena[at:len(b.arena):len(b.arena)], true, nil
+}
+
+// Iter returns an iterator over user keys [start, end) as they will be after
+// the batch. It copies the batch into an indexed one, so it is for rare use.
+// It does not see writes made after it.
+func (b *Batch) Iter(ks uint32, start, end []byte) (*Iter, error) {
+	if b.b.Empty() {
+		return b.e.NewIter(ks, start, end)
+	}
+	if err := b.e.enter(); err != nil {
+		return nil, err
+	}
+	defer b.e.leave()
+	ib := b.e.db.NewIndexedBatchWithSize(b.b.Len())
+	if err := ib.Apply(b.b, nil); err != nil {
+		return nil, errors.Join(fmt.Errorf("engine: index batch: %w", err), ib.Close())
+	}
+	lower, upper := DataSpan(ks, start, end)
+	it, err := ib.NewIter(bounds(lower, upper))
+	if err != nil {
+		return nil, errors.Join(b.e.iterError(err), ib.Close())
+	}
+	return &Iter{it: it, e: b.e, head: lower[:dataHead:dataHead], batch: ib}, nil
+}
+
+// overlay is a hash index over the user keys written in a batch. It is built
+// when a batch is first read, and continued from where it ended at each later
+// read, so a batch that is only written pays nothing. It holds offsets into
+// the batch, no keys, and reuses its memory.
+type overlay struct {
+	slots  []overlaySlot // open addressing; power of two
+	used   int
+	done   int // offset in the batch up to which operations are indexed
+	ranges []overlayRange
+}
+
+type overlaySlot struct {
+	hash uint64
+	at   uint32 // offset of the operation in the batch; 0: free
+}
+
+type overlayRange struct{ at uint32 } // offset of a DeleteRange
+
+type presence uint8
+
+const (
+	unknown presence = iota // the batch says nothing about the key
+	present
+	absent
+)
+
+var overlaySeed = maphash.MakeSeed()
+
+func (o *overlay) reset() {
+	if o.done == 0 {
+		return
+	}
+	clear(o.slots)
+	o.used, o.done, o.ranges = 0, 0, o.ranges[:0]
+}
+
+// lookup says what the batch does to a raw key.
+func (o *overlay) lookup(pb *pebble.Batch, key []byte) ([]byte, presence) {
+	if pb.Empty() {
+		return nil, unknown
+	}
+	data := pb.Repr()
+	o.extend(data)
+	var at uint32
+	if o.used > 0 {
+		if s := o.find(data, maphash.Bytes(overlaySeed, key), key); s.at != 0 {
+			at = s.at
+		}
+	}
+	// A later range deletion hides the point write.
+	for i := len(o.ranges) - 1; i >= 0 && o.ranges[i].at > at; i-- {
+		_, start, end := opAt(data, o.ranges[i].at)
+		if bytes.Compare(start, key) <= 0 && bytes.Compare(key, end) < 0 {
+			return nil, absent
+		}
+	}
+	if at == 0 {
+		return nil, unknown
+	}
+	if kind, _, v := opAt(data, at); kind == pebble.InternalKeyKindSet {
+		return v[:len(v):len(v)], present
+	}
+	return nil, absent
+}
+
+// extend indexes the operations that were added since the last time.
+func (o *overlay) extend(data []byte) {
+	if o.done == 0 {
+		o.done = batchrepr.HeaderLen
+	}
+	r := batchrepr.Reader(data[o.done:])
+	for len(r) > 0 {
+		at := uint32(len(data) - len(r))
+		kind, key, _, ok, err := r.Next()
+		if !ok || err != nil {
+			panic(fmt.Sprintf("engine: damaged batch at offset %d: %v", at, err))
+		}
+		if len(key) == 0 || key[0] != prefixData {
+			continue
+		}
+		if kind == pebble.InternalKeyKindRangeDelete {
+			o.ranges = append(o.ranges, overlayRange{at})
+			continue
+		}
+		if 2*(o.used+1) > len(o.slots) {
+			o.grow()
+		}
+		h := maphash.Bytes(overlaySeed, key)
+		s := o.find(data, h, key)
+		if s.at == 0 {
+			o.used++
+		}
+		s.hash, s.at = h, at
+	}
+	o.done = len(data)
+}
+
+// find returns the slot of key, or the free one where it belongs.
+func (o *overlay) find(data []byte, h uint64, key []byte) *overlaySlot {
+	mask := uint64(len(o.slots) - 1)
+	for i := h & mask; ; i = (i + 1) & mask {
+		s := &o.slots[i]
+		if s.at == 0 {
+			return s
+		}
+		if s.hash == h {
+			if _, k, _ := opAt(data, s.at); bytes.Equal(k, key) {
+				return s
+			}
+		}
+	}
+}
+
+func (o *overlay) grow() {
+	old := o.slots
+	o.slots = make([]overlaySlot, max(64, 2*len(old)))
+	mask := uint64(len(o.slots) - 1)
+	for _, s := range old {
+		if s.at == 0 {
+			continue
+		}
+		i := s.hash & mask
+		for o.slots[i].at != 0 {
+			i = (i + 1) & mask
+		}
+		o.slots[i] = s
+	}
+}
+
+// opAt decodes the operation at an offset that extend has seen.
+func opAt(data []byte, at uint32) (kind pebble.InternalKeyKind, key, val []byte) {
+	r := batchrepr.Reader(data[at:])
+	kind, key, val, _, _ = r.Next()
+	return kind, key, val
+}

@@ -1,0 +1,325 @@
+package engine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// readApplied is the one function that reads an applied state.
+func (e *Engine) readApplied(get getter, s raft.ShardID) (as raft.AppliedState, ok bool, err error) {
+	var kb [16]byte
+	b, ok, err := get(appliedKey(kb[:0], s))
+	if err != nil || !ok {
+		return as, false, err
+	}
+	if as, err = raft.DecodeAppliedState(b); err != nil {
+		return as, false, &GroupError{Shard: s, Err: fmt.Errorf("applied state: %w", err)}
+	}
+	return as, true, nil
+}
+
+// SetApplied writes the applied state of a group: the one function that does.
+// It belongs into the batch that holds the effects it describes (I2).
+func (b *Batch) SetApplied(s raft.ShardID, as raft.AppliedState) {
+	b.key = appliedKey(b.key[:0], s)
+	b.val = as.Encode(b.val[:0])
+	b.set(b.key, b.val)
+}
+
+// SetHardState writes the hard state of a group. The batch must be synced
+// before anything that the hard state promises is told to a peer.
+func (b *Batch) SetHardState(s raft.ShardID, hs raft.HardState) {
+	b.key = hardKey(b.key[:0], s)
+	b.val = hs.Encode(b.val[:0])
+	b.set(b.key, b.val)
+}
+
+// SetDescriptor writes the descriptor of d.Shard. A group exists on this node
+// if it has a descriptor; together with SetApplied and SetHardState this
+// creates one.
+func (b *Batch) SetDescriptor(d *raft.Descriptor) {
+	b.key = descKey(b.key[:0], d.Shard)
+	b.val = d.Encode(b.val[:0])
+	b.set(b.key, b.val)
+}
+
+// SetGroup writes a record of the applied side of a group other than applied
+// state and descriptor (sessions, for example). It travels with snapshots.
+// Suffixes 'a' and 'd' alone are taken.
+func (b *Batch) SetGroup(s raft.ShardID, suffix, val []byte) {
+	b.key = append(appendGroup(b.key[:0], prefixApplied, s), suffix...)
+	b.set(b.key, val)
+}
+
+// DeleteGroup deletes a record that SetGroup wrote.
+func (b *Batch) DeleteGroup(s raft.ShardID, suffix []byte) {
+	b.key = append(appendGroup(b.key[:0], prefixApplied, s), suffix...)
+	b.delete(b.key)
+}
+
+// GetGroup returns a copy of a record that SetGroup wrote.
+func (e *Engine) GetGroup(s raft.ShardID, suffix []byte) ([]byte, bool, error) {
+	if err := e.enter(); err != nil {
+		return nil, false, err
+	}
+	defer e.leave()
+	return e.getRaw(append(StatePrefix(s), suffix...))
+}
+
+// GroupState is the durable state of one group, complete for raft.NewCore:
+// Tail holds the entries (Applied, Last].
+type GroupState struct{ raft.State }
+
+// getter reads a raw key; the value is the caller's.
+type getter func(key []byte) ([]byte, bool, error)
+
+// Boot carries out destroy intents, then reads the state of every group that
+// has a descriptor, ordered by shard. It is called once, before any batch.
+// A *GroupError names a group whose state is inconsistent; nothing was changed.
+func (e *Engine) Boot() ([]GroupState, error) {
+	if err := e.enter(); err != nil {
+		return nil, err
+	}
+	defer e.leave()
+	if err := e.carryOutIntents(); err != nil {
+		return nil, err
+	}
+	// One iterator per prefix, all of one view, merged by shard.
+	state, err := e.newRawIter([]byte{prefixApplied}, []byte{prefixApplied + 1})
+	if err != nil {
+		return nil, err
+	}
+	defer state.Close()
+	hard, err := state.Clone(pebble.CloneOptions{IterOptions: bounds([]byte{prefixHard}, []byte{prefixHard + 1})})
+	if err != nil {
+		return nil, err
+	}
+	defer hard.Close()
+	logs, err := state.Clone(pebble.CloneOptions{IterOptions: bounds([]byte{prefixLog}, []byte{prefixLog + 1})})
+	if err != nil {
+		return nil, err
+	}
+	defer logs.Close()
+	var out []GroupState
+	var kb [logKeyLen]byte
+	for ok := state.First(); ok; {
+		k, err := ParseKey(state.Key())
+		if err != nil {
+			return nil, err
+		}
+		st, live, err := e.loadGroup(k.Shard, itGetter(state), itGetter(hard), logs)
+		if err != nil {
+			return nil, err
+		}
+		if live {
+			out = append(out, GroupState{st})
+		} else {
+			e.log.Warn("state of a group without a descriptor; it is ignored", "shard", k.Shard)
+		}
+		if k.Shard == ^raft.ShardID(0) {
+			break
+		}
+		ok = state.SeekGE(appendGroup(kb[:0], prefixApplied, k.Shard+1))
+	}
+	return out, e.iterError(errors.Join(state.Error(), hard.Error(), logs.Error()))
+}
+
+// Load reads the state of one group. ok is false if it has no descriptor here.
+func (e *Engine) Load(s raft.ShardID) (st raft.State, ok bool, err error) {
+	if err := e.enter(); err != nil {
+		return st, false, err
+	}
+	defer e.leave()
+	state, err := e.newRawIter(StatePrefix(s), PrefixEnd(StatePrefix(s)))
+	if err != nil {
+		return st, false, err
+	}
+	defer state.Close()
+	hard, err := state.Clone(pebble.CloneOptions{IterOptions: bounds(HardPrefix(s), PrefixEnd(HardPrefix(s)))})
+	if err != nil {
+		return st, false, err
+	}
+	defer hard.Close()
+	logs, err := state.Clone(pebble.CloneOptions{IterOptions: bounds(LogPrefix(s), PrefixEnd(LogPrefix(s)))})
+	if err != nil {
+		return st, false, err
+	}
+	defer logs.Close()
+	st, ok, err = e.loadGroup(s, itGetter(state), itGetter(hard), logs)
+	if err == nil {
+		err = e.iterError(errors.Join(state.Error(), hard.Error(), logs.Error()))
+	}
+	return st, ok, err
+}
+
+// itGetter reads single keys through an iterator, so that all reads are of one view.
+func itGetter(it *pebble.Iterator) getter {
+	return func(key []byte) ([]byte, bool, error) {
+		if !it.SeekGE(key) || string(it.Key()) != string(key) {
+			return nil, false, it.Error()
+		}
+		v, err := it.ValueAndErr()
+		return v, err == nil, err
+	}
+}
+
+// loadGroup reads one group and checks that its parts belong together.
+func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iterator) (st raft.State, ok bool, err error) {
+	var kb [logKeyLen]byte
+	bad := func(i raft.Index, format string, args ...any) (raft.State, bool, error) {
+		return raft.State{}, false, &GroupError{Shard: s, Index: i, Err: fmt.Errorf(format, args...)}
+	}
+	b, ok, err := state(descKey(kb[:0], s))
+	if err != nil || !ok {
+		return st, false, err
+	}
+	d, err := raft.DecodeDescriptor(b)
+	if err != nil {
+		return bad(0, "descriptor: %w", err)
+	}
+	if st.Desc = d.Clone(); st.Desc.Shard != s {
+		return bad(0, "descriptor of shard %d: %w", st.Desc.Shard, raft.ErrCorrupt)
+	}
+	if st.Applied, _, err = e.readApplied(state, s); err != nil {
+		return st, false, err
+	}
+	if b, ok, err = hard(hardKey(kb[:0], s)); err != nil {
+		return st, false, err
+	} else if ok {
+		if st.Hard, err = raft.DecodeHardState(b); err != nil {
+			return bad(0, "hard state: %w", err)
+		}
+	}
+	as := st.Applied
+	if as.TruncIndex > as.Applied {
+		return bad(0, "truncated through %d, applied only through %d: %w", as.TruncIndex, as.Applied, raft.ErrCorrupt)
+	}
+	st.Last = as.TruncIndex
+	for ok := logs.SeekGE(appendLogKey(kb[:0], s, 0)); ok; ok = logs.Next() {
+		k, err := ParseKey(logs.Key())
+		if err != nil {
+			return bad(0, "%w", err)
+		}
+		if k.Shard != s {
+			break
+		}
+		if k.Index != st.Last+1 {
+			return bad(k.Index, "entry follows index %d: %w", st.Last, raft.ErrCorrupt)
+		}
+		v, err := logs.ValueAndErr()
+		if err != nil {
+			return st, false, err
+		}
+		var term raft.Term
+		if k.Index > as.Applied {
+			en, err := raft.DecodeEntry(k.Index, slices.Clone(v))
+			if err != nil {
+				return bad(k.Index, "%w", err)
+			}
+			term = en.Term
+			st.Tail = append(st.Tail, en)
+		} else if term, _, err = raft.PeekEntry(v); err != nil {
+			return bad(k.Index, "%w", err)
+		}
+		if n := len(st.Runs); n == 0 || st.Runs[n-1].Term != term {
+			if n > 0 && st.Runs[n-1].Term > term {
+				return bad(k.Index, "term %d after term %d: %w", term, st.Runs[n-1].Term, raft.ErrCorrupt)
+			}
+			st.Runs = append(st.Runs, raft.TermRun{First: k.Index, Term: term})
+		}
+		st.Last = k.Index
+	}
+	if st.Last < as.Applied {
+		return bad(0, "log ends at %d, applied through %d: %w", st.Last, as.Applied, raft.ErrCorrupt)
+	}
+	return st, true, nil
+}
+
+// The boot epoch as stored in Pebble: version u8, epoch u64.
+func encodeRequester(dst []byte, epoch uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(dst, 1), epoch)
+}
+
+func decodeRequester(b []byte) (uint64, error) {
+	if len(b) != 9 || b[0] != 1 {
+		return 0, fmt.Errorf("boot epoch record %x is damaged", b)
+	}
+	return binary.BigEndian.Uint64(b[1:]), nil
+}
+
+// SupportRecord says at which epoch this node supports (or has withdrawn its
+// support of) another one.
+type SupportRecord struct {
+	Node      raft.NodeID
+	Epoch     raft.Epoch
+	Withdrawn bool
+}
+
+// A support record's value: version u8, epoch u64, flags u8 (bit 0: withdrawn).
+func (r SupportRecord) encode(dst []byte) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, 1), uint64(r.Epoch))
+	if r.Withdrawn {
+		return append(dst, 1)
+	}
+	return append(dst, 0)
+}
+
+func decodeSupport(n raft.NodeID, b []byte) (SupportRecord, error) {
+	if len(b) != 10 || b[0] != 1 || b[9] > 1 {
+		return SupportRecord{}, fmt.Errorf("engine: support record %x of node %d is damaged", b, n)
+	}
+	return SupportRecord{Node: n, Epoch: raft.Epoch(binary.BigEndian.Uint64(b[1:])), Withdrawn: b[9] == 1}, nil
+}
+
+// SaveSupport writes support records; they are durable when it returns nil.
+// An error means that the store has failed.
+func (e *Engine) SaveSupport(recs ...SupportRecord) error {
+	if err := e.enter(); err != nil {
+		return err
+	}
+	defer e.leave()
+	pb := e.db.NewBatch()
+	for _, r := range recs {
+		if err := pb.Set(supporterKey(nil, r.Node), r.encode(nil), nil); err != nil {
+			return err
+		}
+	}
+	return e.applySynced(pb)
+}
+
+// LoadSupport reads all support records, ordered by node.
+func (e *Engine) LoadSupport() ([]SupportRecord, error) {
+	if err := e.enter(); err != nil {
+		return nil, err
+	}
+	defer e.leave()
+	prefix := []byte{prefixStore, tagLiveness, tagSupporter}
+	it, err := e.newRawIter(prefix, PrefixEnd(prefix))
+	if err != nil {
+		return nil, err
+	}
+	defer it.Close()
+	var out []SupportRecord
+	for ok := it.First(); ok; ok = it.Next() {
+		k, err := ParseKey(it.Key())
+		if err != nil {
+			return nil, err
+		}
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return nil, e.iterError(err)
+		}
+		r, err := decodeSupport(k.Node, v)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, e.iterError(it.Error())
+}
