@@ -1,0 +1,224 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flotillakv/flotilla/bench/workload"
+)
+
+// Config describes a run.
+type Config struct {
+	Set *workload.Set
+	// Targets are dealt to the clients in turn.
+	Targets []Target
+	// Clients is the number of goroutines that send operations, at least 1. In
+	// an open loop it bounds the operations in flight.
+	Clients int
+	// Rate is the number of operations planned per second over all clients.
+	// Zero means a closed loop.
+	Rate float64
+	// Warmup is worked but not measured; Duration is measured.
+	Warmup, Duration time.Duration
+	// Timeout bounds one operation. Zero means 10 s.
+	Timeout time.Duration
+	// DataDir is where the store keeps its files; empty if it is elsewhere.
+	DataDir string
+	// Classify names the kind of an error. Nil means that all are "other".
+	Classify func(error) string
+	// OnSecond, which may be nil, is called after each second of the measured
+	// time, by the goroutine that called Run.
+	OnSecond func(Second)
+}
+
+// Second is what happened in one second of the measured time.
+type Second struct {
+	Elapsed               time.Duration // since the start of the measured time
+	Errors                int64         // since the start of the measured time
+	OpsPerSec, CumPerSec  float64       // in this second, and on average so far
+	P50, P95, P99, Max    float64       // milliseconds, in this second
+	Behind                int64         // operations planned but not yet sent; open loop only
+	CPUPercent, DiskMBSec float64       // of one core; to the device
+}
+
+// errMissing is the error of a read that found nothing where a record must be.
+var errMissing = errors.New("bench: a loaded record is missing")
+
+// Run lets the clients work and returns what was measured. When ctx ends
+// early, it returns what was measured until then together with ctx's error.
+func Run(ctx context.Context, c Config) (*Result, error) {
+	if c.Timeout == 0 {
+		c.Timeout = 10 * time.Second
+	}
+	if c.Classify == nil {
+		c.Classify = func(error) string { return "other" }
+	}
+	r := &run{Config: c, rec: newRecorder(c.Clients), start: time.Now()}
+	work, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	for i := range c.Clients {
+		wg.Go(func() { r.client(work, i) })
+	}
+	select {
+	case <-time.After(c.Warmup):
+	case <-ctx.Done():
+	}
+	res := r.measure(ctx)
+	r.stopped.Store(true)
+	stopAfter := time.AfterFunc(c.Timeout, stop)
+	wg.Wait()
+	stopAfter.Stop()
+	return res, ctx.Err()
+}
+
+type run struct {
+	Config
+	rec     *recorder
+	start   time.Time
+	sent    atomic.Int64
+	stopped atomic.Bool
+}
+
+// measure drains the recorder once per second until the measured time is over.
+func (r *run) measure(ctx context.Context) *Result {
+	var total, second hists
+	errs := make(map[string]int64)
+	r.rec.drain(errs, &second) // the warm-up
+	clear(errs)
+	second = hists{}
+
+	began, before := time.Now(), readUsage(r.DataDir)
+	last, lastUsage, rss := began, before, before.rssBytes
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	end := time.NewTimer(r.Duration)
+	defer end.Stop()
+	for over := false; !over; {
+		select {
+		case <-tick.C:
+		case <-end.C:
+			over = true
+		case <-ctx.Done():
+			over = true
+		}
+		r.rec.drain(errs, &second, &total)
+		now, usage := time.Now(), readUsage(r.DataDir)
+		rss = max(rss, usage.rssBytes)
+		if !over || now.Sub(last) > time.Second/2 {
+			r.report(&second, &total, errs, now.Sub(began), now.Sub(last), usage.since(lastUsage))
+		}
+		last, lastUsage = now, usage
+		for _, h := range second {
+			if h != nil {
+				h.Reset()
+			}
+		}
+	}
+	res := r.result(&total, errs, last.Sub(began), lastUsage.since(before))
+	res.RSSMiB = round(float64(rss)/(1<<20), 1)
+	return res
+}
+
+func (r *run) report(second, total *hists, errs map[string]int64, elapsed, span time.Duration, used usage) {
+	if r.OnSecond == nil {
+		return
+	}
+	s := Second{
+		Elapsed:    elapsed,
+		OpsPerSec:  float64(second.count(seriesResponse)) / span.Seconds(),
+		CumPerSec:  float64(total.count(seriesResponse)) / elapsed.Seconds(),
+		P50:        second.millis(seriesResponse, 50),
+		P95:        second.millis(seriesResponse, 95),
+		P99:        second.millis(seriesResponse, 99),
+		Max:        second.millis(seriesResponse, 100),
+		CPUPercent: 100 * used.cpu.Seconds() / span.Seconds(),
+		DiskMBSec:  float64(used.diskBytes) / 1e6 / span.Seconds(),
+	}
+	for _, n := range errs {
+		s.Errors += n
+	}
+	if r.Rate > 0 {
+		planned := int64(r.Rate * time.Since(r.start).Seconds())
+		s.Behind = max(0, planned-r.sent.Load())
+	}
+	r.OnSecond(s)
+}
+
+// client works off operations until the run stops.
+func (r *run) client(ctx context.Context, i int) {
+	gen, target, rec := r.Set.Client(i), r.Targets[i%len(r.Targets)], r.rec.shard(i)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	pause := func(d time.Duration) bool {
+		timer.Reset(d)
+		select {
+		case <-timer.C:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for n := 0; !r.stopped.Load() && ctx.Err() == nil; n++ {
+		planned := time.Now()
+		if r.Rate > 0 {
+			at := float64(n*r.Clients+i) / r.Rate
+			planned = r.start.Add(time.Duration(at * float64(time.Second)))
+			if wait := time.Until(planned); wait > 0 && (!pause(wait) || r.stopped.Load()) {
+				return
+			}
+		}
+		gen.Next()
+		r.sent.Add(1)
+		m, err := r.one(ctx, gen, target, planned)
+		gen.Done()
+		switch {
+		case err == nil:
+			rec.done(m)
+		case ctx.Err() != nil:
+			return // the run was interrupted: no verdict on the store
+		default:
+			rec.failed(r.kind(err))
+			if !pause(time.Millisecond) { // do not spin on a store that refuses
+				return
+			}
+		}
+	}
+}
+
+func (r *run) kind(err error) string {
+	if errors.Is(err, errMissing) {
+		return "not_found"
+	}
+	return r.Classify(err)
+}
+
+// one sends one operation and waits for its answer.
+func (r *run) one(ctx context.Context, g *workload.Gen, t Target, planned time.Time) (sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
+	defer cancel()
+	m, sent := sample{op: g.Op}, time.Now()
+	var err error
+	switch g.Op {
+	case workload.Read, workload.ReadModifyWrite:
+		var found bool
+		if found, err = t.Read(ctx, g.Key); err == nil && !found {
+			err = errMissing
+		}
+	case workload.Scan:
+		_, err = t.Scan(ctx, g.Key, g.ScanLen)
+	}
+	if g.Op == workload.ReadModifyWrite {
+		m.read = time.Since(sent)
+	}
+	if err == nil && g.Value != nil {
+		err = t.Write(ctx, g.Key, g.Value)
+	}
+	end := time.Now()
+	m.service, m.response = end.Sub(sent), end.Sub(planned)
+	m.write = m.service - m.read
+	return m, err
+}
