@@ -1,0 +1,383 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/shard"
+)
+
+// Router carries requests to the shards that can serve them. It owns no
+// goroutine except one per catalog lookup under way, which Close ends and waits
+// for. All methods are safe for concurrent use.
+//
+// What is tried again, within the caller's deadline (or Options.Timeout):
+// whatever certainly was not applied, and every read. What is not: a write
+// whose outcome is unknown. Not even a blind put, since another client may have
+// written the key in the meantime and the second try would overwrite it. A
+// shard without a quorum is reported at once, after its other replicas, asked
+// once each, knew no better.
+type Router struct {
+	o       Options
+	table   Table
+	source  atomic.Pointer[Source]
+	flights singleflight.Group
+	stats   counters
+
+	mu struct { // guards the start of lookups against Close
+		sync.Mutex
+		closed bool
+	}
+	lookups sync.WaitGroup
+	ctx     context.Context // of lookups, which several requests may share
+	cancel  context.CancelFunc
+}
+
+// Stats counts what a Router did since it was made.
+type Stats struct {
+	Requests  uint64 // requests taken
+	Sends     uint64 // tries handed to the Sender
+	Redirects uint64 // replies that corrected the table
+	Waits     uint64 // waits between rounds of tries
+	Lookups   uint64 // questions to the Source
+}
+
+type counters struct{ requests, sends, redirects, waits, lookups atomic.Uint64 }
+
+// New makes a router. It does nothing until it is asked.
+func New(o Options) *Router {
+	r := &Router{o: o.withDefaults()}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	if o.Source != nil {
+		r.SetSource(o.Source)
+	}
+	if o.Root != nil {
+		r.table.Merge(*o.Root)
+	}
+	return r
+}
+
+// SetSource sets or replaces the source of ranges.
+func (r *Router) SetSource(s Source) { r.source.Store(&s) }
+
+// Table returns the router's table, so that its owner can add what it learns
+// elsewhere: descriptors by Merge, leaders by SetLeader.
+func (r *Router) Table() *Table { return &r.table }
+
+// Stats returns the counters.
+func (r *Router) Stats() Stats {
+	c := &r.stats
+	return Stats{c.requests.Load(), c.sends.Load(), c.redirects.Load(), c.waits.Load(), c.lookups.Load()}
+}
+
+// Close ends lookups under way and refuses new requests with shard.ErrClosed.
+// Requests at a Sender end when the Sender lets them. It may be called again.
+func (r *Router) Close() error {
+	r.mu.Lock()
+	r.mu.closed = true
+	r.mu.Unlock()
+	r.cancel()
+	r.lookups.Wait()
+	return nil
+}
+
+// Do carries out a request on the one shard that holds its keys; it fills in
+// the request's shard and version itself. A write whose keys lie in several
+// shards is refused with *shard.CrossShardError. A scan answers for the first
+// shard of its range (the last one when Reverse) and says by More and Resume
+// where to go on. The response is never nil; its Err is nil or one of the
+// errors of package shard, where a bare context error cannot occur.
+func (r *Router) Do(ctx context.Context, q *shard.Request) *shard.Response {
+	at, fit, err := aim(q)
+	if err != nil {
+		return q.Failed(err)
+	}
+	own := *q
+	return r.run(ctx, &own, at, fit)
+}
+
+// place names a range by a key: the range that holds key or, if below is set,
+// the one that holds the keys just below key (empty: the last range).
+type place struct {
+	key   []byte
+	below bool
+}
+
+// fit adapts a request to the range it goes to, or refuses it. It returns the
+// key at which a scan goes on behind the range, nil if nowhere.
+type fit func(d *raft.Descriptor, q *shard.Request) (resume []byte, err error)
+
+// aim tells where a request goes and how it fits there.
+func aim(q *shard.Request) (place, fit, error) {
+	switch q.Kind {
+	case shard.KindGet:
+		return place{key: q.Key}, nil, shard.CheckKeySize(q.Key)
+	case shard.KindScan:
+		err := shard.CheckBounds(q.Start, q.End)
+		if q.Reverse {
+			return place{key: q.End, below: true}, fitReverse, err
+		}
+		return place{key: q.Start}, fitForward, err
+	case shard.KindWrite:
+		var first *shard.Span
+		n := 0
+		err := shard.VisitSpans(q.Command, func(s shard.Span) error {
+			if n++; first == nil {
+				first = &s
+			}
+			return nil
+		})
+		switch {
+		case err != nil:
+			return place{}, nil, err
+		case n == 1 && first.Point:
+			return place{key: first.Start}, nil, nil
+		}
+		return place{key: first.Start}, fitCommand, nil
+	case shard.KindStats:
+		return place{key: q.Start}, nil, nil
+	}
+	return place{}, nil, &shard.ArgumentError{Field: "kind", Reason: "this version does not know the kind of request"}
+}
+
+// fitForward cuts a scan at the end of the range.
+func fitForward(d *raft.Descriptor, q *shard.Request) ([]byte, error) {
+	if len(d.End) > 0 && (len(q.End) == 0 || bytes.Compare(d.End, q.End) < 0) {
+		q.End = d.End
+		return d.End, nil
+	}
+	return nil, nil
+}
+
+// fitReverse cuts a scan at the start of the range.
+func fitReverse(d *raft.Descriptor, q *shard.Request) ([]byte, error) {
+	if bytes.Compare(q.Start, d.Start) < 0 {
+		q.Start = d.Start
+		return d.Start, nil
+	}
+	return nil, nil
+}
+
+// fitCommand refuses a command that reaches beyond the range.
+func fitCommand(d *raft.Descriptor, q *shard.Request) ([]byte, error) {
+	return nil, shard.CheckCommandSpan(d, q.Command)
+}
+
+// run is the retry loop. It owns q, except for its byte slices.
+func (r *Router) run(ctx context.Context, q *shard.Request, at place, fit fit) *shard.Response {
+	r.stats.requests.Add(1)
+	if err := ctx.Err(); err != nil {
+		return q.Failed(&shard.UnavailableError{Why: "the context had ended before the request was sent", Cause: err})
+	}
+	start := r.o.Clock.Now()
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = start.Add(r.o.Timeout)
+		var cancel context.CancelFunc
+		ctx, cancel = r.o.Clock.WithTimeout(ctx, r.o.Timeout)
+		defer cancel()
+	}
+	c := chain{
+		write: q.Kind == shard.KindWrite, local: q.Kind != shard.KindWrite && q.Consistency == shard.Local,
+		forward: r.o.Forward, self: r.o.Self, maxRedirects: r.o.MaxRedirects,
+	}
+	for {
+		resp, wait, last := r.round(ctx, q, at, fit, &c, deadline)
+		if resp != nil {
+			return resp
+		}
+		if wait > 0 { // asked for: do not come back all at the same time
+			wait += time.Duration(r.o.Rand() % uint64(wait/4+1))
+		}
+		wait = max(wait, backoff(c.waits, r.o.Rand()))
+		c.endRound()
+		r.stats.waits.Add(1)
+		now := r.o.Clock.Now()
+		cause := ctx.Err()
+		switch {
+		case cause != nil:
+		case wait >= deadline.Sub(now):
+			cause = context.DeadlineExceeded
+		default:
+			cause = r.o.Clock.Sleep(ctx, wait)
+		}
+		if cause != nil {
+			return q.Failed(&gaveUpError{last: definite(last), tries: c.tries, took: now.Sub(start), cause: cause})
+		}
+	}
+}
+
+// round asks nodes one after the other until one of them settles the request
+// (resp is set), or all were asked, or one asks for a pause (resp is nil, last
+// is the error to report if there is no time for another round).
+func (r *Router) round(ctx context.Context, q *shard.Request, at place, fit fit, c *chain, deadline time.Time) (resp *shard.Response, wait time.Duration, last error) {
+	for {
+		route, err := r.find(ctx, q.Keyspace, at)
+		if err != nil {
+			if retryLookup(err) {
+				c.tries++
+				return nil, 0, err
+			}
+			return q.Failed(err), 0, nil
+		}
+		try := q
+		if fit != nil || c.tries > 0 { // every try its own: a sender may still read an earlier one
+			again := *q
+			try = &again
+		}
+		try.Shard, try.DescVersion, try.Hop = route.Desc.Shard, route.Desc.Version, shard.MaxHops
+		try.TimeoutNanos = int64(max(deadline.Sub(r.o.Clock.Now()), 1))
+		var resume []byte
+		if fit != nil {
+			if resume, err = fit(route.Desc, try); err != nil {
+				return q.Failed(err), 0, nil
+			}
+		}
+		leader, _ := route.Leader()
+		if leader == 0 || c.local {
+			c.spread(r.o.Rand)
+		}
+		node, relay, ok := c.pick(route.Desc, leader)
+		if !ok {
+			if c.noQuorum != nil {
+				return q.Failed(c.noQuorum), 0, nil
+			}
+			if c.foreign { // every replica disowns the range: ask the source again
+				r.table.Evict(route)
+			}
+			if last == nil {
+				last = &shard.UnavailableError{Why: fmt.Sprintf("shard %d has no replica to ask", route.Desc.Shard)}
+			}
+			return nil, 0, last
+		}
+		if relay {
+			try.Hop = 0
+		}
+		r.stats.sends.Add(1)
+		resp, err := r.send(ctx, node, try)
+		if err == nil {
+			if !relay && !c.local {
+				route.ConfirmLeader(node)
+			}
+			if resume != nil && !resp.More {
+				resp.More, resp.Resume = true, resume
+			}
+			resp.ID = q.ID
+			return resp, 0, nil
+		}
+		v := c.judge(node, err, r.heal(q.Keyspace, route, at, node, err))
+		last = err
+		switch {
+		case v.act == actStop:
+			return q.Failed(final(err, c.write, route.Desc.Shard)), 0, nil
+		case v.act == actWait || ctx.Err() != nil:
+			return nil, v.after, last
+		}
+	}
+}
+
+// spread draws where the search for a replica begins, once per chain.
+func (c *chain) spread(random func() uint64) {
+	if c.offset == 0 {
+		c.offset = 1 + int(random()>>1%(1<<20))
+	}
+}
+
+// send makes one try. A response that carries an error comes back as that error.
+func (r *Router) send(ctx context.Context, node raft.NodeID, q *shard.Request) (*shard.Response, error) {
+	resp, err := r.o.Sender.Send(ctx, node, q)
+	switch {
+	case errors.Is(err, shard.ErrClosed): // of the sender itself, unlike one in a response
+		return nil, senderClosedError{}
+	case err != nil:
+		return nil, err
+	case resp == nil:
+		return nil, &shard.AmbiguousError{Shard: q.Shard, Why: "the answer was empty"}
+	}
+	return resp, resp.Err
+}
+
+// senderClosedError is shard.ErrClosed to the caller, but no reason to ask
+// another node.
+type senderClosedError struct{}
+
+func (senderClosedError) Error() string { return shard.ErrClosed.Error() }
+func (senderClosedError) Unwrap() error { return shard.ErrClosed }
+
+// definite returns the last error of a request that was given up between two
+// tries. Only reads are tried again after an unknown outcome, and of a read
+// there is nothing to wonder about.
+func definite(last error) error {
+	if errors.Is(last, shard.ErrAmbiguous) {
+		return &shard.UnavailableError{Why: "no answer came"}
+	}
+	return last
+}
+
+// final gives an error that ends a request the form that tells its outcome: a
+// bare context error says nothing about it.
+func final(err error, write bool, id raft.ShardID) error {
+	if shard.OutcomeOf(err) == shard.NotApplied || errors.Is(err, shard.ErrAmbiguous) {
+		return err
+	}
+	cause := context.DeadlineExceeded
+	switch {
+	case errors.Is(err, context.Canceled):
+		cause = context.Canceled
+	case !errors.Is(err, context.DeadlineExceeded):
+		return err
+	}
+	if write {
+		return &shard.AmbiguousError{Shard: id, Why: "the caller stopped waiting for the answer", Cause: cause}
+	}
+	return &shard.UnavailableError{Why: "no answer came in time", Cause: cause}
+}
+
+// heal takes what an error reply says about ranges and leaders into the table,
+// and reports whether the range at the request's place is another one now.
+func (r *Router) heal(keyspace uint32, route Route, at place, node raft.NodeID, err error) bool {
+	var (
+		notLeader   *shard.NotLeaderError
+		epoch       *shard.EpochError
+		noQuorum    *shard.NoQuorumError
+		unavailable *shard.UnavailableError
+	)
+	switch {
+	case errors.As(err, &notLeader):
+		r.stats.redirects.Add(1)
+		if notLeader.Descriptor != nil {
+			r.table.Merge(*notLeader.Descriptor)
+		}
+		route.DropLeader(node)
+		now, ok := r.lookup(keyspace, at)
+		if ok && now.Desc.Shard == notLeader.Shard && notLeader.Leader != node {
+			now.SetLeader(notLeader.Leader, notLeader.Term)
+		}
+	case errors.As(err, &epoch):
+		r.stats.redirects.Add(1)
+		r.table.Merge(epoch.Descriptors...)
+	case errors.As(err, &noQuorum), errors.As(err, &unavailable), errors.Is(err, shard.ErrClosed):
+		route.DropLeader(node)
+		return false
+	default:
+		return false
+	}
+	now, ok := r.lookup(keyspace, at)
+	return !ok || now.e != route.e
+}
+
+// lookup finds a place in the table.
+func (r *Router) lookup(keyspace uint32, at place) (Route, bool) {
+	if at.below {
+		return r.table.LookupBefore(keyspace, at.key)
+	}
+	return r.table.Lookup(keyspace, at.key)
+}

@@ -1,0 +1,200 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"iter"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flotillakv/flotilla/shard"
+)
+
+// Space is a keyspace as a store of keys: every operation of a client, carried
+// out on the shards that hold the keys. It is a small value.
+type Space struct {
+	r  *Router
+	id uint32
+}
+
+// Space returns the keyspace with this id.
+func (r *Router) Space(id uint32) Space { return Space{r: r, id: id} }
+
+// Get returns the value of key, or shard.ErrNotFound.
+func (s Space) Get(ctx context.Context, key []byte, c shard.Consistency) (shard.Value, error) {
+	if err := shard.CheckKeySize(key); err != nil {
+		return shard.Value{}, err
+	}
+	q := &shard.Request{Keyspace: s.id, Kind: shard.KindGet, Consistency: c, Key: key}
+	resp := s.r.run(ctx, q, place{key: key}, nil)
+	switch {
+	case resp.Err != nil:
+		return shard.Value{}, resp.Err
+	case !resp.Found || resp.Value == nil:
+		return shard.Value{}, shard.ErrNotFound
+	}
+	return *resp.Value, nil
+}
+
+// Put stores value under key.
+func (s Space) Put(ctx context.Context, key, value []byte) (shard.Receipt, error) {
+	cmd, err := shard.PutCommand(key, value)
+	if err != nil {
+		return shard.Receipt{}, err
+	}
+	return s.write(ctx, &shard.Request{Command: cmd}, place{key: key}, nil)
+}
+
+// Delete removes key. An absent key is no error.
+func (s Space) Delete(ctx context.Context, key []byte) (shard.Receipt, error) {
+	cmd, err := shard.DeleteCommand(key)
+	if err != nil {
+		return shard.Receipt{}, err
+	}
+	return s.write(ctx, &shard.Request{Command: cmd}, place{key: key}, nil)
+}
+
+// CAS stores value under key if the key's version is want (zero: absent), else
+// it returns *shard.ConflictError.
+func (s Space) CAS(ctx context.Context, key []byte, want shard.Version, value []byte) (shard.Receipt, error) {
+	cmd, err := shard.CASCommand(key, want, value)
+	if err != nil {
+		return shard.Receipt{}, err
+	}
+	return s.write(ctx, &shard.Request{Command: cmd}, place{key: key}, nil)
+}
+
+// Txn applies t on the one shard that holds all its keys; keys of several
+// shards are refused with *shard.CrossShardError.
+func (s Space) Txn(ctx context.Context, t shard.Txn) (shard.TxnResult, error) {
+	cmd, err := t.Command()
+	if err != nil {
+		return shard.TxnResult{}, err
+	}
+	resp := s.r.Do(ctx, &shard.Request{Keyspace: s.id, Kind: shard.KindWrite, Command: cmd})
+	switch {
+	case resp.Err != nil:
+		return shard.TxnResult{}, resp.Err
+	case resp.Txn == nil:
+		return shard.TxnResult{}, &shard.AmbiguousError{Why: "the answer lacks the transaction's result"}
+	}
+	return *resp.Txn, nil
+}
+
+// write carries out a write whose keys are known to lie at one place, or are
+// checked by fit.
+func (s Space) write(ctx context.Context, q *shard.Request, at place, fit fit) (shard.Receipt, error) {
+	q.Keyspace, q.Kind = s.id, shard.KindWrite
+	resp := s.r.run(ctx, q, at, fit)
+	return resp.Receipt, resp.Err
+}
+
+// Scan is a range to be read in order.
+type Scan struct {
+	// Start and End bound the keys, [Start, End). Empty: from the first, to the last.
+	Start, End []byte
+	// Limit bounds the pairs yielded. Zero: no bound.
+	Limit int
+	// PageBytes bounds keys and values of one page. Zero: shard.DefaultScanBytes.
+	PageBytes   int
+	Reverse     bool
+	Consistency shard.Consistency
+}
+
+// Scan yields the pairs of a range in key order, or in reverse. It reads page by
+// page and shard by shard: each page is one consistent view, the whole is not.
+// Options.Timeout bounds each page if ctx has no deadline. An error is yielded
+// once and last, with a zero pair.
+func (s Space) Scan(ctx context.Context, sc Scan) iter.Seq2[shard.Pair, error] {
+	return func(yield func(shard.Pair, error) bool) {
+		if err := sc.check(); err != nil {
+			yield(shard.Pair{}, err)
+			return
+		}
+		left := sc.Limit
+		q := shard.Request{
+			Keyspace: s.id, Kind: shard.KindScan, Consistency: sc.Consistency, MaxBytes: sc.PageBytes,
+			Start: sc.Start, End: sc.End, Reverse: sc.Reverse,
+		}
+		for len(q.End) == 0 || bytes.Compare(q.Start, q.End) < 0 {
+			q.Limit = min(left, shard.MaxScanPairs)
+			resp := s.r.Do(ctx, &q)
+			if resp.Err != nil {
+				yield(shard.Pair{}, resp.Err)
+				return
+			}
+			for _, p := range resp.Pairs {
+				if !yield(p, nil) {
+					return
+				}
+				if left--; left == 0 {
+					return
+				}
+			}
+			if !resp.More || len(resp.Resume) == 0 {
+				return
+			}
+			if sc.Reverse {
+				q.End = resp.Resume
+			} else {
+				q.Start = resp.Resume
+			}
+		}
+	}
+}
+
+func (sc *Scan) check() error {
+	if sc.Limit < 0 {
+		return &shard.ArgumentError{Field: "limit", Reason: "it is negative; use 0 for no limit"}
+	}
+	return shard.CheckBounds(sc.Start, sc.End)
+}
+
+// MultiGet reads many keys, which may lie in many shards; results[i] answers
+// keys[i]. At most Options.Parallel reads are under way at a time. Each read is
+// linearizable by itself; together they are no consistent view. If err is not
+// nil, some reads failed and the results are not complete.
+func (s Space) MultiGet(ctx context.Context, keys [][]byte, c shard.Consistency) (results []shard.TxnGet, err error) {
+	results = make([]shard.TxnGet, len(keys))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(s.r.o.Parallel)
+	for i, key := range keys {
+		g.Go(func() error {
+			v, err := s.Get(ctx, key, c)
+			switch {
+			case errors.Is(err, shard.ErrNotFound):
+				return nil
+			case err != nil:
+				return err
+			}
+			results[i] = shard.TxnGet{Found: true, Value: v}
+			return nil
+		})
+	}
+	return results, g.Wait()
+}
+
+// Plain is a keyspace with linearizable operations only and plain signatures,
+// as package catalog wants its store.
+type Plain struct{ Space }
+
+// Plain returns the keyspace in this form.
+func (s Space) Plain() Plain { return Plain{s} }
+
+// Get returns the value of key, or shard.ErrNotFound.
+func (p Plain) Get(ctx context.Context, key []byte) (shard.Value, error) {
+	return p.Space.Get(ctx, key, shard.Linearizable)
+}
+
+// Scan returns the first limit pairs (zero: all) of [start, end).
+func (p Plain) Scan(ctx context.Context, start, end []byte, limit int) ([]shard.Pair, error) {
+	var out []shard.Pair
+	for pair, err := range p.Space.Scan(ctx, Scan{Start: start, End: end, Limit: limit}) {
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, pair)
+	}
+	return out, nil
+}
