@@ -332,12 +332,15 @@ type RoleChange struct {
 	FirstIndex Index // IsLeader: index of the empty entry of this term
 }
 
-// DropTask reports that entries of Shard proposed at (Term, indexes >= Index)
-// were overwritten: their outcome is "never applied at that index". A proposal
-// waiting on such an index is lost definitely.
+// DropTask reports that proposals of Shard at indexes >= Index in terms <= Term
+// are lost definitely: their entries were overwritten, and an entry of another
+// term is committed in their place. (An entry that was overwritten but not yet
+// outlived by a commit may still come back, paper section 5.4.2, figure 8; it
+// is not reported.)
 type DropTask struct {
 	Shard ShardID
 	Index Index
+	Term  Term
 }
 
 // Out collects the effects of stepping cores. One Out is shared by all cores

@@ -1,0 +1,790 @@
+package raft
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/flotillakv/flotilla/internal/invariants"
+)
+
+var (
+	// ErrNotLeader: this replica does not lead. Nothing was proposed or served.
+	ErrNotLeader = errors.New("raft: not the leader")
+	// ErrConfPending: a configuration change is in flight, or the leader has not
+	// committed an entry of its own term yet. Nothing was proposed; try again.
+	ErrConfPending = errors.New("raft: a configuration change is pending")
+	// ErrConfUnsafe: the change would remove or demote the leader. Nothing was
+	// proposed; transfer the leadership first.
+	ErrConfUnsafe = errors.New("raft: change removes or demotes the leader; transfer its leadership first")
+	// ErrTransferring: the leadership is being handed over. Nothing was proposed.
+	ErrTransferring = errors.New("raft: leadership transfer in progress")
+	// ErrTransferTarget: the target of a transfer is not another, reachable voter.
+	ErrTransferTarget = errors.New("raft: transfer target is not another reachable voter")
+	// ErrCompacted: the log does not reach back that far any more.
+	ErrCompacted = errors.New("raft: log is cut above this index")
+	// ErrTooLarge: the entry would exceed MaxEntryBytes, or has no command.
+	// Nothing was proposed.
+	ErrTooLarge = errors.New("raft: entry too large or empty")
+)
+
+// BusyError says that the group has too many uncommitted bytes. Nothing was
+// proposed; the caller may try again after RetryAfter.
+type BusyError struct {
+	Uncommitted int
+	RetryAfter  time.Duration
+}
+
+// Error names the bytes and the wait.
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("raft: %d bytes are uncommitted; retry after %v", e.Uncommitted, e.RetryAfter)
+}
+
+// Config says who a Core is.
+type Config struct {
+	Node     NodeID
+	Replica  ReplicaID // zero: the replica that the descriptor has on Node
+	Liveness Liveness
+	// Rand seeds the core's own random stream (election jitter).
+	Rand   uint64
+	Tuning Tuning
+}
+
+// Tuning holds the limits and delays of a Core. Zero fields mean the default.
+type Tuning struct {
+	MaxMsgBytes      int           // of entries in one append; one entry may exceed it. 128 KiB
+	InflightMsgs     int           // unacknowledged appends per peer. 128
+	InflightBytes    int           // and their bytes. 2 MiB
+	UncommittedBytes int           // proposed and not committed; the first proposal always passes. 4 MiB
+	TailBytes        int           // applied entries kept in memory for slow peers. 256 KiB
+	ApplyBytes       int           // handed to the state machine and not yet applied. 4 MiB
+	ElectionRank     time.Duration // delay per rank. 40 ms
+	ElectionJitter   time.Duration // width of the jitter, at least ElectionRank. 40 ms
+	PreVoteRetry     time.Duration // before a campaign is tried again, on top of rank and jitter. 100 ms
+	ProbeRetry       time.Duration // first wait for a silent peer; doubles to ten times as much. 200 ms
+	TransferTimeout  time.Duration // after which a transfer is given up. 1 s
+	QuorumGrace      time.Duration // how long a leader outlives the support of its quorum. 500 ms
+	LeaderGrace      time.Duration // how long a leader without node support may be silent. 1 s
+	LagQuery         time.Duration // after which a follower with uncommitted entries asks. 2 s
+	CommitDelay      time.Duration // longest wait of a commit record for an append to ride on. 2 ms
+	IdleTruncate     time.Duration // quiet time after which the whole applied log is cut. 1 s
+	SnapshotTimeout  time.Duration // after which a snapshot that was not reported is given up. 2 min
+	LogKeepEntries   int           // how far a dead peer may hold the log back. 16384
+	LogKeepBytes     int           // the same in bytes. 16 MiB
+}
+
+// WithDefaults returns t with every zero field replaced by its default.
+func (t Tuning) WithDefaults() Tuning {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	dur := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&t.MaxMsgBytes, 128<<10)
+	def(&t.InflightMsgs, 128)
+	def(&t.InflightBytes, 2<<20)
+	def(&t.UncommittedBytes, 4<<20)
+	def(&t.TailBytes, 256<<10)
+	def(&t.ApplyBytes, 4<<20)
+	dur(&t.ElectionRank, 40*time.Millisecond)
+	dur(&t.ElectionJitter, t.ElectionRank)
+	dur(&t.PreVoteRetry, 100*time.Millisecond)
+	dur(&t.ProbeRetry, 200*time.Millisecond)
+	dur(&t.TransferTimeout, time.Second)
+	dur(&t.QuorumGrace, 500*time.Millisecond)
+	dur(&t.LeaderGrace, time.Second)
+	dur(&t.LagQuery, 2*time.Second)
+	dur(&t.CommitDelay, 2*time.Millisecond)
+	dur(&t.IdleTruncate, time.Second)
+	dur(&t.SnapshotTimeout, 2*time.Minute)
+	def(&t.LogKeepEntries, 16384)
+	def(&t.LogKeepBytes, 16<<20)
+	return t
+}
+
+// Validate refuses values that make no sense. It looks at t as it is; apply
+// WithDefaults first.
+func (t Tuning) Validate() error {
+	for _, v := range [...]int{t.MaxMsgBytes, t.InflightMsgs, t.InflightBytes, t.UncommittedBytes, t.TailBytes, t.ApplyBytes, t.LogKeepEntries, t.LogKeepBytes} {
+		if v <= 0 {
+			return fmt.Errorf("raft: tuning: a limit is %d, must be positive", v)
+		}
+	}
+	for _, v := range [...]time.Duration{t.ElectionRank, t.PreVoteRetry, t.ProbeRetry, t.TransferTimeout, t.QuorumGrace, t.LeaderGrace, t.LagQuery, t.CommitDelay, t.IdleTruncate, t.SnapshotTimeout} {
+		if v <= 0 {
+			return fmt.Errorf("raft: tuning: a delay is %v, must be positive", v)
+		}
+	}
+	if t.ElectionJitter < t.ElectionRank {
+		return fmt.Errorf("raft: tuning: election jitter %v is narrower than one rank step %v", t.ElectionJitter, t.ElectionRank)
+	}
+	return nil
+}
+
+// RaftRole is what a replica does at the moment.
+type RaftRole uint8
+
+// The roles. A learner is a follower whose Replica.Role is Learner.
+const (
+	RoleFollower RaftRole = iota
+	RolePreCandidate
+	RoleCandidate
+	RoleLeader
+)
+
+// String returns the role's name.
+func (r RaftRole) String() string {
+	return [...]string{"follower", "pre-candidate", "candidate", "leader"}[r&3]
+}
+
+// Never is the Deadline of a core that waits for nothing but input.
+const Never Time = 1 << 62
+
+// Core is one replica of one group. It is not safe for concurrent use. The
+// zero value is not usable; see NewCore.
+type Core struct {
+	live  Liveness
+	tun   Tuning
+	rng   rand.PCG
+	shard ShardID
+	node  NodeID
+	id    ReplicaID
+
+	hs   HardState // as last emitted
+	role RaftRole
+	log  raftLog
+	desc Descriptor
+	// peers has one element per replica of desc, in its order; self is this
+	// replica's place, or -1 if the configuration does not hold it.
+	peers []progress
+	self  int
+
+	now Time // newest time handed in
+
+	// Follower side.
+	lead      ReplicaID // believed leader of hs.Term; zero: unknown
+	leadNode  NodeID
+	leadEpoch Epoch // epoch at which lead's node was seen supported since its last message; zero: never
+	suspect   bool  // lead's node changed its epoch since: lead has to report soon
+	contactAt Time  // last message of lead
+	lagAt     Time  // ask lead for the rest; Never: not lagging
+	queryAt   Time  // not before: next LeadQuery
+
+	// Elections.
+	electionAt  Time // Never: a leader is known or this replica may not campaign
+	attempts    int  // campaigns since a leader was known
+	campaigned  Term // newest term in which this core asked for votes
+	voteDurable bool // candidate: the own vote is on disk
+	voteMark    LogMark
+	granted     bool // campaigned by the leader's grant
+
+	// Leader side.
+	preLeading  Index // last index before this leader's empty entry
+	ready       bool  // an entry of the own term is committed
+	uncommitted int   // bytes above commit proposed in this term
+	confIndex   Index // index of the newest configuration entry that may be unapplied
+	transferTo  ReplicaID
+	transferAt  Time // deadline
+	timeoutSent bool
+	reads       []pendingRead
+	readRound   uint64 // newest round sent
+	readSent    Time
+	commitAt    Time // when a commit record is due to peers that know less
+
+	// Quorum check.
+	quorumFrom  Time // no judgement before
+	quorumLost  bool
+	quorumSince Time
+
+	compactTo  Index
+	truncAt    Time
+	truncNow   bool
+	lastSeen   Index // log end and applied index when truncAt was set
+	appliedAt  Index
+	due        bool // Flush has something to do although nothing came in
+	applyBytes int  // handed out and not yet applied
+	drops      []DropTask
+	told       RoleChange // what the owner knows
+	anomalies  uint64
+}
+
+type pendingRead struct {
+	ctx   uint64
+	index Index
+	round uint64
+}
+
+// NewCore builds a replica from its durable state. now is the owner's clock.
+// An error wraps ErrCorrupt if st contradicts itself; the replica must not run
+// then. The caller calls Flush (or Tick, when Deadline has come) afterwards.
+func NewCore(cfg Config, st State, now Time) (*Core, error) {
+	tun := cfg.Tuning.WithDefaults()
+	if err := tun.Validate(); err != nil {
+		return nil, err
+	}
+	id := cfg.Replica
+	if id == 0 {
+		r, _ := st.Desc.ReplicaOn(cfg.Node)
+		id = r.ID
+	}
+	if cfg.Node == 0 || id == 0 || cfg.Liveness == nil || st.Desc.Shard == 0 {
+		return nil, errors.New("raft: config without node, replica, liveness or shard")
+	}
+	c := &Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id}
+	c.rng.Seed(cfg.Rand, uint64(st.Desc.Shard)*0x9e3779b97f4a7c15^uint64(id))
+	if err := c.load(now, st); err != nil {
+		return nil, fmt.Errorf("raft: shard %d: %w", c.shard, err)
+	}
+	return c, nil
+}
+
+// load takes over a durable state; also after a snapshot.
+func (c *Core) load(now Time, st State) error {
+	l, err := newLog(&st)
+	if err != nil {
+		return err
+	}
+	if st.Hard.Term < l.lastTerm {
+		return corrupt("state", "hard state is older than the log")
+	}
+	c.log, c.hs, c.now = l, st.Hard, now
+	if c.hs.Lead == c.id {
+		// A restarted leader leads no more and must not wait for itself.
+		c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = 0, 0, 0
+	}
+	c.confIndex = 0
+	for i := range l.ents {
+		if e := &l.ents[i]; e.Type == EntryConf && e.Index > l.applied {
+			c.confIndex = e.Index
+		}
+	}
+	c.role = RoleFollower
+	c.lagAt, c.commitAt, c.truncAt, c.transferAt = Never, Never, Never, Never
+	c.compactTo = l.trunc
+	c.applyBytes = 0
+	c.drops = c.drops[:0]
+	c.quorumFrom = now.Add(2 * time.Second)
+	c.due = true
+	c.setDesc(st.Desc)
+	c.armElection(now)
+	return nil
+}
+
+// Step takes one message. It may be for anyone and of any age; what does not
+// concern this replica has no effect. m.Entries are copied as needed.
+func (c *Core) Step(now Time, m *Msg, o *Out) {
+	c.touch(now)
+	if !c.accept(m, o) {
+		return
+	}
+	switch m.Type {
+	case MsgPreVote, MsgVote:
+		c.stepVoteRequest(now, m, o)
+		return
+	case MsgPreVoteResp:
+		c.stepPreVoteResp(now, m, o)
+		return
+	case MsgLeadQuery:
+		c.stepLeadQuery(now, m, o)
+		return
+	case MsgNeedSnapshot:
+		c.stepNeedSnapshot(now, m)
+		return
+	case MsgSnapStatus:
+		if m.Term <= c.hs.Term {
+			c.SnapshotSent(now, m.FromReplica, m.Index, m.LogTerm, !m.Reject(), o)
+			return
+		}
+	}
+	if m.Term > c.hs.Term && !c.adopt(now, m, o) {
+		return
+	}
+	if m.Term < c.hs.Term {
+		c.neutralise(m, o)
+		return
+	}
+	switch m.Type {
+	case MsgApp:
+		if c.follow(now, m, o) {
+			c.stepApp(now, m, o)
+		}
+	case MsgCommit:
+		if c.follow(now, m, o) {
+			c.stepCommit(now, m, o)
+		}
+	case MsgFortify:
+		if c.follow(now, m, o) {
+			c.stepFortify(m, o)
+		}
+	case MsgTimeoutNow:
+		if c.follow(now, m, o) {
+			c.stepTimeoutNow(now, m, o)
+		}
+	case MsgStepDown:
+		c.stepStepDown(now, m)
+	case MsgVoteResp:
+		c.stepVoteResp(now, m, o)
+	case MsgAppResp:
+		c.stepAppResp(now, m, o)
+	case MsgCommitResp:
+		if p := c.peer(m.FromReplica); p != nil && c.role == RoleLeader {
+			p.round = max(p.round, m.Round)
+			c.confirmReads(o)
+		}
+	case MsgFortifyResp:
+		if p := c.peer(m.FromReplica); p != nil && c.role == RoleLeader && m.Epoch != 0 {
+			p.epoch = m.Epoch
+		}
+	case MsgReadReq:
+		c.send(o, m.From, m.FromReplica, Msg{Type: MsgReadResp, Flags: FlagReject, Round: m.Round})
+	}
+}
+
+func (c *Core) touch(now Time) { c.now = max(c.now, now) }
+
+// accept drops messages that are not for this incarnation, or come from a
+// replica that is known to be gone: its id is below the next unused one and
+// the configuration does not hold it.
+func (c *Core) accept(m *Msg, o *Out) bool {
+	if m.Shard != c.shard || m.FromReplica == 0 || m.From == 0 || m.From == c.node {
+		return false
+	}
+	if m.ToReplica != c.id {
+		if m.Type == MsgLeadQuery && m.ToReplica < c.id {
+			// An earlier incarnation of this replica leads nothing any more.
+			c.send(o, m.From, m.FromReplica, Msg{Type: MsgStepDown, Term: m.Term, FromReplica: m.ToReplica})
+		}
+		return false
+	}
+	if m.Type == MsgStepDown {
+		return true // names the leader it is about, who may be gone
+	}
+	if m.FromReplica < c.desc.NextReplica {
+		r, ok := c.desc.Replica(m.FromReplica)
+		return ok && r.Node == m.From
+	}
+	return true
+}
+
+// adopt handles a message of a higher term. It reports whether the message
+// shall be looked at further; then the own term is the message's.
+func (c *Core) adopt(now Time, m *Msg, o *Out) bool {
+	switch m.Type {
+	case MsgApp, MsgCommit, MsgFortify, MsgTimeoutNow, MsgStepDown:
+		// Proof that m.Term has, or had, a leader: no promise to an older one
+		// stands in its way.
+	default:
+		if c.role != RoleLeader && c.fortified() {
+			return false
+		}
+	}
+	c.becomeFollower(now, m.Term, o)
+	return true
+}
+
+// neutralise answers messages of an older term. A stale leader is told the
+// newer term, so that it steps down.
+func (c *Core) neutralise(m *Msg, o *Out) {
+	switch m.Type {
+	case MsgApp, MsgCommit, MsgFortify:
+		c.send(o, m.From, m.FromReplica, Msg{Type: MsgAppResp, Flags: FlagReject, Commit: m.Index})
+	}
+}
+
+// Appended says that a batch is durable. The owner calls it with the Mark of
+// every AppendTask of the batch, and for every HardStateTask with
+// LogMark{Term: State.Term} (Index zero); the latter may be left out where the
+// same core had an AppendTask in the same batch.
+func (c *Core) Appended(now Time, mark LogMark, o *Out) {
+	c.touch(now)
+	if c.campaigned == c.hs.Term && !c.voteDurable && (c.role == RoleCandidate || c.role == RolePreCandidate) {
+		if mark.Index == 0 && mark.Term == c.hs.Term || mark.Index != 0 && mark == c.voteMark {
+			c.voteDurable = true
+			c.countVote(now, c.id, true, o)
+		}
+	}
+	if mark.Index != 0 && mark.Term == c.log.accTerm {
+		c.log.stable = max(c.log.stable, min(mark.Index, c.log.last))
+	}
+}
+
+// Applied says that the state machine has applied the entries through idx, in
+// the batch that is being built; bytes are the values' bytes of these entries.
+// Nothing is emitted.
+func (c *Core) Applied(idx Index, _ Term, bytes int, _ *Out) {
+	if idx <= c.log.applied {
+		return
+	}
+	invariants.Must(idx <= c.log.applying, "applied %d, handed out through %d", idx, c.log.applying)
+	c.log.applied = idx
+	c.applyBytes = max(0, c.applyBytes-bytes)
+	if idx == c.log.applying {
+		c.applyBytes = 0
+	}
+	if c.log.applying < c.log.commit || c.role == RoleLeader && c.mustLeaveJoint() {
+		c.due = true
+	}
+	if c.truncAt == Never {
+		c.truncAt = c.now.Add(c.tun.IdleTruncate)
+	}
+}
+
+// Truncated says that the disk's log is cut through idx in the batch that is
+// being built. Memory may still hold entries below.
+func (c *Core) Truncated(idx Index, term Term) { c.log.truncated(idx, term) }
+
+// Flush ends a round: it emits what follows from everything handed in since
+// the last one. The owner calls it once per round for every touched core.
+func (c *Core) Flush(now Time, o *Out) {
+	c.touch(now)
+	c.due = false
+	if c.role == RoleLeader {
+		c.flushLeader(now, o)
+	}
+	c.flushApply(o)
+	for len(c.drops) > 0 && c.log.commit >= c.drops[0].Index {
+		o.Drops = append(o.Drops, c.drops[0])
+		c.drops = c.drops[:copy(c.drops, c.drops[1:])]
+	}
+	c.flushTruncate(now, o)
+	if c.log.commit < c.log.last && c.role == RoleFollower && c.lead != 0 {
+		if c.lagAt == Never {
+			c.lagAt = now.Add(c.tun.LagQuery)
+		}
+	} else {
+		c.lagAt = Never
+	}
+	c.tellRole(o)
+}
+
+// flushApply hands out committed entries, bounded by the bytes not yet applied.
+func (c *Core) flushApply(o *Out) {
+	l := &c.log
+	for l.applying < l.commit && c.applyBytes < c.tun.ApplyBytes {
+		e := l.slice(l.applying+1, l.commit, c.tun.ApplyBytes-c.applyBytes)
+		invariants.Must(len(e) > 0, "committed entry %d is not in memory", l.applying+1)
+		for i := range e {
+			c.applyBytes += len(e[i].Value)
+		}
+		l.applying = e[len(e)-1].Index
+		o.Applies = append(o.Applies, ApplyTask{Shard: c.shard, Entries: e})
+	}
+}
+
+const (
+	truncLazyEntries = 64
+	truncLazyBytes   = 256 << 10
+	truncMaxEntries  = 4096
+)
+
+func (c *Core) flushTruncate(now Time, o *Out) {
+	l := &c.log
+	l.evict(c.tun.TailBytes)
+	to := min(c.compactTo, l.applied)
+	if l.last != c.lastSeen || l.applied != c.appliedAt {
+		c.lastSeen, c.appliedAt = l.last, l.applied
+		c.truncAt = now.Add(c.tun.IdleTruncate)
+	}
+	if to <= l.trunc {
+		c.truncNow = false
+		if c.role != RoleLeader {
+			c.truncAt = Never
+		}
+		return
+	}
+	if c.truncAt == Never && !c.truncNow {
+		c.truncAt = now.Add(c.tun.IdleTruncate)
+	}
+	n := to - l.trunc
+	if n < truncLazyEntries && l.heldBytes(l.trunc)-l.heldBytes(to) < truncLazyBytes && !c.truncNow {
+		return
+	}
+	c.truncNow = false
+	to = min(to, l.trunc+truncMaxEntries)
+	t, ok := l.term(to)
+	invariants.Must(ok, "term of %d is unknown", to)
+	o.Truncates = append(o.Truncates, TruncateTask{Shard: c.shard, Index: to, Term: t})
+}
+
+// tellRole reports a change of leadership, once.
+func (c *Core) tellRole(o *Out) {
+	r := RoleChange{Shard: c.shard, Term: c.hs.Term, Lead: c.lead, LeadNode: c.leadNode}
+	if c.role == RoleLeader {
+		r.IsLeader, r.IsReady, r.FirstIndex = true, c.ready, c.preLeading+1
+	}
+	if r != c.told {
+		c.told = r
+		o.Roles = append(o.Roles, r)
+	}
+}
+
+// Deadline returns when Tick has to be called, or Never. It changes with every
+// call of another method and with the liveness table.
+func (c *Core) Deadline() Time {
+	if c.due {
+		return c.now
+	}
+	d := min(c.electionAt, c.truncAt)
+	if c.role == RoleLeader {
+		return min(d, c.leaderDeadline())
+	}
+	d = min(d, c.lagAt)
+	if c.lead != 0 {
+		d = min(d, c.leaderLossAt())
+	}
+	if c.now < c.quorumFrom && c.lead == 0 {
+		d = min(d, c.quorumFrom)
+	}
+	return d
+}
+
+// Tick lets time pass. The owner calls it when Deadline has come, and Flush
+// behind it.
+func (c *Core) Tick(now Time, o *Out) {
+	c.touch(now)
+	if now >= c.truncAt {
+		c.truncAt = Never
+		c.truncNow = true
+	}
+	if c.role == RoleLeader {
+		c.tickLeader(now, o)
+	} else {
+		c.tickFollower(now, o)
+	}
+}
+
+// LivenessChanged says that support for or from node has changed.
+func (c *Core) LivenessChanged(now Time, node NodeID, o *Out) {
+	c.touch(now)
+	if c.role == RoleLeader {
+		for i := range c.peers {
+			if p := &c.peers[i]; p.node == node && i != c.self && c.alive(p.node) {
+				p.paused = false
+				p.retryWait = 0
+			}
+		}
+		c.checkQuorum(now, o)
+		return
+	}
+	if c.lead != 0 && c.leadNode == node {
+		e, live := c.live.SupportFor(node)
+		if live && c.leadEpoch != 0 && e != c.leadEpoch {
+			// The leader's node restarted or lost its epoch: it has to report soon.
+			c.leadEpoch, c.contactAt, c.suspect = e, now, true
+			c.queryLeader(now, c.leadNode, c.lead, o)
+		} else if live && c.leadEpoch == 0 {
+			c.leadEpoch = e
+		}
+		c.checkLeader(now)
+	}
+	c.checkQuorum(now, o)
+	if c.lead == 0 && c.attempts > 1 && c.electionAt != Never && !c.quorumLost {
+		c.attempts = 1
+		c.armElection(now)
+	}
+}
+
+// PeerReset says that the stream to node broke or came up: what was on its way
+// may be lost.
+func (c *Core) PeerReset(now Time, node NodeID, o *Out) {
+	c.touch(now)
+	for i := range c.peers {
+		p := &c.peers[i]
+		if p.node != node || i == c.self {
+			continue
+		}
+		switch {
+		case c.role == RoleLeader && p.state != stateSnapshot:
+			p.toProbe(p.match + 1)
+			p.retryWait = 0
+			p.sentCommit, p.sentCompact = 0, 0
+			if len(c.reads) > 0 {
+				c.readSent = 0
+			}
+		case c.role == RoleCandidate && p.vote == voteNone && c.voteDurable:
+			c.askVote(p, o)
+		case c.role == RolePreCandidate && p.vote == voteNone:
+			c.askVote(p, o)
+		}
+	}
+}
+
+// HardState returns the newest hard state, durable or on its way.
+func (c *Core) HardState() HardState {
+	h := c.hs
+	h.Commit = c.log.commit
+	return h
+}
+
+// Descriptor returns the applied descriptor. The caller does not change it.
+func (c *Core) Descriptor() Descriptor { return c.desc }
+
+// Status is a snapshot of a core for its owner.
+type Status struct {
+	Shard      ShardID
+	Replica    ReplicaID
+	Role       RaftRole
+	Learner    bool
+	Term       Term
+	Vote       ReplicaID
+	Lead       ReplicaID // zero: unknown
+	LeadNode   NodeID
+	Commit     Index
+	Applied    Index
+	Last       Index
+	LastTerm   Term
+	Trunc      Index
+	Stable     Index // durable through here (a lower bound)
+	Ready      bool  // leads, and an entry of its term is committed
+	QuorumLost bool  // no majority can be reached, as far as this replica knows
+	QuorumDown []NodeID
+	Since      Time // QuorumLost: since when
+	// Transferee is the target of a running transfer.
+	Transferee  ReplicaID
+	Uncommitted int    // bytes
+	Anomalies   uint64 // messages that no correct peer sends
+}
+
+// Status returns the state of the core. It allocates only when QuorumLost.
+func (c *Core) Status() Status {
+	s := Status{
+		Shard: c.shard, Replica: c.id, Role: c.role, Term: c.hs.Term, Vote: c.hs.Vote, Lead: c.lead, LeadNode: c.leadNode,
+		Learner: c.self >= 0 && c.peers[c.self].role == Learner,
+		Commit:  c.log.commit, Applied: c.log.applied, Last: c.log.last, LastTerm: c.log.lastTerm, Trunc: c.log.trunc, Stable: c.log.stable,
+		Ready: c.role == RoleLeader && c.ready, Transferee: c.transferTo, Uncommitted: c.uncommitted, Anomalies: c.anomalies,
+		QuorumLost: c.quorumLost,
+	}
+	if c.quorumLost {
+		s.Since = c.quorumSince
+		for i := range c.peers {
+			p := &c.peers[i]
+			if i == c.self || !p.role.IsVoter() {
+				continue
+			}
+			_, live := c.live.SupportFor(p.node)
+			_, until := c.live.SupportFrom(p.node)
+			if !live || until <= c.now {
+				s.QuorumDown = append(s.QuorumDown, p.node)
+			}
+		}
+	}
+	return s
+}
+
+// PeerStatus is what a leader knows of one member.
+type PeerStatus struct {
+	Replica
+	Match    Index
+	Next     Index
+	State    string // "probe", "replicate", "snapshot"; empty on a follower
+	Inflight int    // appends sent and not acknowledged
+	Epoch    Epoch  // at which it fortified this leader
+}
+
+// Peers appends the members of the configuration, this replica included, to
+// dst. On a replica that does not lead only Replica is set.
+func (c *Core) Peers(dst []PeerStatus) []PeerStatus {
+	for i := range c.peers {
+		p := &c.peers[i]
+		s := PeerStatus{Replica: Replica{Node: p.node, ID: p.id, Role: p.role}}
+		if c.role == RoleLeader {
+			s.Match, s.Next, s.Inflight, s.Epoch = p.match, p.next, p.inflight.count(), p.epoch
+			s.State = [...]string{"probe", "replicate", "snapshot"}[p.state]
+			if i == c.self {
+				s.State = "replicate"
+			}
+		}
+		dst = append(dst, s)
+	}
+	return dst
+}
+
+// send emits a message. Term and FromReplica are filled in where m leaves them
+// zero.
+func (c *Core) send(o *Out, to NodeID, replica ReplicaID, m Msg) {
+	if to == c.node {
+		return
+	}
+	c.fill(&m, to, replica)
+	o.Msgs = append(o.Msgs, m)
+}
+
+// hold emits a message that leaves only when this round's batch is durable.
+func (c *Core) hold(o *Out, to NodeID, replica ReplicaID, m Msg) {
+	if to == c.node {
+		return
+	}
+	c.fill(&m, to, replica)
+	o.Held = append(o.Held, m)
+}
+
+func (c *Core) fill(m *Msg, to NodeID, replica ReplicaID) {
+	m.Shard, m.From, m.To, m.ToReplica = c.shard, c.node, to, replica
+	if m.FromReplica == 0 {
+		m.FromReplica = c.id
+	}
+	if m.Term == 0 {
+		m.Term = c.hs.Term
+	}
+}
+
+// writeHard emits the hard state. One round writes it once per core: a newer
+// one takes the older one's place.
+func (c *Core) writeHard(o *Out) {
+	c.hs.Commit = c.log.commit
+	if n := len(o.HardStates); n > 0 && o.HardStates[n-1].Shard == c.shard {
+		o.HardStates[n-1].State = c.hs
+		return
+	}
+	o.HardStates = append(o.HardStates, HardStateTask{Shard: c.shard, State: c.hs})
+}
+
+// writeLog emits the write of the entries from first to the end of the log.
+func (c *Core) writeLog(o *Out, oldLast, first Index) {
+	l := &c.log
+	mark := LogMark{Term: l.accTerm, Index: l.last}
+	if n := len(o.Appends); n > 0 {
+		t := &o.Appends[n-1]
+		if t.Shard == c.shard && t.Mark.Term == mark.Term && t.Mark.Index == oldLast && first == oldLast+1 {
+			lo := t.Entries[0].Index
+			t.Entries = l.ents[lo-l.prev-1 : len(l.ents) : len(l.ents)]
+			t.Mark = mark
+			return
+		}
+	}
+	o.Appends = append(o.Appends, AppendTask{
+		Shard: c.shard, OldLast: oldLast, Mark: mark,
+		Entries: l.ents[first-l.prev-1 : len(l.ents) : len(l.ents)],
+	})
+}
+
+// alive reports whether node is heard, or hears this one.
+func (c *Core) alive(node NodeID) bool {
+	if _, live := c.live.SupportFor(node); live {
+		return true
+	}
+	_, until := c.live.SupportFrom(node)
+	return until > c.now
+}
+
+// commitTo advances the commit index.
+func (c *Core) commitTo(i Index) {
+	l := &c.log
+	if i <= l.commit {
+		return
+	}
+	invariants.Must(i <= l.last, "commit %d behind the end %d of the log", i, l.last)
+	if c.uncommitted > 0 {
+		for j := max(l.commit, c.preLeading) + 1; j <= i && c.uncommitted > 0; j++ {
+			c.uncommitted -= len(l.ents[j-l.prev-1].Value)
+		}
+		c.uncommitted = max(0, c.uncommitted)
+	}
+	l.commit = i
+}

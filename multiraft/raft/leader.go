@@ -1,0 +1,599 @@
+package raft
+
+import (
+	"errors"
+	"time"
+)
+
+// becomeLeader starts to lead the present term: with an empty entry, because
+// only through an entry of its own term may a leader commit (paper sections
+// 5.4.2 and 8), and with a promise to itself.
+func (c *Core) becomeLeader(now Time, o *Out) {
+	c.role = RoleLeader
+	c.lead, c.leadNode = c.id, c.node
+	c.electionAt, c.attempts = Never, 0
+	c.preLeading, c.ready, c.uncommitted = c.log.last, false, 0
+	c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
+	c.reads, c.readRound, c.readSent = c.reads[:0], 0, 0
+	c.commitAt = Never
+	c.quorumFrom, c.quorumLost = now.Add(c.tun.QuorumGrace), false
+	for i := range c.peers {
+		p := &c.peers[i]
+		*p = progress{node: p.node, id: p.id, role: p.role, next: c.log.last + 1, inflight: p.inflight}
+		p.inflight.reset()
+	}
+	if e, _ := c.live.SupportFrom(c.node); e != 0 {
+		c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = c.id, c.node, e
+		c.writeHard(o)
+	}
+	c.appendOwn(EntryEmpty, EntryHeader{}, nil, o)
+}
+
+// stopLeading gives up the present term for good and says so to all members,
+// whose promises would hold up an election otherwise.
+func (c *Core) stopLeading(o *Out) {
+	for i := range c.reads {
+		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[i].ctx, Err: ErrNotLeader})
+	}
+	c.reads = c.reads[:0]
+	for i := range c.peers {
+		if p := &c.peers[i]; i != c.self {
+			c.send(o, p.node, p.id, Msg{Type: MsgStepDown, Epoch: p.epoch})
+			p.inflight.reset()
+		}
+	}
+	c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = 0, 0, 0
+	c.role = RoleFollower
+	c.ready, c.uncommitted = false, 0
+	c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
+	c.commitAt = Never
+}
+
+// appendOwn appends an entry of this leader's term.
+func (c *Core) appendOwn(typ EntryType, h EntryHeader, cmds []Command, o *Out) LogMark {
+	l := &c.log
+	h.DescVersion = c.desc.Version
+	e := [1]Entry{{Index: l.last + 1, Term: c.hs.Term, Type: typ}}
+	e[0].Value = EncodeEntry(make([]byte, 0, EntrySize(cmds)), l.last+1, c.hs.Term, typ, h, cmds)
+	l.accTerm = c.hs.Term
+	l.append(e[:])
+	c.uncommitted += len(e[0].Value)
+	c.writeLog(o, l.last-1, l.last)
+	return LogMark{Term: c.hs.Term, Index: l.last}
+}
+
+// Propose appends one entry that holds cmds. h.DescVersion is filled in.
+// Errors, with nothing proposed: ErrNotLeader, ErrTransferring, ErrTooLarge,
+// *BusyError. With a nil error the outcome is open until the entry at the
+// returned mark is applied: an entry of another term at its index means that
+// it is lost.
+func (c *Core) Propose(now Time, h EntryHeader, cmds []Command, o *Out) (LogMark, error) {
+	c.touch(now)
+	if c.role != RoleLeader {
+		return LogMark{}, ErrNotLeader
+	}
+	if c.transferTo != 0 {
+		return LogMark{}, ErrTransferring
+	}
+	size := EntrySize(cmds)
+	if len(cmds) == 0 || size > MaxEntryBytes {
+		return LogMark{}, ErrTooLarge
+	}
+	if c.uncommitted > 0 && c.uncommitted+size > c.tun.UncommittedBytes {
+		return LogMark{}, &BusyError{Uncommitted: c.uncommitted, RetryAfter: 10 * time.Millisecond}
+	}
+	return c.appendOwn(EntryNormal, h, cmds, o), nil
+}
+
+// flushLeader sends what the round made due.
+func (c *Core) flushLeader(now Time, o *Out) {
+	if !c.isVoter() {
+		c.becomeFollower(now, c.hs.Term, o) // the configuration took the right away
+		return
+	}
+	c.maybeCommit()
+	if c.mustLeaveJoint() {
+		c.leaveJoint(now, o)
+	}
+	c.updateCompactTo(now)
+	ping := c.nextReadRound(now)
+	commitDue := now >= c.commitAt
+	owed := false
+	for i := range c.peers {
+		if i == c.self {
+			continue
+		}
+		p := &c.peers[i]
+		c.sendAppends(now, p, o)
+		c.sendFortify(now, p, o)
+		know := min(c.log.commit, p.next-1)
+		news := p.state == stateReplicate && know > p.sentCommit
+		compact := p.state == stateReplicate && c.truncNow && p.sentCompact < c.compactTo
+		if ping && p.role.IsVoter() || news && commitDue || compact {
+			m := Msg{Type: MsgCommit, Commit: c.log.commit, CompactTo: c.compactTo}
+			if ping {
+				m.Round = c.readRound
+			}
+			if p.state == stateReplicate {
+				p.sentCommit, p.sentCompact = know, c.compactTo
+			}
+			c.send(o, p.node, p.id, m)
+		} else if news {
+			owed = true
+		}
+	}
+	switch {
+	case !owed:
+		c.commitAt = Never
+	case c.commitAt == Never || commitDue:
+		c.commitAt = now.Add(c.tun.CommitDelay)
+	}
+	c.maybeTimeoutNow(o)
+	c.confirmReads(o)
+}
+
+// maybeCommit advances the commit index to what a quorum holds durably, but
+// only through an entry of the own term (paper section 5.4.2, figure 8).
+func (c *Core) maybeCommit() {
+	self := &c.peers[c.self]
+	self.match, self.next, self.state = c.log.stable, c.log.last+1, stateReplicate
+	i := Index(quorumOf(c.peers, matchOf))
+	if i <= c.log.commit || i <= c.preLeading {
+		return
+	}
+	c.commitTo(i)
+	if !c.ready {
+		c.ready = true
+		for k := range c.reads {
+			c.reads[k].index = c.log.commit
+		}
+	}
+}
+
+// sendAppends sends what the peer's window takes.
+func (c *Core) sendAppends(now Time, p *progress, o *Out) {
+	l := &c.log
+	if p.wantSnap && p.state != stateSnapshot {
+		p.wantSnap = false
+		c.startSnapshot(now, p, o)
+	}
+	for p.state != stateSnapshot && !p.paused {
+		prevTerm, ok := l.term(p.next - 1)
+		if !ok || p.next <= l.trunc && p.next <= l.prev {
+			c.startSnapshot(now, p, o)
+			return
+		}
+		var ents []Entry
+		if p.state == stateReplicate {
+			if p.next > l.last || p.fetching || p.inflight.full(c.tun.InflightMsgs, c.tun.InflightBytes) {
+				return
+			}
+			if ents = l.slice(p.next, l.last, c.tun.MaxMsgBytes); ents == nil {
+				c.startFetch(now, p, o)
+				return
+			}
+		} else if p.next <= l.last && p.retryWait <= c.tun.ProbeRetry {
+			ents = l.slice(p.next, l.last, c.tun.MaxMsgBytes) // nil: a bare probe will do
+		}
+		c.sendApp(now, p, prevTerm, ents, o)
+	}
+}
+
+// sendApp sends one append that begins at p.next.
+func (c *Core) sendApp(now Time, p *progress, prevTerm Term, ents []Entry, o *Out) {
+	m := Msg{
+		Type: MsgApp, Index: p.next - 1, LogTerm: prevTerm, Entries: ents,
+		Commit: c.log.commit, CompactTo: c.compactTo,
+	}
+	last := m.Index + Index(len(ents))
+	if p.state == stateProbe {
+		if e, _ := c.live.SupportFrom(p.node); p.epoch == 0 || p.epoch != e {
+			m.Flags |= FlagFortify
+			p.fortifyAt = now.Add(c.tun.ProbeRetry)
+		}
+		if len(ents) == 0 {
+			m.Flags |= FlagProbe
+		}
+		p.paused = true
+		c.armRetry(now, p)
+	} else {
+		if p.inflight.count() == 0 {
+			c.armRetry(now, p)
+		}
+		size := 0
+		for i := range ents {
+			size += len(ents[i].Value)
+		}
+		p.inflight.add(last, size)
+		p.next = last + 1
+		p.sentCommit = max(p.sentCommit, min(c.log.commit, last))
+		p.sentCompact = c.compactTo
+	}
+	c.send(o, p.node, p.id, m)
+}
+
+func (c *Core) armRetry(now Time, p *progress) {
+	if p.retryWait == 0 {
+		p.retryWait = c.tun.ProbeRetry
+	}
+	p.retryAt = now.Add(p.retryWait)
+}
+
+// retryDue returns when silence of the peer has to be answered. Nodes that are
+// not alive are left alone; LivenessChanged brings them back.
+func (c *Core) retryDue(p *progress) Time {
+	switch {
+	case p.state == stateSnapshot:
+		return p.snapSince.Add(c.tun.SnapshotTimeout)
+	case p.match < c.log.last && (p.paused || p.inflight.count() > 0 || p.fetching) && c.alive(p.node):
+		return p.retryAt
+	}
+	return Never
+}
+
+// retry sends again to a peer that did not answer, ever more seldom.
+func (c *Core) retry(now Time, p *progress) {
+	if p.state == stateSnapshot {
+		c.snapshotFailed(now, p)
+		return
+	}
+	wait := p.retryWait
+	p.toProbe(p.match + 1)
+	p.retryWait = min(2*wait, 10*c.tun.ProbeRetry)
+}
+
+// reassure answers a member that doubts the leader, with an append at its
+// known match that brings it the commit index.
+func (c *Core) reassure(now Time, p *progress, o *Out) {
+	if p.state == stateSnapshot {
+		c.send(o, p.node, p.id, Msg{Type: MsgCommit, Commit: c.log.commit, CompactTo: c.compactTo})
+		return
+	}
+	if t, ok := c.log.term(p.match); ok {
+		p.toProbe(p.match + 1)
+		c.sendApp(now, p, t, nil, o)
+	}
+}
+
+func (c *Core) startFetch(now Time, p *progress, o *Out) {
+	p.fetching = true
+	c.armRetry(now, p)
+	o.Fetches = append(o.Fetches, FetchTask{
+		Shard: c.shard, To: p.id, Next: p.next, Last: c.log.prev, MaxBytes: c.tun.MaxMsgBytes,
+	})
+}
+
+// Fetched hands in entries that a FetchTask asked for; prevTerm is the term of
+// the entry before the first one. err is nil or ErrCompacted.
+func (c *Core) Fetched(now Time, to ReplicaID, prevTerm Term, ents []Entry, err error, o *Out) {
+	c.touch(now)
+	p := c.peer(to)
+	if c.role != RoleLeader || p == nil || !p.fetching {
+		return
+	}
+	p.fetching = false
+	c.due = true
+	switch {
+	case errors.Is(err, ErrCompacted):
+		c.startSnapshot(now, p, o)
+	case err == nil && len(ents) > 0 && p.state == stateReplicate && ents[0].Index == p.next:
+		c.sendApp(now, p, prevTerm, ents, o)
+	}
+}
+
+// startSnapshot asks the owner to send a snapshot, if the peer can take one.
+func (c *Core) startSnapshot(now Time, p *progress, o *Out) {
+	if !c.alive(p.node) {
+		p.toProbe(p.next)
+		p.paused = true
+		c.armRetry(now, p)
+		return
+	}
+	p.toSnapshot(now, c.log.applied)
+	o.Snapshots = append(o.Snapshots, SnapshotTask{Shard: c.shard, To: p.node, ToReplica: p.id})
+}
+
+func (c *Core) stepNeedSnapshot(now Time, m *Msg) {
+	p := c.peer(m.FromReplica)
+	if c.role != RoleLeader || p == nil || p.state == stateSnapshot || m.Term > c.hs.Term {
+		return
+	}
+	p.wantSnap = true
+	c.due = true
+}
+
+// SnapshotSent reports how a SnapshotTask ended: ok means that the peer has
+// received the snapshot that ends at (idx, term). After a failure the peer is
+// tried again, ever more seldom.
+func (c *Core) SnapshotSent(now Time, to ReplicaID, idx Index, term Term, ok bool, _ *Out) {
+	c.touch(now)
+	p := c.peer(to)
+	if c.role != RoleLeader || p == nil {
+		return
+	}
+	if p.state != stateSnapshot {
+		if ok && p.state == stateProbe && p.match < idx && c.log.matches(idx, term) {
+			p.toProbe(idx + 1)
+		}
+		return
+	}
+	if !ok {
+		c.snapshotFailed(now, p)
+		return
+	}
+	p.toProbe(idx + 1)
+	// Its acknowledgement comes by itself when the install is done.
+	p.paused = true
+	p.retryWait = 0
+	c.armRetry(now, p)
+}
+
+func (c *Core) snapshotFailed(now Time, p *progress) {
+	p.toProbe(p.match + 1)
+	p.failures++
+	p.paused = true
+	p.retryWait = min(c.tun.ProbeRetry<<min(p.failures-1, 8), 10*c.tun.ProbeRetry)
+	c.armRetry(now, p)
+}
+
+// stepAppResp takes the answer to an append.
+func (c *Core) stepAppResp(now Time, m *Msg, o *Out) {
+	p := c.peer(m.FromReplica)
+	if c.role != RoleLeader || p == nil {
+		return
+	}
+	if m.Epoch != 0 {
+		p.epoch = m.Epoch
+	}
+	if m.Round > p.round {
+		p.round = m.Round
+		c.confirmReads(o)
+	}
+	if m.Reject() {
+		c.stepAppRefused(m, p)
+		return
+	}
+	if m.Index > c.log.last {
+		c.anomalies++
+		return
+	}
+	if m.Index > p.match {
+		p.match = m.Index
+		p.retryWait = 0
+		c.armRetry(now, p)
+	}
+	p.next = max(p.next, p.match+1)
+	p.inflight.freeTo(m.Index)
+	switch p.state {
+	case stateProbe:
+		// An older answer than the probe's is as good: the logs agree through it.
+		p.toReplicate()
+		p.retryWait = 0
+		c.armRetry(now, p)
+	case stateSnapshot:
+		if p.match+1 > c.log.trunc && p.match >= p.snapIndex {
+			p.toReplicate()
+		}
+	}
+}
+
+// stepAppRefused backs off to where the logs may agree.
+func (c *Core) stepAppRefused(m *Msg, p *progress) {
+	refused := m.Commit
+	if p.state == stateSnapshot || refused <= p.match || p.state == stateProbe && refused != p.next-1 {
+		return // of the past
+	}
+	i, _ := c.log.hint(min(m.Index, refused-1), m.LogTerm)
+	p.retryWait = 0
+	p.toProbe(min(i, refused-1) + 1)
+}
+
+// updateCompactTo decides how far the logs may be cut: what all live members
+// hold; a dead one holds the log back only within LogKeepEntries and
+// LogKeepBytes, a live one within sixteen times as much.
+func (c *Core) updateCompactTo(now Time) {
+	l := &c.log
+	to := l.applied
+	for i := range c.peers {
+		p := &c.peers[i]
+		if i == c.self {
+			continue
+		}
+		pos := max(p.match, l.trunc)
+		if p.state == stateSnapshot {
+			pos = max(pos, p.snapIndex)
+		}
+		if pos >= to {
+			continue
+		}
+		f := 1
+		if c.alive(p.node) {
+			f = 16
+		}
+		if l.last-pos <= Index(f*c.tun.LogKeepEntries) && l.heldBytes(pos) <= uint64(f*c.tun.LogKeepBytes) {
+			to = pos
+		}
+	}
+	if to > c.compactTo {
+		c.compactTo = to
+		if c.truncAt == Never && !c.truncNow {
+			c.truncAt = now.Add(c.tun.IdleTruncate)
+		}
+	}
+}
+
+// sendFortify asks a member for its promise again after an epoch changed.
+func (c *Core) sendFortify(now Time, p *progress, o *Out) {
+	if now >= c.fortifyDue(p) {
+		p.fortifyAt = now.Add(c.tun.ProbeRetry * 2)
+		c.send(o, p.node, p.id, Msg{Type: MsgFortify})
+	}
+}
+
+func (c *Core) fortifyDue(p *progress) Time {
+	if p.state != stateReplicate {
+		return Never // the next append asks, or it has no state yet
+	}
+	if e, until := c.live.SupportFrom(p.node); e == 0 || e == p.epoch || until <= c.now {
+		return Never
+	}
+	return p.fortifyAt
+}
+
+// ReadIndex asks for an index at which a read is linearizable (thesis section
+// 6.4). The answer comes through Out.Reads, perhaps at once; ctx comes back
+// with it. All reads of a round share one confirmation by a quorum.
+func (c *Core) ReadIndex(now Time, ctx uint64, o *Out) {
+	c.touch(now)
+	switch {
+	case c.role != RoleLeader:
+		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: ctx, Err: ErrNotLeader})
+	case c.ready && c.soleVoter():
+		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: ctx, Index: c.log.commit})
+	default:
+		c.reads = append(c.reads, pendingRead{ctx: ctx, index: c.log.commit, round: c.readRound + 1})
+	}
+}
+
+// nextReadRound opens a round if reads wait for one, or if the running one got
+// no answer for too long.
+func (c *Core) nextReadRound(now Time) bool {
+	n := len(c.reads)
+	if n == 0 || c.reads[n-1].round <= c.readRound && now < c.readDue() {
+		return false
+	}
+	c.readRound++
+	c.readSent = now
+	c.peers[c.self].round = c.readRound
+	return true
+}
+
+func (c *Core) readDue() Time {
+	if c.readSent == 0 {
+		return 0
+	}
+	return c.readSent.Add(c.tun.ProbeRetry)
+}
+
+// confirmReads answers the reads whose round, or a later one, a quorum has
+// confirmed in this term.
+func (c *Core) confirmReads(o *Out) {
+	if len(c.reads) == 0 || !c.ready || c.role != RoleLeader {
+		return
+	}
+	r := uint64(quorumOf(c.peers, roundOf))
+	n := 0
+	for n < len(c.reads) && c.reads[n].round <= r {
+		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[n].ctx, Index: c.reads[n].index})
+		n++
+	}
+	c.reads = c.reads[:copy(c.reads, c.reads[n:])]
+}
+
+// Transfer hands the leadership to another voter (thesis section 3.10). While
+// it runs, proposals are refused; it is given up after TransferTimeout. Errors:
+// ErrNotLeader, ErrTransferring, ErrTransferTarget.
+func (c *Core) Transfer(now Time, to ReplicaID, o *Out) error {
+	c.touch(now)
+	if c.role != RoleLeader {
+		return ErrNotLeader
+	}
+	if c.transferTo != 0 {
+		if c.transferTo == to {
+			return nil
+		}
+		return ErrTransferring
+	}
+	p := c.peer(to)
+	if p == nil || p.id == c.id || !p.role.inNew() || !c.alive(p.node) {
+		return ErrTransferTarget
+	}
+	c.transferTo, c.transferAt, c.timeoutSent = to, now.Add(c.tun.TransferTimeout), false
+	c.due = true
+	return nil
+}
+
+// maybeTimeoutNow lets the target campaign once it holds the whole log.
+func (c *Core) maybeTimeoutNow(o *Out) {
+	if c.transferTo == 0 || c.timeoutSent {
+		return
+	}
+	if p := c.peer(c.transferTo); p != nil && p.match == c.log.last {
+		c.timeoutSent = true
+		c.send(o, p.node, p.id, Msg{Type: MsgTimeoutNow, Flags: FlagGrant})
+	}
+}
+
+// quorumUntil returns until when, by the own clock, a quorum supports this node.
+func (c *Core) quorumUntil() Time {
+	return Time(quorumOf(c.peers, func(p *progress) int64 {
+		_, until := c.live.SupportFrom(p.node)
+		return int64(until)
+	}))
+}
+
+// checkQuorum judges whether a quorum can be reached. A leader whose quorum's
+// support lapsed for longer than QuorumGrace steps down.
+func (c *Core) checkQuorum(now Time, o *Out) {
+	if c.role == RoleLeader {
+		until := c.quorumUntil()
+		if until > now || now < c.quorumFrom {
+			c.quorumLost = false
+			return
+		}
+		if !c.quorumLost {
+			c.quorumLost, c.quorumSince = true, max(until, c.quorumFrom)
+		}
+		if now >= c.quorumSince.Add(c.tun.QuorumGrace) {
+			c.attempts = 1
+			c.becomeFollower(now, c.hs.Term, o)
+			c.due = true
+		}
+		return
+	}
+	var hear, heard tally
+	for i := range c.peers {
+		p := &c.peers[i]
+		_, live := c.live.SupportFor(p.node)
+		_, until := c.live.SupportFrom(p.node)
+		hear.add(p.role, live || i == c.self)
+		heard.add(p.role, until > now || i == c.self)
+	}
+	switch {
+	case c.lead != 0 || hear.won() && heard.won():
+		c.quorumLost = false
+	case now < c.quorumFrom:
+	case !c.quorumLost:
+		c.quorumLost, c.quorumSince = true, now
+	}
+}
+
+func (c *Core) leaderDeadline() Time {
+	d := min(c.transferAt, c.commitAt)
+	if c.quorumLost {
+		d = min(d, c.quorumSince.Add(c.tun.QuorumGrace))
+	} else {
+		d = min(d, max(c.quorumUntil(), c.quorumFrom))
+	}
+	if len(c.reads) > 0 {
+		d = min(d, c.readDue())
+	}
+	for i := range c.peers {
+		if i != c.self {
+			d = min(d, c.retryDue(&c.peers[i]), c.fortifyDue(&c.peers[i]))
+		}
+	}
+	return d
+}
+
+func (c *Core) tickLeader(now Time, o *Out) {
+	if now >= c.transferAt {
+		c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
+	}
+	for i := range c.peers {
+		if i != c.self && now >= c.retryDue(&c.peers[i]) {
+			c.retry(now, &c.peers[i])
+		}
+	}
+	c.checkQuorum(now, o)
+}

@@ -1,0 +1,174 @@
+package raft
+
+import "time"
+
+// progressState is how a leader treats a peer.
+type progressState uint8
+
+const (
+	// stateProbe: the peer's log is unknown; one append at a time.
+	stateProbe progressState = iota
+	// stateReplicate: the logs agree through match; appends are pipelined.
+	stateReplicate
+	// stateSnapshot: the peer needs a snapshot; nothing is sent.
+	stateSnapshot
+)
+
+const (
+	voteNone uint8 = iota
+	voteGranted
+	voteRefused
+)
+
+// progress is what a replica knows of one member of its configuration, itself
+// included. Invariant for a leader's peers: match < next.
+type progress struct {
+	node NodeID
+	id   ReplicaID
+	role Role
+
+	vote    uint8 // in the newest campaign
+	preVote uint8 // in the newest pre-vote
+
+	state    progressState
+	paused   bool // stateProbe: an append is out, wait for its answer or retryAt
+	fetching bool // a FetchTask from next on is out
+	wantSnap bool // said that it has no usable state
+	match    Index
+	next     Index
+	inflight inflight
+
+	retryAt   Time          // when silence means a loss
+	retryWait time.Duration // current retry interval
+	failures  int           // snapshots in a row that did not arrive
+	snapIndex Index         // stateSnapshot: the log is kept from here on
+	snapSince Time
+
+	sentCommit  Index
+	sentCompact Index
+	round       uint64 // newest read round the peer confirmed in this term
+	epoch       Epoch  // at which the peer fortified this leader in this term
+	fortifyAt   Time   // not before: next MsgFortify
+}
+
+func (p *progress) toProbe(next Index) {
+	p.state, p.paused, p.fetching = stateProbe, false, false
+	p.next = max(next, p.match+1)
+	p.inflight.reset()
+}
+
+func (p *progress) toReplicate() {
+	p.state, p.paused, p.fetching = stateReplicate, false, false
+	p.next = p.match + 1
+	p.failures = 0
+	p.inflight.reset()
+}
+
+func (p *progress) toSnapshot(now Time, keepFrom Index) {
+	p.state, p.paused, p.fetching = stateSnapshot, false, false
+	p.snapIndex, p.snapSince = keepFrom, now
+	p.inflight.reset()
+}
+
+// inflight is the window of appends sent and not yet acknowledged, bounded by
+// count and by bytes. It grows on demand and keeps its memory.
+type inflight struct {
+	sent  []sentAppend
+	head  int
+	bytes int
+}
+
+type sentAppend struct {
+	last  Index
+	bytes int
+}
+
+func (f *inflight) reset() { f.sent, f.head, f.bytes = f.sent[:0], 0, 0 }
+
+func (f *inflight) count() int { return len(f.sent) - f.head }
+
+// full reports whether nothing more may be sent. One append always passes an
+// empty window.
+func (f *inflight) full(maxMsgs, maxBytes int) bool {
+	n := f.count()
+	return n > 0 && (n >= maxMsgs || f.bytes >= maxBytes)
+}
+
+func (f *inflight) add(last Index, bytes int) {
+	if f.head > 0 && f.head >= len(f.sent)/2 && len(f.sent) == cap(f.sent) {
+		n := copy(f.sent, f.sent[f.head:])
+		f.sent, f.head = f.sent[:n], 0
+	}
+	f.sent = append(f.sent, sentAppend{last, bytes})
+	f.bytes += bytes
+}
+
+// freeTo releases what an acknowledgement through index i covers.
+func (f *inflight) freeTo(i Index) {
+	for f.head < len(f.sent) && f.sent[f.head].last <= i {
+		f.bytes -= f.sent[f.head].bytes
+		f.head++
+	}
+	if f.head == len(f.sent) {
+		f.reset()
+	}
+}
+
+// tally counts members of both halves of a configuration. In a configuration
+// that is not joint the halves are equal.
+type tally struct{ newAll, newYes, oldAll, oldYes int }
+
+func (t *tally) add(r Role, yes bool) {
+	n := 0
+	if yes {
+		n = 1
+	}
+	if r.inNew() {
+		t.newAll++
+		t.newYes += n
+	}
+	if r.inOld() {
+		t.oldAll++
+		t.oldYes += n
+	}
+}
+
+// won reports whether a majority of each half said yes.
+func (t *tally) won() bool {
+	return t.newYes > t.newAll/2 && t.oldYes > t.oldAll/2
+}
+
+// quorumOf returns the highest value that a majority of each half reaches.
+func quorumOf(peers []progress, value func(*progress) int64) int64 {
+	var a, b [MaxReplicas]int64
+	na, nb := 0, 0
+	for i := range peers {
+		p := &peers[i]
+		if p.role.inNew() {
+			insertDesc(a[:na+1], value(p))
+			na++
+		}
+		if p.role.inOld() {
+			insertDesc(b[:nb+1], value(p))
+			nb++
+		}
+	}
+	if na == 0 || nb == 0 {
+		return 0
+	}
+	return min(a[na/2], b[nb/2])
+}
+
+func matchOf(p *progress) int64 { return int64(p.match) }
+
+func roundOf(p *progress) int64 { return int64(p.round) }
+
+// insertDesc puts v into s, whose last slot is free and whose rest descends.
+func insertDesc(s []int64, v int64) {
+	i := len(s) - 1
+	for i > 0 && s[i-1] < v {
+		s[i] = s[i-1]
+		i--
+	}
+	s[i] = v
+}
