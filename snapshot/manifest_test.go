@@ -1,0 +1,164 @@
+package snapshot
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+var rewrite = flag.Bool("rewrite", false, "rewrite testdata/*.golden")
+
+func sampleMeta() Meta {
+	m := Meta{ID: ID{1, 2, 3, 0xff}, Desc: descOf(7, "a", "q"),
+		Applied: raft.AppliedState{Applied: 1000, AppliedTerm: 5, TruncIndex: 900, TruncTerm: 4, ConfIndex: 17, WrittenBytes: 1 << 30, WrittenKeys: 12345, GroupTs: 1 << 60},
+		Files: []File{
+			{Kind: FileTable, Size: 2*ChunkBytes + 1, First: engine.DataKey(1, []byte("a1")), Last: engine.DataKey(1, []byte("b9")), Sums: []uint32{1, 2, 3}},
+			{Kind: FileTable, Size: ChunkBytes, First: engine.DataKey(1, []byte("c")), Last: engine.DataKey(1, []byte("p")), Sums: []uint32{0xdeadbeef}},
+			{Kind: FileState, Size: 20, Sums: []uint32{9}},
+		}}
+	m.Shard, m.Index, m.Term = 7, 1000, 5
+	return m
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := "testdata/" + name + ".golden"
+	if *rewrite {
+		check(t, os.WriteFile(path, []byte(hex.Dump(got)), 0o644))
+	}
+	want, err := os.ReadFile(path)
+	check(t, err)
+	if hex.Dump(got) != string(want) {
+		t.Fatalf("the format of %s changed:\n%s\nwant:\n%s", name, hex.Dump(got), want)
+	}
+}
+
+// TestManifestFormat: the bytes are fixed, and decode to what was encoded.
+func TestManifestFormat(t *testing.T) {
+	m := sampleMeta()
+	b := m.Encode([]byte("before"))[6:]
+	golden(t, "manifest", b)
+	got, err := DecodeMeta(b)
+	check(t, err)
+	clear(b) // the result must not alias it
+	if !reflect.DeepEqual(got, m) {
+		t.Fatalf("decoded %+v\nwant %+v", got, m)
+	}
+	if m.Bytes() != 3*ChunkBytes+21 || m.Chunks() != 5 || !strings.Contains(m.String(), "shard 7 at index 1000") {
+		t.Fatalf("%d bytes, %d chunks, %s", m.Bytes(), m.Chunks(), m.String())
+	}
+	for n, want := range [][2]int{{0, 0}, {0, 1}, {0, 2}, {1, 0}, {2, 0}} {
+		if f, c := m.chunkAt(n); f != want[0] || c != want[1] {
+			t.Fatalf("chunk %d is %d of file %d", n, c, f)
+		}
+	}
+}
+
+// TestManifestEveryBit: no flipped bit and no cut passes.
+func TestManifestEveryBit(t *testing.T) {
+	m := sampleMeta()
+	b := m.Encode(nil)
+	for i := range len(b) * 8 {
+		c := bytes.Clone(b)
+		c[i/8] ^= 1 << (i % 8)
+		if _, err := DecodeMeta(c); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("bit %d: %v", i, err)
+		}
+	}
+	for n := range b {
+		if _, err := DecodeMeta(b[:n]); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("cut to %d: %v", n, err)
+		}
+	}
+}
+
+// TestChunkFormat: table chunks travel as they are, lists compressed if that helps.
+func TestChunkFormat(t *testing.T) {
+	list := bytes.Repeat([]byte("flotilla "), 100)
+	m := Meta{Files: []File{
+		{Kind: FileTable, Size: 5, Sums: []uint32{sum([]byte("table"))}},
+		{Kind: FileData, Size: int64(len(list)), Sums: []uint32{sum(list)}},
+	}}
+	a := encodeChunk(nil, FileTable, 0, 0, []byte("table"))
+	b := encodeChunk(nil, FileData, 1, 0, list)
+	golden(t, "chunk", append(bytes.Clone(a), b...))
+	if len(b) > len(list)/4 {
+		t.Fatalf("a list of %d bytes travels as %d", len(list), len(b))
+	}
+	for i, want := range [][]byte{[]byte("table"), list} {
+		f, c, p, err := m.decodeChunk([][]byte{a, b}[i])
+		if err != nil || f != i || c != 0 || !bytes.Equal(p, want) {
+			t.Fatalf("chunk of file %d: %d %d %v", i, f, c, err)
+		}
+	}
+}
+
+func TestListFormat(t *testing.T) {
+	b := appendKV(appendKV(nil, []byte("a"), nil), []byte("b"), []byte("value"))
+	golden(t, "list", b)
+	kvs, err := decodeKVs(b)
+	if err != nil || len(kvs) != 2 || string(kvs[1].Value) != "value" {
+		t.Fatalf("%v %v", kvs, err)
+	}
+	for _, bad := range [][]byte{b[:len(b)-1], appendKV(bytes.Clone(b), []byte("b"), nil), {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1}} {
+		if _, err := decodeKVs(bad); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%x: %v", bad, err)
+		}
+	}
+}
+
+func FuzzDecodeMeta(f *testing.F) {
+	m := sampleMeta()
+	f.Add(m.Encode(nil))
+	m.Files = nil
+	f.Add(m.Encode(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > manifestHead { // look behind the checksum
+			fixed := bytes.Clone(b)
+			fixed[0] = manifestVersion
+			s := sum(fixed[manifestHead:])
+			fixed[1], fixed[2], fixed[3], fixed[4] = byte(s>>24), byte(s>>16), byte(s>>8), byte(s)
+			b = fixed
+		}
+		m, err := DecodeMeta(b)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatal(err)
+			}
+			return
+		}
+		again, err := DecodeMeta(m.Encode(nil))
+		if err != nil || !reflect.DeepEqual(m, again) {
+			t.Fatalf("%v\n%+v\n%+v", err, m, again)
+		}
+	})
+}
+
+func FuzzDecodeChunk(f *testing.F) {
+	list := bytes.Repeat([]byte("flotilla "), 100)
+	m := Meta{Files: []File{{Kind: FileData, Size: int64(len(list)), Sums: []uint32{sum(list)}}}}
+	f.Add(encodeChunk(nil, FileData, 0, 0, list))
+	f.Add(encodeChunk(nil, FileTable, 0, 0, list))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, _, p, err := m.decodeChunk(b); err == nil && !bytes.Equal(p, list) {
+			t.Fatal("another payload passed its checksum")
+		}
+		if kvs, err := decodeKVs(b); err == nil {
+			var again []byte
+			for _, p := range kvs {
+				again = appendKV(again, p.Key, p.Value)
+			}
+			if got, err := decodeKVs(again); err != nil || len(got) != len(kvs) {
+				t.Fatalf("%v: %d pairs, then %d", err, len(kvs), len(got))
+			}
+		}
+	})
+}
