@@ -80,10 +80,10 @@ type Request struct {
 	// Key of KindGet, 1 to MaxKeyBytes bytes.
 	Key []byte
 	// Start and End of KindScan, [Start, End) of the keyspace; empty: from its
-	// first key, to its end. Start must not be after End. A page holds keys of
-	// this shard only: when the range reaches beyond it, More is set at the
-	// shard's edge and Resume is the boundary. A range without any key of this
-	// shard is an *EpochError.
+	// first key, to its end. Start must not be after End. The end at which the
+	// scan begins (End, when Reverse) must lie in the shard, else the answer is an
+	// *EpochError. Where the range reaches beyond the shard's other edge, the last
+	// page of the shard has More set and Resume is that edge.
 	Start, End []byte
 	// Limit bounds the pairs of a scan page. Zero: MaxScanPairs.
 	Limit int

@@ -1,0 +1,347 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/shard"
+)
+
+// Host is what the store needs of the runtime that replicates; *multiraft.Host
+// implements it.
+type Host interface {
+	// Propose calls done exactly once, perhaps before it returns and perhaps on
+	// a goroutine that must not be blocked.
+	Propose(shard raft.ShardID, cmd raft.Command, done func(data []byte, index raft.Index, slot uint32, err error))
+	// ReadIndex calls done exactly once, like Propose. With a nil error
+	// everything a linearizable read must see is applied and visible here.
+	ReadIndex(shard raft.ShardID, done func(index raft.Index, err error))
+	// Descriptor returns the newest applied descriptor of a shard with a replica
+	// here. It is read-only.
+	Descriptor(shard raft.ShardID) (raft.Descriptor, bool)
+}
+
+// Options are what a Store is made of. Host and Engine are required.
+type Options struct {
+	Host   Host
+	Engine *engine.Engine
+	// Addr returns the client address of a node for hints in errors, or "". Optional.
+	Addr func(raft.NodeID) string
+}
+
+// Store executes requests on the shards of this node. It is safe for concurrent use.
+type Store struct {
+	host   Host
+	engine *engine.Engine
+	addr   func(raft.NodeID) string
+
+	mu struct {
+		sync.RWMutex // guards closed against reads that begin; held briefly
+		closed       bool
+	}
+	wg sync.WaitGroup // reads that came in through DoAsync
+}
+
+// NewStore returns a store over a host and its engine.
+func NewStore(o Options) *Store {
+	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr}
+	if s.addr == nil {
+		s.addr = func(raft.NodeID) string { return "" }
+	}
+	return s
+}
+
+// Do executes r and waits for the answer, which it always returns; its Err is a
+// typed error of package shard. The context, and r.TimeoutNanos if the context
+// has no deadline, bound the wait: a write whose time ends before it was handed
+// to Raft is a *shard.UnavailableError (not applied), one whose time ends
+// afterwards is a *shard.AmbiguousError. r must not be changed before Do returns,
+// and the body of a command whose outcome is ambiguous must not be changed at all.
+func (s *Store) Do(ctx context.Context, r *shard.Request) *shard.Response {
+	c := &call{s: s, req: r, sync: true}
+	c.resp.ID = r.ID
+	if err := ctx.Err(); err != nil {
+		return c.failed(&shard.UnavailableError{Why: "its time had ended before it was started", Cause: err})
+	}
+	if !c.check() {
+		return &c.resp
+	}
+	if r.Kind == shard.KindStats || (r.Kind != shard.KindWrite && r.Consistency == shard.Local) {
+		c.read()
+		return &c.resp
+	}
+	c.done = signals.Get().(chan struct{})
+	c.start()
+	if !c.wait(ctx) {
+		return c.gaveUp(ctx.Err())
+	}
+	if r.Kind != shard.KindWrite && c.resp.Err == nil {
+		c.read()
+	}
+	return &c.resp
+}
+
+// DoAsync executes r and hands the answer to answer, exactly once: perhaps before
+// DoAsync returns, and for writes on a goroutine that must not be blocked. It
+// does not observe any deadline; whoever stops waiting for a write must treat
+// its outcome as unknown. r must not be changed before the answer.
+func (s *Store) DoAsync(r *shard.Request, answer func(*shard.Response)) {
+	c := &call{s: s, req: r, answer: answer}
+	c.resp.ID = r.ID
+	if !c.check() {
+		answer(&c.resp)
+		return
+	}
+	if r.Kind == shard.KindStats || (r.Kind != shard.KindWrite && r.Consistency == shard.Local) {
+		c.readAside()
+		return
+	}
+	c.start()
+}
+
+// Close refuses further requests with shard.ErrClosed and waits for reads that
+// run on goroutines of the store. It is idempotent.
+func (s *Store) Close() {
+	s.mu.Lock()
+	s.mu.closed = true
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+func (s *Store) isClosed() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.mu.closed
+}
+
+// call is one request under way. It is never reused, so that a late completion
+// can only find the request it belongs to.
+type call struct {
+	s    *Store
+	req  *shard.Request
+	desc raft.Descriptor // the request was checked against it
+	resp shard.Response
+
+	sync   bool
+	answer func(*shard.Response) // of DoAsync
+	done   chan struct{}         // of Do: capacity 1, gets one signal
+	fired  atomic.Bool           // the host completed the call
+}
+
+// signals holds channels without a signal in them. A channel comes back only
+// after its one signal was received.
+var signals = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
+
+// check validates the request and everything that needs no waiting. It reports
+// false when the answer is ready; nothing was done then.
+func (c *call) check() bool {
+	if c.s.isClosed() {
+		c.resp.Err = shard.ErrClosed
+		return false
+	}
+	r := c.req
+	if err := r.Check(); err != nil {
+		c.resp.Err = err
+		return false
+	}
+	d, ok := c.s.host.Descriptor(r.Shard)
+	if !ok {
+		c.resp.Err = &shard.EpochError{Shard: r.Shard}
+		return false
+	}
+	c.desc = d
+	if r.Keyspace != d.Keyspace {
+		c.resp.Err = epochError(&d)
+	} else {
+		c.resp.Err = checkAgainst(&d, r)
+	}
+	return c.resp.Err == nil
+}
+
+// checkAgainst judges a request by the shard's descriptor.
+func checkAgainst(d *raft.Descriptor, r *shard.Request) error {
+	if err := shard.CheckVersion(d, r.DescVersion); err != nil {
+		return err
+	}
+	switch r.Kind {
+	case shard.KindGet:
+		return shard.CheckKey(d, r.Key)
+	case shard.KindScan:
+		return checkScan(d, r.Start, r.End, r.Reverse)
+	case shard.KindWrite:
+		if !shard.KnownOp(r.Command.Op, r.Command.Flags) {
+			return &shard.ArgumentError{Field: "operation", Reason: "this shard is served by the key-value machine, which does not have it"}
+		}
+		return shard.CheckCommandSpan(d, r.Command)
+	}
+	return nil
+}
+
+// start hands the call to the host. After a proposal only the host's completion
+// makes the outcome definite.
+func (c *call) start() {
+	if c.req.Kind == shard.KindWrite {
+		c.s.host.Propose(c.req.Shard, c.req.Command, c.proposed)
+		return
+	}
+	c.s.host.ReadIndex(c.req.Shard, c.readable)
+}
+
+// proposed is the host's completion of a write.
+func (c *call) proposed(data []byte, index raft.Index, slot uint32, err error) {
+	if !c.fired.CompareAndSwap(false, true) {
+		return
+	}
+	if err != nil {
+		c.resp.Err = c.s.translate(c.req, err)
+	} else {
+		c.setResult(data, shard.Version{Lineage: c.req.Shard, Index: index, Slot: slot})
+	}
+	c.complete()
+}
+
+func (c *call) setResult(data []byte, at shard.Version) {
+	res, err := shard.DecodeResult(data, at)
+	if err != nil {
+		// Applied or rejected, but nobody here can tell which.
+		c.resp.Err = &shard.AmbiguousError{Shard: c.req.Shard, Why: err.Error()}
+		return
+	}
+	if res.Status == shard.StatusEpoch || res.Status == shard.StatusRange {
+		if d, ok := c.s.host.Descriptor(c.req.Shard); ok {
+			c.desc = d
+		}
+	}
+	if c.resp.Err = res.Err(&c.desc); c.resp.Err == nil {
+		c.resp.Receipt, c.resp.Txn = res.Receipt, res.Txn
+	}
+}
+
+// readable is the host's completion of a read index. The read itself happens on
+// another goroutine: this one belongs to a loop.
+func (c *call) readable(_ raft.Index, err error) {
+	if !c.fired.CompareAndSwap(false, true) {
+		return
+	}
+	if err != nil {
+		c.resp.Err = c.s.translate(c.req, err)
+		c.complete()
+		return
+	}
+	if c.sync {
+		c.complete()
+		return
+	}
+	c.readAside()
+}
+
+func (c *call) complete() {
+	if c.sync {
+		c.done <- struct{}{}
+		return
+	}
+	c.answer(&c.resp)
+}
+
+// readAside reads on a goroutine of the store and answers.
+func (c *call) readAside() {
+	s := c.s
+	s.mu.RLock()
+	if s.mu.closed {
+		s.mu.RUnlock()
+		c.resp.Err = shard.ErrClosed
+		c.answer(&c.resp)
+		return
+	}
+	s.wg.Add(1)
+	s.mu.RUnlock()
+	go func() {
+		defer s.wg.Done()
+		c.read()
+		c.answer(&c.resp)
+	}()
+}
+
+// wait returns true once the host completed the call, false if ctx or the
+// request's time ended first. In the latter case the channel is lost to the pool.
+func (c *call) wait(ctx context.Context) bool {
+	var expired <-chan time.Time
+	if c.req.TimeoutNanos > 0 {
+		if _, has := ctx.Deadline(); !has {
+			t := time.NewTimer(time.Duration(c.req.TimeoutNanos))
+			defer t.Stop()
+			expired = t.C
+		}
+	}
+	select {
+	case <-c.done:
+		signals.Put(c.done)
+		return true
+	case <-ctx.Done():
+	case <-expired:
+	}
+	return false
+}
+
+// gaveUp answers a call whose time ended while the host has it. It does not
+// touch c.resp, which the host may be filling in.
+func (c *call) gaveUp(cause error) *shard.Response {
+	if cause == nil {
+		cause = context.DeadlineExceeded
+	}
+	why := "its time ended while it waited for the shard"
+	if c.req.Kind == shard.KindWrite {
+		return c.req.Failed(&shard.AmbiguousError{Shard: c.req.Shard, Why: why, Cause: cause})
+	}
+	return c.req.Failed(&shard.UnavailableError{Why: why, Cause: cause})
+}
+
+func (c *call) failed(err error) *shard.Response {
+	c.resp.Err = err
+	return &c.resp
+}
+
+// translate turns an error of the host into the typed error a client may act on.
+// What it does not know is ambiguous for a write.
+func (s *Store) translate(r *shard.Request, err error) error {
+	var (
+		notLeader  *multiraft.NotLeaderError
+		noQuorum   *multiraft.NoQuorumError
+		overloaded *multiraft.OverloadedError
+	)
+	switch {
+	case errors.Is(err, multiraft.ErrAmbiguous):
+		return &shard.AmbiguousError{Shard: r.Shard, Why: "the node stopped or lost track of it before it was confirmed"}
+	case errors.As(err, &notLeader):
+		e := &shard.NotLeaderError{Shard: r.Shard, Leader: notLeader.Leader, Term: notLeader.Term}
+		if notLeader.Leader != 0 {
+			e.Addr = s.addr(notLeader.Leader)
+		}
+		if d, ok := s.host.Descriptor(r.Shard); ok {
+			e.Descriptor = &d
+		}
+		return e
+	case errors.As(err, &noQuorum):
+		return &shard.NoQuorumError{Shard: r.Shard, Down: noQuorum.Down, Since: noQuorum.Since}
+	case errors.As(err, &overloaded):
+		return &shard.OverloadedError{RetryAfter: overloaded.RetryAfter, Why: overloaded.Why}
+	case errors.Is(err, multiraft.ErrUnknownShard):
+		return &shard.EpochError{Shard: r.Shard}
+	case errors.Is(err, multiraft.ErrDropped):
+		return &shard.UnavailableError{Why: "another leader's entry took its place in the log", Cause: err}
+	case errors.Is(err, multiraft.ErrFenced):
+		return &shard.UnavailableError{Why: "this replica is fenced because its state machine failed", Cause: err}
+	case errors.Is(err, multiraft.ErrClosed), errors.Is(err, engine.ErrClosed):
+		return shard.ErrClosed
+	}
+	if r.Kind == shard.KindWrite {
+		return &shard.AmbiguousError{Shard: r.Shard, Why: err.Error()}
+	}
+	return &shard.UnavailableError{Why: "the read failed", Cause: err}
+}
