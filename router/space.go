@@ -112,7 +112,7 @@ func (s Space) Scan(ctx context.Context, sc Scan) iter.Seq2[shard.Pair, error] {
 			yield(shard.Pair{}, err)
 			return
 		}
-		left := sc.Limit
+		left := sc.Limit // stays zero if there is no bound
 		q := shard.Request{
 			Keyspace: s.id, Kind: shard.KindScan, Consistency: sc.Consistency, MaxBytes: sc.PageBytes,
 			Start: sc.Start, End: sc.End, Reverse: sc.Reverse,
@@ -128,8 +128,10 @@ func (s Space) Scan(ctx context.Context, sc Scan) iter.Seq2[shard.Pair, error] {
 				if !yield(p, nil) {
 					return
 				}
-				if left--; left == 0 {
-					return
+				if left > 0 {
+					if left--; left == 0 {
+						return
+					}
 				}
 			}
 			if !resp.More || len(resp.Resume) == 0 {
