@@ -281,7 +281,7 @@ func (s *Store) restoreOne(dir string) *reception {
 		return nil
 	}
 	m, err := DecodeMeta(b[4:])
-	if err != nil {
+	if err != nil || s.wanted(&m) != nil { // it may have been installed
 		return nil
 	}
 	r := newReception(&m, raft.NodeID(binary.BigEndian.Uint32(b)), s.o.Clock.Now())
