@@ -8,6 +8,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/batchrepr"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // Batch collects the writes of one round over many groups and commits them
@@ -140,15 +142,18 @@ func (b *Batch) RollbackTo(mark int) {
 
 // Commit applies the batch. When it returns nil, the writes are visible to all
 // readers; with sync, they are durable after Wait. Without sync they become
-// durable with the next synced batch of any group. An empty batch costs
-// nothing. After an error, which is an ErrFailed or ErrClosed, the node stops.
+// durable with the next synced batch of any group. An empty batch with sync
+// still syncs: it makes what was committed before durable. After an error, which is an ErrFailed or ErrClosed, the node stops.
 func (b *Batch) Commit(sync bool) (err error) {
 	if b.committed {
 		return errors.New("engine: batch was committed before")
 	}
 	b.committed = true
 	if b.b.Empty() {
-		return nil
+		if !sync {
+			return nil
+		}
+		_ = b.b.LogData(nil, nil) // never fails
 	}
 	if err := b.e.enter(); err != nil {
 		b.abandon()
@@ -163,7 +168,7 @@ func (b *Batch) Commit(sync bool) (err error) {
 		}
 	}()
 	b.e.stats.batches.Add(1)
-	if !sync {
+	if !sync || mutants.On("E-ack-unsynced") {
 		err = b.e.db.Apply(b.b, pebble.NoSync)
 	} else {
 		b.since = time.Now()

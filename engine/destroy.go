@@ -9,6 +9,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -120,7 +121,12 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 	if err != nil {
 		return errors.Join(err, pb.Close())
 	}
-	if err := e.applySynced(pb); err != nil {
+	if mutants.On("E-destroy-unsynced") {
+		err = e.db.Apply(pb, pebble.NoSync)
+	} else {
+		err = e.applySynced(pb)
+	}
+	if err != nil {
 		return err
 	}
 	e.setOwnFrom(s, 0)
@@ -188,6 +194,9 @@ func (e *Engine) deadSpans(in intent) ([]pebble.KeyRange, error) {
 	lower, upper := DataSpan(in.Keyspace, in.Start, in.End)
 	dead := []pebble.KeyRange{{Start: lower, End: upper}}
 	err := e.eachDescriptor(func(d *raft.Descriptor) {
+		if mutants.On("E-intent-all") {
+			return
+		}
 		lo, hi := DataSpan(d.Keyspace, d.Start, d.End)
 		var rest []pebble.KeyRange
 		for _, sp := range dead {

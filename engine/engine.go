@@ -13,6 +13,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // Engine is an open store. All methods may be called from any goroutine; a
@@ -223,13 +225,15 @@ func (e *Engine) create(rec identRecord, found bool) error {
 	if err := e.openDB(true); err != nil {
 		return err
 	}
-	first := e.db
-	e.db = nil
-	if err := first.Close(); err != nil {
-		return bad(err)
-	}
-	if err := e.openDB(false); err != nil {
-		return err
+	if !mutants.On("E-no-reopen") {
+		first := e.db
+		e.db = nil
+		if err := first.Close(); err != nil {
+			return bad(err)
+		}
+		if err := e.openDB(false); err != nil {
+			return err
+		}
 	}
 	rec.State = stateReady
 	if err := writeIdentFile(e.fs, e.identPath(), &rec); err != nil {
@@ -329,17 +333,23 @@ func (e *Engine) release() {
 
 // Close makes everything durable that was committed, and gives up the
 // directory. All batches, iterators and views must have been closed. It is
-// idempotent. After a failure it gives up the directory and nothing else;
-// Pebble's goroutines are left parked.
+// idempotent. After a failure it returns the failure and changes nothing:
+// goroutines of Pebble may still be there, parked or about to find out, so the
+// directory stays locked until the process ends.
 func (e *Engine) Close() error {
 	e.closeOnce.Do(func() {
 		e.closed.Store(true)
+		if f := e.failed.Load(); f != nil {
+			e.closeErr = f.err
+			return
+		}
 		done := make(chan error, 1)
 		go func() { done <- e.closeDB() }()
 		select {
 		case e.closeErr = <-done:
 		case <-e.down:
 			e.closeErr = e.failed.Load().err
+			return
 		}
 		if e.lock != nil {
 			_ = e.lock.Close()
@@ -355,9 +365,6 @@ func (e *Engine) Close() error {
 // panics (a leaked iterator) into errors. If the store fails, or has failed,
 // it may never return.
 func (e *Engine) closeDB() (err error) {
-	if f := e.failed.Load(); f != nil {
-		return f.err
-	}
 	e.open.Lock()
 	defer e.open.Unlock()
 	defer func() {

@@ -16,7 +16,7 @@ var (
 	ErrFailed = errors.New("engine: the store has failed")
 	// ErrCompacted is returned by Entries and Term for entries that the log no
 	// longer (or not yet) holds.
-	ErrCompacted = errors.New("engine: log entry is not there")
+	ErrCompacted = raft.ErrCompacted
 	// ErrTombstone is returned by InstallSnapshot for a replica that was
 	// destroyed here, or is older than one that was. Nothing was written.
 	ErrTombstone = errors.New("engine: replica was destroyed on this node")

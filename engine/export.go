@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -412,7 +413,7 @@ func (e *Engine) installTables(in *Install) error {
 	if err == nil {
 		err = table("02", HardPrefix(s), func(w *SSTWriter) error { return w.Set(hk, hv) })
 	}
-	if err == nil {
+	if err == nil && !mutants.On("E-ingest-keeps-log") {
 		err = table("01", LogPrefix(s), nil)
 	}
 	if err != nil {
@@ -420,8 +421,10 @@ func (e *Engine) installTables(in *Install) error {
 	}
 	// The ingest outlives a crash that loses the end of the log, so the log is
 	// made durable first.
-	if err := e.syncLog(); err != nil {
-		return err
+	if !mutants.On("E-ingest-unsynced") {
+		if err := e.syncLog(); err != nil {
+			return err
+		}
 	}
 	lower, upper := DataSpan(in.Desc.Keyspace, in.Desc.Start, in.Desc.End)
 	if _, err := e.db.IngestAndExcise(context.Background(), paths, nil, nil, pebble.KeyRange{Start: lower, End: upper}); err != nil {

@@ -237,7 +237,8 @@ func (e *Engine) loadIdent() error {
 		}
 		if (id.Cluster != [16]byte{} && id.Cluster != rec.Cluster) || (id.Node != 0 && id.Node != rec.Node) || id.CreatedAt != rec.CreatedAt {
 			return e.openErr(Corrupt, "its files come from two stores; restore one of them as a whole",
-				fmt.Errorf("identity file says cluster %x node %d, the database cluster %x node %d", rec.Cluster, rec.Node, id.Cluster, id.Node))
+				fmt.Errorf("identity file says cluster %x, node %d, created at %d; the database says cluster %x, node %d, created at %d",
+					rec.Cluster, rec.Node, rec.CreatedAt, id.Cluster, id.Node, id.CreatedAt))
 		}
 	}
 	if rec.Cluster == ([16]byte{}) {

@@ -52,8 +52,7 @@ type Options struct {
 	// OnFatal is called exactly once, with the reason, when the store has
 	// failed and the node must stop. It may be called on any goroutine, also on
 	// one of Pebble's that holds Pebble's locks: it must not read or write the
-	// store, it may call Close (which then only gives up the directory). When it
-	// returns, a Pebble goroutine that called it is parked for ever. Nil: log
+	// store, it may call Close. When it returns, a Pebble goroutine that called it is parked for ever. Nil: log
 	// and os.Exit(1).
 	OnFatal func(error)
 	// MinSyncInterval, if set, is asked before each sync of the log how long to

@@ -1,0 +1,39 @@
+//go:build mutants
+
+package engine
+
+import (
+	"testing"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
+	"github.com/flotillakv/flotilla/internal/sim/simfs"
+)
+
+// TestMutants plants one bug at a time and shows that the crash tests find it.
+// It answers whether those tests can fail at all.
+func TestMutants(t *testing.T) {
+	everywhere := func(s *script) func(t *testing.T) error {
+		return func(t *testing.T) error {
+			_, _, err := crashEverywhere(s, simfs.Modes, 1, crashOptions)
+			return err
+		}
+	}
+	for id, run := range map[string]func(t *testing.T) error{
+		"E-ack-unsynced":     everywhere(i1Script(1, 60)),
+		"E-destroy-unsynced": everywhere(destroyScript(5)),
+		"E-ingest-unsynced":  everywhere(ingestScript(4)),
+		"E-ingest-keeps-log": everywhere(ingestScript(4)),
+		"E-no-reopen":        flippedBit,
+		"E-intent-all":       intentBesideLiveGroup,
+	} {
+		t.Run(id, func(t *testing.T) {
+			mutants.Set(id)
+			defer mutants.Set("")
+			err := run(t)
+			if err == nil {
+				t.Fatal("not found")
+			}
+			t.Logf("found: %.200v", err)
+		})
+	}
+}
