@@ -162,10 +162,11 @@ func (n *Network) look(from, to raft.NodeID) (*Loopback, LinkState) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.links[linkKey{from, to}]
-	if s.Drop {
-		return nil, s
+	t := n.nodes[to]
+	if s.Drop || t != nil && t.o.Handler == nil {
+		return nil, s // down, or there only to answer join calls
 	}
-	return n.nodes[to], s
+	return t, s
 }
 
 // faults draws what happens to one frame of n bytes: lost, or the bit to flip (-1: none).
@@ -335,6 +336,9 @@ func (k *link) setTarget(t *Loopback) {
 	k.target, k.seq, k.flight = t, 0, nil
 	k.up.Store(t != nil)
 	k.dropped.Add(uint64(k.q.setAccept(t != nil)))
+	if k.from.o.Handler == nil {
+		return
+	}
 	k.from.o.Handler.OnPeer(k.to, t != nil)
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -244,6 +245,9 @@ func streamError(err error, refusal []string, addr string) error {
 	}
 	if err == nil {
 		return fmt.Errorf("transport: %s ended the stream", addr)
+	}
+	if status.Code(err) == codes.ResourceExhausted { // gRPC refused a message by its length
+		return &RefusedError{Reason: RefusedFrame, Addr: addr, Detail: status.Convert(err).Message()}
 	}
 	return fmt.Errorf("transport: %s: %s", addr, status.Convert(err).Message())
 }

@@ -167,6 +167,8 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
+func newTestLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
+
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // startNode starts a GRPC transport on free ports of the loopback interface.
