@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -422,4 +425,73 @@ func TestUnknownPeersAndClose(t *testing.T) {
 	if _, err := a.OpenSnapshot(testContext(t), 2, nil); err == nil {
 		t.Fatal("a closed transport opens a snapshot stream")
 	}
+}
+
+// BenchmarkFrames sends frames of 32 appends of 128 bytes over TCP and waits
+// until all arrived: the cost of a frame on both sides.
+func BenchmarkFrames(b *testing.B) {
+	for _, perFrame := range []int{1, 32, 256} {
+		b.Run(fmt.Sprintf("msgs=%d", perFrame), func(b *testing.B) {
+			sink := &countingHandler{arrived: make(chan struct{}, 1)}
+			x, rx := startNode(b, 1, 1, Options{})
+			y, _ := startNode(b, 2, 1, Options{Handler: sink})
+			x.SetPeer(2, y.Addr())
+			rx.waitUp(b, 2)
+			var msgs []raft.Msg
+			for i := range perFrame {
+				msgs = append(msgs, raft.Msg{Type: raft.MsgApp, Shard: raft.ShardID(i), Index: 9, Entries: []raft.Entry{testEntry(10, 1, make([]byte, 128))}})
+			}
+			b.ReportAllocs()
+			total := 0
+			for b.Loop() {
+				for x.Stats()[0].QueueBytes > 1<<20 {
+					runtime.Gosched()
+				}
+				x.Send(2, msgs)
+				total += perFrame
+			}
+			for sink.n.Load() < int64(total) {
+				<-sink.arrived
+			}
+			s := x.Stats()[0]
+			b.ReportMetric(float64(s.MsgsSent)/float64(s.FramesSent), "msgs/frame")
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(total), "ns/msg")
+		})
+	}
+}
+
+// BenchmarkFramePing sends one frame and waits for its arrival.
+func BenchmarkFramePing(b *testing.B) {
+	sink := &countingHandler{arrived: make(chan struct{}, 1)}
+	x, rx := startNode(b, 1, 1, Options{})
+	y, _ := startNode(b, 2, 1, Options{Handler: sink})
+	x.SetPeer(2, y.Addr())
+	rx.waitUp(b, 2)
+	var msgs []raft.Msg
+	for i := range 32 {
+		msgs = append(msgs, raft.Msg{Type: raft.MsgApp, Shard: raft.ShardID(i), Index: 9, Entries: []raft.Entry{testEntry(10, 1, make([]byte, 128))}})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		x.Send(2, msgs)
+		<-sink.arrived
+	}
+}
+
+type countingHandler struct {
+	n       atomic.Int64
+	arrived chan struct{}
+}
+
+func (h *countingHandler) OnMessages(_ raft.NodeID, msgs []raft.Msg) {
+	h.n.Add(int64(len(msgs)))
+	select {
+	case h.arrived <- struct{}{}:
+	default:
+	}
+}
+func (h *countingHandler) OnCtl(raft.NodeID, []raft.Ctl) {}
+func (h *countingHandler) OnPeer(raft.NodeID, bool)      {}
+func (h *countingHandler) OnSnapshot(raft.NodeID, []byte, func() ([]byte, error)) error {
+	return nil
 }
