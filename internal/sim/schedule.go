@@ -1,0 +1,225 @@
+package sim
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// maxNodes bounds the processes of one simulated cluster.
+const maxNodes = 8
+
+// Schedule is everything a seed decides before a run starts: the parameters of
+// the cluster and the timed list of faults and client actions. It is plain
+// data, so that a failing run can be shrunk by deleting actions.
+type Schedule struct {
+	Seed     uint64
+	Profile  string
+	Params   Params
+	Duration time.Duration // of the safety phase, virtual
+	Actions  []Action      // ascending by At
+}
+
+// Params are the drawn parameters of one run.
+type Params struct {
+	Nodes   int // processes, 3..maxNodes
+	Voters  int // initial voters, on nodes 1..Voters
+	Support time.Duration
+	Beat    time.Duration
+	Drift   [maxNodes]float64 // clock rate error, within +-0.5 %
+
+	DelayMin, DelayMean time.Duration // one network hop
+	Loss, Dup           float64       // probabilities per message
+	Stream              bool          // links are FIFO and a loss resets the link
+	SyncMin, SyncMean   time.Duration
+	RoundDelay          time.Duration // mean time a message waits in the inbox
+	ApplyDelay          time.Duration // mean delay of apply; zero: applied in the round
+	ApplyChunk          bool          // apply tasks are cut at random places
+	KeepAll             float64       // probability that a crash keeps every unsynced batch
+	KeepNone            float64       // probability that it keeps none of them
+	Payload             int           // bytes of a command, at most
+	Tuning              raft.Tuning
+}
+
+// ActionKind is what an Action does.
+type ActionKind uint8
+
+// Faults and client actions. Node and Peer are indexes from 0; R is the
+// action's private random number.
+const (
+	ActCrash      ActionKind = iota + 1 // Node stops and restarts after Dur
+	ActCrashAll                         // all nodes at once
+	ActIsolate                          // Node is cut off, both ways
+	ActIsolateIn                        // Node hears nothing
+	ActIsolateOut                       // Node is not heard
+	ActSplit                            // nodes split in two sides (bits of R)
+	ActCut                              // one link, one way
+	ActCutBoth                          // one link, both ways
+	ActClog                             // one link delays everything until the end of Dur
+	ActSlowDisk                         // syncs of Node take up to Dur
+	ActPause                            // Node stands still for Dur
+	ActReset                            // the stream between Node and Peer breaks
+	ActDropType                         // messages of one type (R) are lost for Dur
+	ActFollow                           // isolate whoever leads
+	ActKillLeader                       // crash whoever leads
+	ActStorm                            // loss and duplication rise to a third for Dur
+	ActPropose                          // a client command
+	ActRead                             // a read index
+	ActTransfer                         // leadership transfer
+	ActConf                             // a membership change
+	ActCampaign                         // somebody campaigns
+)
+
+var actionNames = [...]string{
+	ActCrash: "crash", ActCrashAll: "crash-all", ActIsolate: "isolate", ActIsolateIn: "deaf", ActIsolateOut: "mute",
+	ActSplit: "split", ActCut: "cut", ActCutBoth: "cut-both", ActClog: "clog", ActSlowDisk: "slow-disk",
+	ActPause: "pause", ActReset: "reset", ActDropType: "drop-type", ActFollow: "isolate-leader",
+	ActKillLeader: "kill-leader", ActStorm: "storm", ActPropose: "propose", ActRead: "read",
+	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign",
+}
+
+// String returns the action's name in traces.
+func (k ActionKind) String() string { return actionNames[k] }
+
+// Action is one timed fault or client action.
+type Action struct {
+	At         int64 // virtual nanoseconds
+	Kind       ActionKind
+	Node, Peer int
+	Dur        time.Duration
+	R          uint64
+}
+
+// Profiles lists the names [Draw] accepts.
+var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny"}
+
+// Draw draws the schedule of seed under profile. Every profile is swarm with
+// some rates fixed: "calm" has no faults, "conf" many membership changes,
+// "elect" many transfers, campaigns and leader faults, "log" many crashes and
+// resets under load, "reads" many reads, "tiny" the smallest limits.
+// A zero duration means the profile's own; zero nodes means drawn.
+func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedule {
+	rng := rand.New(rand.NewPCG(seed, 0x5eed))
+	if duration == 0 {
+		duration = time.Duration(4+rng.IntN(12)) * time.Second
+	}
+	s := Schedule{Seed: seed, Profile: profile, Duration: duration}
+	s.Params = drawParams(rng, profile, nodes)
+	n := s.Params.Nodes
+
+	// rate returns events per virtual second; each fault is off in half of the seeds.
+	rate := func(hi float64) float64 {
+		on, r := rng.IntN(2) == 0, rng.Float64()
+		if profile == "calm" || !on {
+			return 0
+		}
+		return hi * r * r
+	}
+	type source struct {
+		kind   ActionKind
+		perSec float64
+		dur    time.Duration // mean
+	}
+	sources := []source{
+		{ActCrash, rate(1.5), 400 * time.Millisecond},
+		{ActCrashAll, rate(0.15), 200 * time.Millisecond},
+		{ActIsolate, rate(0.7), 800 * time.Millisecond},
+		{ActIsolateIn, rate(0.4), 800 * time.Millisecond},
+		{ActIsolateOut, rate(0.4), 800 * time.Millisecond},
+		{ActSplit, rate(0.7), 900 * time.Millisecond},
+		{ActCut, rate(0.7), 700 * time.Millisecond},
+		{ActCutBoth, rate(0.7), 700 * time.Millisecond},
+		{ActClog, rate(0.7), 500 * time.Millisecond},
+		{ActSlowDisk, rate(0.7), 300 * time.Millisecond},
+		{ActPause, rate(0.5), 500 * time.Millisecond},
+		{ActReset, rate(1.5), 0},
+		{ActDropType, rate(0.5), 600 * time.Millisecond},
+		{ActFollow, rate(0.5), 900 * time.Millisecond},
+		{ActKillLeader, rate(0.5), 500 * time.Millisecond},
+		{ActStorm, rate(0.3), 700 * time.Millisecond},
+		{ActTransfer, rate(1.5), 0},
+		{ActConf, rate(2.5), 0},
+		{ActCampaign, rate(1.0), 0},
+		{ActRead, 20 * rng.Float64(), 0},
+		{ActPropose, 10 + 90*rng.Float64(), 0},
+	}
+	for i := range sources {
+		src := &sources[i]
+		switch {
+		case profile == "conf" && src.kind == ActConf:
+			src.perSec = 3 + 3*rng.Float64()
+		case profile == "elect" && (src.kind == ActTransfer || src.kind == ActCampaign || src.kind == ActKillLeader || src.kind == ActFollow):
+			src.perSec = 0.4 + rng.Float64()
+		case profile == "log" && (src.kind == ActCrash || src.kind == ActReset || src.kind == ActKillLeader):
+			src.perSec = 0.4 + rng.Float64()
+		case profile == "reads" && src.kind == ActRead:
+			src.perSec = 80
+		}
+		if src.perSec <= 0 {
+			continue
+		}
+		for at := 0.3; ; {
+			at += rng.ExpFloat64() / src.perSec
+			if at >= duration.Seconds() {
+				break
+			}
+			a := Action{At: int64(at * 1e9), Kind: src.kind, Node: rng.IntN(n), R: rng.Uint64()}
+			a.Peer = (a.Node + 1 + rng.IntN(n-1)) % n
+			a.Dur = time.Duration(float64(src.dur) * rng.ExpFloat64())
+			s.Actions = append(s.Actions, a)
+		}
+	}
+	slices.SortStableFunc(s.Actions, func(a, b Action) int { return cmp.Compare(a.At, b.At) })
+	return s
+}
+
+func drawParams(rng *rand.Rand, profile string, nodes int) Params {
+	p := Params{Nodes: nodes}
+	p.Voters = 3 + rng.IntN(3)
+	spare := rng.IntN(3)
+	if p.Nodes == 0 {
+		p.Nodes = p.Voters + spare
+	}
+	p.Voters = min(p.Voters, p.Nodes)
+	p.Support = []time.Duration{200, 300, 600, 1500}[rng.IntN(4)] * time.Millisecond
+	p.Beat = p.Support / 5
+	for i := range p.Drift {
+		p.Drift[i] = (rng.Float64() - 0.5) / 100
+	}
+	p.DelayMin = time.Duration(20+rng.IntN(200)) * time.Microsecond
+	p.DelayMean = time.Duration(float64(200*time.Microsecond) * (1 + 20*rng.Float64()*rng.Float64()))
+	p.Stream = rng.IntN(2) == 0
+	loss, dup := rng.Float64()*rng.Float64()*0.15, rng.Float64()*rng.Float64()*0.3
+	if rng.IntN(2) == 0 && profile != "calm" {
+		p.Loss = loss
+	}
+	if rng.IntN(2) == 0 && profile != "calm" && !p.Stream {
+		p.Dup = dup
+	}
+	p.SyncMin = time.Duration(50+rng.IntN(300)) * time.Microsecond
+	p.SyncMean = time.Duration(float64(300*time.Microsecond) * (1 + 30*rng.Float64()*rng.Float64()*rng.Float64()))
+	p.RoundDelay = time.Duration(rng.IntN(300)) * time.Microsecond
+	if rng.IntN(2) == 0 {
+		p.ApplyDelay = time.Duration(rng.IntN(5000)) * time.Microsecond
+	}
+	p.ApplyChunk = rng.IntN(2) == 0
+	p.KeepAll, p.KeepNone = 0.2*rng.Float64(), 0.5*rng.Float64()
+	p.Payload = []int{16, 64, 256, 3000}[rng.IntN(4)]
+
+	t := &p.Tuning
+	if profile == "tiny" || rng.IntN(2) == 0 {
+		t.MaxMsgBytes = 256 << rng.IntN(6)
+		t.InflightMsgs = 1 + rng.IntN(8)
+		t.InflightBytes = 512 << rng.IntN(6)
+		t.UncommittedBytes = 1024 << rng.IntN(6)
+		t.TailBytes = 256 << rng.IntN(6)
+		t.LogKeepEntries = 4 << rng.IntN(6)
+		t.LogKeepBytes = 1024 << rng.IntN(6)
+	}
+	t.ElectionRank = time.Duration(5+rng.IntN(36)) * time.Millisecond
+	t.ElectionJitter = t.ElectionRank
+	return p
+}

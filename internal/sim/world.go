@@ -1,0 +1,292 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// shard is the id of the one group of a T0 run.
+const shard raft.ShardID = 7
+
+// Options chooses a run.
+type Options struct {
+	Seed    uint64
+	Profile string // one of Profiles; empty means "swarm"
+	// Nodes fixes the number of processes; zero lets the seed draw it.
+	Nodes int
+	// Duration is the virtual length of the safety phase; zero lets the seed draw it.
+	Duration time.Duration
+	// Schedule replaces what the seed would draw, for shrinking.
+	Schedule *Schedule
+	// Hook is called once when the world is built and before it runs. Tests use
+	// it to watch; nil means none.
+	Hook func(*World)
+}
+
+// Result is the outcome of one run.
+type Result struct {
+	Schedule Schedule
+	Events   uint64        // events taken from the heap
+	Virtual  time.Duration // virtual time that passed
+	Hash     uint64        // of the whole trace; equal for equal options
+	Commits  raft.Index    // entries committed
+	Leaders  int           // terms with a leader
+	Confs    int           // configurations applied
+	Crashes  int
+	Snaps    int  // snapshots installed
+	Acks     int  // commands acknowledged to clients
+	Reads    int  // read indexes answered
+	Headless bool // no liveness phase: a voter that has no state made a quorum impossible
+	Failure  *Failure
+}
+
+// Failure is the first violation a run met.
+type Failure struct {
+	Oracle string // "S1", "L1", ...; "panic" for a panic of the code under test
+	Detail string
+	At     time.Duration // virtual
+	Tail   string        // the last events, one line each
+}
+
+// Error returns the oracle and what it saw.
+func (f *Failure) Error() string {
+	return fmt.Sprintf("%s violated at %v: %s", f.Oracle, f.At, f.Detail)
+}
+
+// violation is thrown by oracles and caught by Run.
+type violation struct{ oracle, detail string }
+
+type eventKind uint8
+
+const (
+	evDeliver eventKind = iota + 1
+	evCtl
+	evRound
+	evTick
+	evSync
+	evPairs
+	evAction
+	evUndo
+	evRestart
+	evApply
+	evFetch
+	evSnapBuild
+	evSnapArrive
+	evReset
+	evProbe
+)
+
+// event is one entry of the heap. gen is the life of the node it is meant for;
+// zero means any.
+type event struct {
+	at   int64
+	seq  uint64
+	kind eventKind
+	node int
+	gen  uint32
+	x    uint64
+	msg  *raft.Msg
+	ctl  raft.Ctl
+	arg  any
+}
+
+// World is one simulated cluster.
+type World struct {
+	sched  Schedule
+	p      *Params
+	now    int64 // virtual nanoseconds
+	seq    uint64
+	heap   []event
+	nodes  []*node
+	net    network
+	orc    oracle
+	trace  tracer
+	rng    *rand.Rand // delays, losses, latencies
+	res    *Result
+	calm   bool // the liveness phase has begun: no loss, fast disks
+	nextID uint64
+	recent [2]int64 // busy-loop guard: window start, events in it
+}
+
+// Run runs one simulation to its end or to the first violation.
+func Run(o Options) (res *Result) {
+	if o.Profile == "" {
+		o.Profile = "swarm"
+	}
+	res = &Result{}
+	if o.Schedule != nil {
+		res.Schedule = *o.Schedule
+	} else {
+		res.Schedule = Draw(o.Seed, o.Profile, o.Duration, o.Nodes)
+	}
+	w := &World{sched: res.Schedule, res: res}
+	w.p = &w.sched.Params
+	w.rng = rand.New(rand.NewPCG(w.sched.Seed, 0xd11ce))
+	w.orc.init(w)
+	defer func() {
+		if r := recover(); r != nil {
+			f := &Failure{At: time.Duration(w.now), Tail: w.trace.tail(traceKeep)}
+			if v, ok := r.(violation); ok {
+				f.Oracle, f.Detail = v.oracle, v.detail
+			} else {
+				f.Oracle, f.Detail = "panic", fmt.Sprint(r, "\n", stack())
+			}
+			res.Failure = f
+		}
+		w.finish()
+	}()
+	w.build()
+	if o.Hook != nil {
+		o.Hook(w)
+	}
+	for _, a := range w.sched.Actions {
+		w.at(event{at: a.At, kind: evAction, arg: a})
+	}
+	w.runUntil(int64(w.sched.Duration))
+	w.liveness()
+	return res
+}
+
+func (w *World) finish() {
+	w.res.Virtual = time.Duration(w.now)
+	w.res.Hash = w.trace.hash
+	w.res.Commits = w.orc.last()
+	w.res.Leaders = len(w.orc.leaders)
+	w.res.Confs = len(w.orc.confs)
+}
+
+// fail ends the run.
+func (w *World) fail(oracle, format string, args ...any) {
+	panic(violation{oracle, fmt.Sprintf(format, args...)})
+}
+
+// log adds a line to the trace. what must be a constant of distinct length or
+// be told apart by a and b.
+func (w *World) log(node int, what string, a, b uint64) {
+	w.trace.add(record{at: w.now, node: node, what: what, a: a, b: b})
+}
+
+// build makes the nodes and boots them.
+func (w *World) build() {
+	w.net.init(w)
+	desc := raft.Descriptor{Shard: shard, Keyspace: 1, ConfVer: 1, Version: 1, NextReplica: raft.ReplicaID(w.p.Voters + 1)}
+	for i := range w.p.Voters {
+		desc.Replicas = append(desc.Replicas, raft.Replica{Node: raft.NodeID(i + 1), ID: raft.ReplicaID(i + 1), Role: raft.Voter})
+	}
+	w.orc.addConf(0, desc.Clone())
+	for i := range w.p.Nodes {
+		n := newNode(w, i)
+		w.nodes = append(w.nodes, n)
+		if i < w.p.Voters {
+			for _, im := range []*image{&n.disk.durable, &n.disk.visible} {
+				im.exists, im.replica, im.desc = true, raft.ReplicaID(i+1), desc.Clone()
+			}
+		}
+	}
+	for _, n := range w.nodes {
+		n.boot()
+	}
+}
+
+// after schedules e in d from now.
+func (w *World) after(d time.Duration, e event) {
+	e.at = w.now + max(int64(d), 1)
+	w.at(e)
+}
+
+func (w *World) at(e event) {
+	w.seq++
+	e.seq = w.seq
+	h := append(w.heap, e)
+	i := len(h) - 1
+	for i > 0 {
+		p := (i - 1) / 2
+		if !before(&h[i], &h[p]) {
+			break
+		}
+		h[i], h[p] = h[p], h[i]
+		i = p
+	}
+	w.heap = h
+}
+
+func before(a, b *event) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }
+
+func (w *World) pop() event {
+	h := w.heap
+	e := h[0]
+	n := len(h) - 1
+	h[0] = h[n]
+	h[n] = event{}
+	h = h[:n]
+	for i := 0; ; {
+		c := 2*i + 1
+		if c >= n {
+			break
+		}
+		if c+1 < n && before(&h[c+1], &h[c]) {
+			c++
+		}
+		if !before(&h[c], &h[i]) {
+			break
+		}
+		h[i], h[c] = h[c], h[i]
+		i = c
+	}
+	w.heap = h
+	return e
+}
+
+// runUntil carries out all events before t.
+func (w *World) runUntil(t int64) {
+	for len(w.heap) > 0 && w.heap[0].at < t {
+		e := w.pop()
+		w.now = e.at
+		w.res.Events++
+		if w.now-w.recent[0] > 1e6 {
+			w.recent = [2]int64{w.now, 0}
+		}
+		if w.recent[1]++; w.recent[1] > 50_000 {
+			w.fail("spin", "more than 50000 events in a virtual millisecond")
+		}
+		w.do(&e)
+	}
+	w.now = t
+}
+
+func (w *World) do(e *event) {
+	switch e.kind {
+	case evAction:
+		w.act(e.arg.(Action))
+		return
+	case evUndo:
+		e.arg.(func())()
+		return
+	case evRestart:
+		if n := w.nodes[e.node]; !n.up && n.gen == e.gen && !n.held {
+			n.boot()
+		}
+		return
+	}
+	n := w.nodes[e.node]
+	if !n.up || e.gen != 0 && e.gen != n.gen {
+		return
+	}
+	if n.pausedUntil > w.now {
+		e.at = n.pausedUntil
+		if e.kind == evCtl || e.kind == evDeliver {
+			e.at++ // timers first
+		}
+		w.at(*e)
+		return
+	}
+	n.handle(e)
+}
+
+// exp draws an exponentially distributed duration, capped at 20 times its mean.
+func (w *World) exp(mean time.Duration) time.Duration {
+	return time.Duration(float64(mean) * min(w.rng.ExpFloat64(), 20))
+}
