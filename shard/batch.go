@@ -48,8 +48,7 @@ func (b *Batch) Len() int { return b.n }
 // Bytes returns the size of the encoded batch, which MaxBatchBytes bounds.
 func (b *Batch) Bytes() int { return len(b.buf) }
 
-// Reset empties the batch and keeps its memory. It must not be called while a
-// write of this batch is under way.
+// Reset empties the batch and keeps its memory.
 func (b *Batch) Reset() { b.n, b.buf = 0, b.buf[:0] }
 
 // Clone returns an independent copy.
@@ -70,22 +69,19 @@ func (b *Batch) Check() error {
 	if b.n == 0 {
 		return &ArgumentError{Field: "batch", Reason: "it is empty"}
 	}
-	_, err := b.Command()
+	binary.BigEndian.PutUint32(b.buf, uint32(b.n))
+	_, err := DecodeBatch(b.buf)
 	return err
 }
 
-// Command returns the checked command of the batch. Its body aliases the batch,
-// which must not be changed until the write is answered: one that ended
-// ambiguous may still be read; use a Clone or a new Batch after that.
+// Command returns the checked command of the batch, or the error of Check. Its
+// body is a copy, because a write whose caller gave up may still be on its way
+// into a log: the batch may be changed at once.
 func (b *Batch) Command() (raft.Command, error) {
-	if b.n == 0 {
-		return raft.Command{}, &ArgumentError{Field: "batch", Reason: "it is empty"}
-	}
-	binary.BigEndian.PutUint32(b.buf, uint32(b.n))
-	if _, err := DecodeBatch(b.buf); err != nil {
+	if err := b.Check(); err != nil {
 		return raft.Command{}, err
 	}
-	return raft.Command{Op: OpBatch, Body: b.buf[:len(b.buf):len(b.buf)]}, nil
+	return raft.Command{Op: OpBatch, Body: append(make([]byte, 0, len(b.buf)), b.buf...)}, nil
 }
 
 // DecodeBatch validates an OpBatch body and returns a view of its operations.

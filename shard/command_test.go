@@ -211,7 +211,7 @@ func TestCheckCommandRefuses(t *testing.T) {
 // Shows that a reset batch encodes as a new one and that a clone is independent.
 func TestBatchReuse(t *testing.T) {
 	b := sampleBatch()
-	clone := b.Clone()
+	clone, under := b.Clone(), must(b.Command())
 	b.Reset()
 	b.Put([]byte("x"), []byte("y"))
 	var fresh Batch
@@ -221,6 +221,9 @@ func TestBatchReuse(t *testing.T) {
 	}
 	if !bytes.Equal(must(clone.Command()).Body, must(sampleBatch().Command()).Body) {
 		t.Error("the clone changed with its original")
+	}
+	if !bytes.Equal(under.Body, must(sampleBatch().Command()).Body) {
+		t.Error("a command under way changed with its batch")
 	}
 	b.Reset()
 	if b.Len() != 0 || b.Check() == nil {

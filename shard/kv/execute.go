@@ -27,6 +27,8 @@ type Host interface {
 	Descriptor(shard raft.ShardID) (raft.Descriptor, bool)
 }
 
+var _ Host = (*multiraft.Host)(nil)
+
 // Options are what a Store is made of. Host and Engine are required.
 type Options struct {
 	Host   Host
