@@ -9,5 +9,12 @@
 // the table does not hold.
 //
 // The same Router serves an embedded node, the front door of a server and a
-// remote client. They differ in the Sender they hand in.
+// remote client. They differ in the Sender they hand in. A router asks nodes
+// with Request.Hop = shard.MaxHops, which means: answer yourself or say who
+// can. A front door therefore serves such requests locally and hands those of
+// a lower Hop to its node's router (Router.Do); nothing is forwarded twice.
+//
+// Files: table.go (the cache), retry.go (whom to ask next and when to stop, a
+// pure step function), router.go (the loop around it), lookup.go (misses),
+// space.go (the operations of a client), batch.go (writes over several shards).
 package router

@@ -125,8 +125,8 @@ func retryLookup(err error) bool {
 	return errors.As(err, &unavailable) || errors.As(err, &notLeader) || errors.As(err, &overloaded) || errors.Is(err, shard.ErrAmbiguous)
 }
 
-// justBelow returns a key a little below end: no range boundary is likely to
-// lie between the two, and none is missed if one does.
+// justBelow returns a key a little below end (empty: the end of the keyspace).
+// A boundary between the two is unlikely; ask walks on if there is one.
 func justBelow(end []byte) []byte {
 	const pad = 16
 	k := bytes.Clone(end)
