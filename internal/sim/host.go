@@ -47,7 +47,7 @@ type node struct {
 	waiting  []proposal
 	reads    []readWait
 	lastTs   uint64
-	removed  bool
+	removed  raft.Index // of the entry that took this replica out; zero: a member
 	obs      observed
 }
 
@@ -117,7 +117,7 @@ func (n *node) boot() {
 	n.origin = raft.Time(1 + w.rng.Int64N(1e12))
 	n.pausedUntil, n.tickAt, n.pairsAt = 0, 0, 0
 	n.inbox, n.roundSet, n.applyQ, n.applySet = nil, false, nil, false
-	n.waiting, n.reads, n.core, n.removed = nil, nil, nil, false
+	n.waiting, n.reads, n.core, n.removed = nil, nil, nil, 0
 	n.disk.visible = n.disk.durable.clone()
 	w.log(n.idx, "boot", uint64(n.gen), n.bootEpoch)
 
@@ -154,18 +154,20 @@ func (n *node) boot() {
 
 // start makes the core from a durable state.
 func (n *node) start(st raft.State) {
-	me, ok := st.Desc.ReplicaOn(n.id)
-	if !ok {
-		n.w.fail("S10", "node %d starts a replica that its descriptor does not name", n.id)
+	id := n.disk.visible.replica
+	n.coreLife++
+	if me, ok := st.Desc.ReplicaOn(n.id); !ok {
+		n.linger(st.Applied.ConfIndex)
+	} else if me.ID != id {
+		n.w.fail("S10", "node %d starts replica %d, its descriptor names %d", n.id, id, me.ID)
 	}
 	n.w.orc.recovered(n)
-	core, err := raft.NewCore(raft.Config{Node: n.id, Replica: me.ID, Liveness: n,
+	core, err := raft.NewCore(raft.Config{Node: n.id, Replica: id, Liveness: n,
 		Rand: mix(n.w.sched.Seed, uint64(n.idx)<<32|uint64(n.gen)), Tuning: n.w.p.Tuning}, st, n.clock())
 	if err != nil {
 		n.w.fail("F1", "node %d: NewCore: %v", n.id, err)
 	}
-	n.core, n.desc, n.replica = core, st.Desc, me.ID
-	n.coreLife++
+	n.core, n.desc, n.replica = core, st.Desc, id
 	n.obs = observed{commit: core.Status().Commit, applied: st.Applied.Applied}
 	n.wake()
 }
@@ -227,6 +229,8 @@ func (n *node) handle(e *event) {
 		}
 		n.tickAt = 0
 		n.input(event{kind: inTick})
+	case evLinger:
+		n.lingered(uint32(e.x))
 	case evReset:
 		n.pairs.PeerUp(n.clock(), raft.NodeID(e.x+1))
 		n.planPairs()
@@ -489,7 +493,7 @@ func (n *node) applyTasks(now raft.Time, b *batch) {
 		}
 		ents := slices.Clone(o.Applies[i].Entries)
 		for _, e := range ents {
-			if n.core == nil || n.removed {
+			if n.core == nil {
 				return
 			}
 			n.applyEntry(now, e, b)
@@ -533,7 +537,7 @@ func (n *node) applyEntry(now raft.Time, e raft.Entry, b *batch) {
 	if e.Type == raft.EntryConf {
 		n.core.ConfApplied(now, next.Clone(), e.Index, &n.out)
 		if _, ok := next.ReplicaOn(n.id); !ok {
-			n.removed = true
+			n.linger(e.Index)
 		}
 	}
 	n.core.Applied(e.Index, e.Term, len(e.Value), &n.out)
@@ -605,17 +609,40 @@ func (n *node) writeRound(now raft.Time, b *batch) {
 		}
 	}
 	w.orc.round(n)
-	if n.removed {
-		n.destroy()
-	}
 	n.planTick(now)
+}
+
+// linger keeps a replica that was taken out at index until a quorum of the
+// configuration without it has applied that, durably: before, the others may
+// still need its vote, because a replica counts by the configuration it has
+// applied.
+func (n *node) linger(index raft.Index) {
+	n.removed = index
+	n.w.after(50*time.Millisecond+n.w.exp(500*time.Millisecond), event{kind: evLinger, node: n.idx, gen: n.gen, x: uint64(n.coreLife)})
+}
+
+// lingered looks whether the removed replica may go.
+func (n *node) lingered(life uint32) {
+	w := n.w
+	if n.core == nil || n.removed == 0 || life != n.coreLife {
+		return
+	}
+	d := w.newestConf()
+	if !quorum(d, func(r raft.Replica) bool {
+		im := &w.nodes[r.Node-1].disk.durable
+		return im.exists && im.replica == r.ID && im.applied.Applied >= n.removed
+	}) {
+		n.linger(n.removed)
+		return
+	}
+	n.destroy()
 }
 
 // destroy removes the replica, durably and at once.
 func (n *node) destroy() {
 	w := n.w
 	w.log(n.idx, "destroy", uint64(n.replica), 0)
-	n.removed = false
+	n.removed = 0
 	n.core = nil
 	n.coreLife++
 	n.applyQ, n.waiting, n.reads = nil, nil, nil
@@ -804,9 +831,6 @@ func (n *node) install(now raft.Time, s *snapshot) {
 	if old {
 		// What the core has just asked for precedes the install.
 		n.commitRound(now)
-		if n.core == nil { // it was removed in this very round
-			old = false
-		}
 		n.out.Reset()
 	}
 	n.syncAll()
@@ -832,7 +856,7 @@ func (n *node) install(now raft.Time, s *snapshot) {
 	st := n.disk.visible.state()
 	n.applyQ = nil
 	if replaced {
-		n.core, n.waiting, n.reads = nil, nil, nil
+		n.core, n.waiting, n.reads, n.removed = nil, nil, nil, 0
 		n.start(st)
 	} else {
 		n.desc = st.Desc

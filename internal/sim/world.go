@@ -76,7 +76,7 @@ const (
 	evSnapBuild
 	evSnapArrive
 	evReset
-	evProbe
+	evLinger
 )
 
 // event is one entry of the heap. gen is the life of the node it is meant for;
