@@ -1,0 +1,178 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the golden files anew")
+
+// goldenKeys are one key of each kind.
+func goldenKeys() []Key {
+	return []Key{
+		{Kind: KindStore, Rest: []byte{tagIdent}},
+		{Kind: KindIntent, Shard: 0x0102030405060708},
+		{Kind: KindRequester},
+		{Kind: KindSupporter, Node: 0x0a0b0c0d},
+		{Kind: KindTombstone, Shard: 7},
+		{Kind: KindEntry, Shard: 7, Index: 0x1122334455667788},
+		{Kind: KindHard, Shard: 7},
+		{Kind: KindApplied, Shard: 7},
+		{Kind: KindDesc, Shard: 7},
+		{Kind: KindGroup, Shard: 7, Rest: []byte("sess")},
+		{Kind: KindData, Keyspace: 0x01020304, Rest: []byte("key")},
+	}
+}
+
+func goldenIdent() identRecord {
+	return identRecord{
+		Ident: Ident{Cluster: [16]byte{1, 2, 3, 15: 16}, Node: 5, Layout: LayoutVersion, CreatedAt: 1700000000000000000},
+		State: stateReady, Seq: 9, BootEpoch: 4,
+	}
+}
+
+// TestGolden compares the layouts with the golden file: a difference is a
+// format change, which needs a new version.
+func TestGolden(t *testing.T) {
+	var b strings.Builder
+	line := func(name string, v []byte) { fmt.Fprintf(&b, "%s %s\n", name, hex.EncodeToString(v)) }
+	for _, k := range goldenKeys() {
+		line(fmt.Sprintf("key/%d", k.Kind), k.Raw())
+	}
+	line("ident-slot", goldenIdent().encode(nil))
+	line("ident", goldenIdent().Ident.encode(nil))
+	line("requester", encodeRequester(nil, 4))
+	line("support", SupportRecord{Node: 1, Epoch: 3<<32 | 2, Withdrawn: true}.encode(nil))
+	line("tombstone", encodeTombstone(nil, 6))
+	line("intent", intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
+	const name = "testdata/layout.golden"
+	if *rewrite {
+		must(t, os.WriteFile(name, []byte(b.String()), 0o644))
+	}
+	want, err := os.ReadFile(name)
+	must(t, err)
+	if b.String() != string(want) {
+		t.Errorf("layout changed:\n%s\nwant:\n%s", b.String(), want)
+	}
+}
+
+// TestKeyOrder: byte order is the order of shards and indexes, and a prefix's
+// end bounds its keys.
+func TestKeyOrder(t *testing.T) {
+	prev := LogPrefix(1)
+	for _, k := range []struct {
+		s raft.ShardID
+		i raft.Index
+	}{{1, 0}, {1, 255}, {1, 256}, {1, 1 << 40}, {2, 1}, {256, 1}, {1 << 40, 0}} {
+		raw := appendLogKey(nil, k.s, k.i)
+		if bytes.Compare(prev, raw) >= 0 {
+			t.Errorf("%x is not before %x", prev, raw)
+		}
+		if p := LogPrefix(k.s); bytes.Compare(raw, p) < 0 || bytes.Compare(raw, PrefixEnd(p)) >= 0 {
+			t.Errorf("%x is not within its prefix", raw)
+		}
+		prev = raw
+	}
+	for _, ks := range []uint32{0, 1, 255, 1<<32 - 1} {
+		lo, hi := DataSpan(ks, nil, nil)
+		last := DataKey(ks, bytes.Repeat([]byte{255}, 20))
+		if bytes.Compare(lo, last) >= 0 || bytes.Compare(last, hi) >= 0 || len(hi) == 0 {
+			t.Errorf("keyspace %d: [%x, %x)", ks, lo, hi)
+		}
+	}
+	if PrefixEnd([]byte{255, 255}) != nil || !bytes.Equal(PrefixEnd([]byte{1, 255}), []byte{2}) {
+		t.Error("PrefixEnd")
+	}
+}
+
+// FuzzParseKey: taking a key apart never panics, and only keys of the table
+// are taken; those come back the same.
+func FuzzParseKey(f *testing.F) {
+	for _, k := range goldenKeys() {
+		f.Add(k.Raw())
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		k, err := ParseKey(raw)
+		if err == nil && !bytes.Equal(k.Raw(), raw) {
+			t.Fatalf("%x became %+v, %x", raw, k, k.Raw())
+		}
+	})
+}
+
+// FuzzIdentFile: reading an identity file never panics, and a record that was
+// taken is one that the encoder writes.
+func FuzzIdentFile(f *testing.F) {
+	slot := make([]byte, identSlot)
+	copy(slot, goldenIdent().encode(nil))
+	f.Add(slot)
+	f.Add(append(make([]byte, identSlot), slot...))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		rec, err := decodeIdentFile(b)
+		if err != nil {
+			return
+		}
+		enc := rec.encode(nil)
+		if !bytes.HasPrefix(b, enc) && !(len(b) > identSlot && bytes.HasPrefix(b[identSlot:], enc)) {
+			t.Fatalf("%+v is in neither slot", rec)
+		}
+	})
+}
+
+// FuzzRecords: the small records never panic and come back the same.
+func FuzzRecords(f *testing.F) {
+	f.Add(goldenIdent().Ident.encode(nil))
+	f.Add(encodeRequester(nil, 4))
+	f.Add(SupportRecord{Epoch: 5, Withdrawn: true}.encode(nil))
+	f.Add(encodeTombstone(nil, 6))
+	f.Add(intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		same := func(name string, err error, enc func() []byte) {
+			if err == nil && !bytes.Equal(enc(), b) {
+				t.Fatalf("%s: %x became %x", name, b, enc())
+			}
+		}
+		id, err := decodeIdent(b)
+		same("ident", err, func() []byte { return id.encode(nil) })
+		epoch, err := decodeRequester(b)
+		same("requester", err, func() []byte { return encodeRequester(nil, epoch) })
+		sup, err := decodeSupport(1, b)
+		same("support", err, func() []byte { return sup.encode(nil) })
+		r, err := decodeTombstone(b)
+		same("tombstone", err, func() []byte { return encodeTombstone(nil, r) })
+		in, err := decodeIntent(b)
+		same("intent", err, func() []byte { return in.encode(nil) })
+	})
+}
+
+// TestIdentSlots: writes go round the slots, and a torn or rotten one leaves
+// the previous record.
+func TestIdentSlots(t *testing.T) {
+	fs := NewMemFS()
+	rec := goldenIdent()
+	rec.Seq = 0
+	for i := range uint64(5) {
+		rec.BootEpoch = i
+		must(t, writeIdentFile(fs, "/id", &rec))
+		got, err := readIdentFile(fs, "/id")
+		if err != nil || got != rec {
+			t.Fatalf("%+v %v, want %+v", got, err, rec)
+		}
+	}
+	// Damage the newer slot.
+	f, err := fs.OpenReadWrite("/id", "")
+	must(t, err)
+	_, err = f.WriteAt([]byte{0xff, 0xff}, int64(rec.Seq%2)*identSlot+40)
+	must(t, err)
+	must(t, f.Close())
+	if got, err := readIdentFile(fs, "/id"); err != nil || got.BootEpoch != rec.BootEpoch-1 {
+		t.Fatalf("%+v %v", got, err)
+	}
+}
