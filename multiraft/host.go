@@ -1,0 +1,621 @@
+package multiraft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// Net carries Raft messages to other nodes. Send never blocks, does not retain
+// msgs, and may lose them.
+type Net interface {
+	Send(to raft.NodeID, msgs []raft.Msg)
+}
+
+// Clock gives the node's monotonic time, and its wall clock in Unix nanoseconds
+// (used for group time and for what people read, never for safety).
+type Clock interface {
+	Now() raft.Time
+	Wall() uint64
+}
+
+// SnapshotSender builds a snapshot of a shard and sends it to a node, in the
+// background. done is called once, from any goroutine.
+type SnapshotSender interface {
+	SendSnapshot(desc raft.Descriptor, to raft.NodeID, toReplica raft.ReplicaID, done func(index raft.Index, term raft.Term, err error))
+}
+
+// Config is what a Host is made of. Node, Engine, Net, Liveness, Clock and
+// Machine are required.
+type Config struct {
+	Node      raft.NodeID
+	Engine    *engine.Engine
+	Net       Net
+	Liveness  raft.Liveness
+	Clock     Clock
+	Machine   StateMachine
+	Snapshots SnapshotSender // nil: lagging replicas that need a snapshot stay behind
+	Tuning    raft.Tuning
+	// Loops is the number of loops. Zero: one per two processors, at most 16. It
+	// never enters a format.
+	Loops int
+	// Seed seeds the random streams of all cores.
+	Seed uint64
+	// ProposalBytes bounds the bytes of proposals that wait on this node. Zero: 256 MiB.
+	ProposalBytes int64
+	Logger        *slog.Logger
+	// OnRole is called on a loop when a replica's view of its leadership changed. It must not block.
+	OnRole func(View)
+	// OnSync is told when a batch was made durable, on a syncer's goroutine. It must not block.
+	OnSync func(at raft.Time)
+	// OnFatal is called once when the node cannot go on (a failed log write, a
+	// corrupt entry). Zero: the error is logged and the host refuses requests.
+	OnFatal func(error)
+}
+
+// Host runs all Raft groups of a node.
+type Host struct {
+	node     raft.NodeID
+	engine   *engine.Engine
+	net      Net
+	live     raft.Liveness
+	clock    Clock
+	machine  StateMachine
+	snaps    SnapshotSender
+	tuning   raft.Tuning
+	seed     uint64
+	logger   *slog.Logger
+	onRole   func(View)
+	onSync   func(raft.Time)
+	onFatal  func(error)
+	loops    []*loop
+	maxBytes int64
+	pending  atomic.Int64 // bytes of proposals not yet resolved
+
+	mu      sync.Mutex // rank 1: creation of groups, start, close
+	started bool
+	closed  bool
+	dead    atomic.Pointer[error]
+	wg      sync.WaitGroup
+	stop    chan struct{}
+
+	table atomic.Pointer[map[raft.ShardID]*replica] // copied on write
+	stats stats
+}
+
+type stats struct {
+	rounds, syncs, entries, commands, applied, unknown atomic.Uint64
+}
+
+// Stats counts what the host did since its start.
+type Stats struct {
+	Rounds, Syncs, Entries, Commands, Applied uint64
+	UnknownShard                              uint64 // messages for shards without a replica here
+	PendingBytes                              int64
+}
+
+// New makes a host. It does nothing before Start.
+func New(c Config) (*Host, error) {
+	if c.Node == 0 || c.Engine == nil || c.Net == nil || c.Liveness == nil || c.Clock == nil || c.Machine == nil {
+		return nil, errors.New("multiraft: Config needs Node, Engine, Net, Liveness, Clock and Machine")
+	}
+	c.Tuning = c.Tuning.WithDefaults()
+	if err := c.Tuning.Validate(); err != nil {
+		return nil, fmt.Errorf("multiraft: %w", err)
+	}
+	if c.Loops <= 0 {
+		c.Loops = defaultLoops()
+	}
+	if c.ProposalBytes <= 0 {
+		c.ProposalBytes = 256 << 20
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	h := &Host{
+		node: c.Node, engine: c.Engine, net: c.Net, live: c.Liveness, clock: c.Clock, machine: c.Machine,
+		snaps: c.Snapshots, tuning: c.Tuning, seed: c.Seed, logger: c.Logger, onRole: c.OnRole, onSync: c.OnSync, onFatal: c.OnFatal,
+		maxBytes: c.ProposalBytes, stop: make(chan struct{}),
+	}
+	for i := range c.Loops {
+		h.loops = append(h.loops, newLoop(h, i))
+	}
+	h.table.Store(&map[raft.ShardID]*replica{})
+	return h, nil
+}
+
+func (h *Host) loopOf(s raft.ShardID) *loop {
+	return h.loops[mix(uint64(s))%uint64(len(h.loops))]
+}
+
+// mix is the finalizer of splitmix64.
+func mix(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// AddGroups loads replicas from their durable states, before or after Start.
+// A state whose descriptor has no replica on this node is refused.
+func (h *Host) AddGroups(states []raft.State) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return ErrClosed
+	}
+	now := h.clock.Now()
+	old := *h.table.Load()
+	table := make(map[raft.ShardID]*replica, len(old)+len(states))
+	for k, v := range old {
+		table[k] = v
+	}
+	var fresh []*replica
+	for _, st := range states {
+		id := st.Desc.Shard
+		if table[id] != nil {
+			continue
+		}
+		me, ok := st.Desc.ReplicaOn(h.node)
+		if !ok {
+			return fmt.Errorf("multiraft: shard %d has no replica on node %d", id, h.node)
+		}
+		core, err := raft.NewCore(raft.Config{
+			Node: h.node, Replica: me.ID, Liveness: h.live,
+			Rand: mix(h.seed ^ uint64(id)<<20 ^ uint64(h.node)), Tuning: h.tuning,
+		}, st, now)
+		if err != nil {
+			return fmt.Errorf("multiraft: shard %d: %w", id, err)
+		}
+		r := &replica{
+			shard: id, self: me.ID, loop: h.loopOf(id), core: core, desc: st.Desc, as: st.Applied,
+			hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1,
+		}
+		r.publish(now, time.Unix(0, int64(h.clock.Wall())))
+		table[id] = r
+		fresh = append(fresh, r)
+	}
+	h.table.Store(&table)
+	for _, r := range fresh {
+		if !h.started {
+			r.loop.adopt(r)
+			continue
+		}
+		r.loop.in.put(func(it *items) {
+			it.funcs = append(it.funcs, func(raft.Time) { r.loop.adopt(r) })
+		})
+	}
+	return nil
+}
+
+// adopt makes the loop the owner of r.
+func (l *loop) adopt(r *replica) {
+	l.byID[r.shard] = r
+	i, _ := slices.BinarySearchFunc(l.order, r.shard, func(a *replica, s raft.ShardID) int {
+		switch {
+		case a.shard < s:
+			return -1
+		case a.shard > s:
+			return 1
+		}
+		return 0
+	})
+	l.order = slices.Insert(l.order, i, r)
+	l.touch(r)
+	l.timers.set(r, r.core.Deadline())
+}
+
+// CreateGroups writes the first state of new groups, durably, in one batch, and
+// adds them. Groups that exist are left alone. All are there when it returns nil;
+// on an error none of the new ones may be relied on.
+func (h *Host) CreateGroups(descs []raft.Descriptor) error {
+	table := *h.table.Load()
+	var states []raft.State
+	b := h.engine.NewBatch()
+	for i := range descs {
+		d := &descs[i]
+		if table[d.Shard] != nil {
+			continue
+		}
+		if _, ok := d.ReplicaOn(h.node); !ok {
+			continue
+		}
+		b.SetDescriptor(d)
+		b.SetApplied(d.Shard, raft.AppliedState{})
+		b.SetHardState(d.Shard, raft.HardState{})
+		states = append(states, raft.State{Desc: d.Clone()})
+	}
+	if len(states) == 0 {
+		b.Close()
+		return nil
+	}
+	err := b.Commit(true)
+	if err == nil {
+		err = b.Wait()
+	}
+	b.Close()
+	if err != nil {
+		h.fatal(err)
+		return fmt.Errorf("multiraft: create groups: %w", err)
+	}
+	return h.AddGroups(states)
+}
+
+func (h *Host) lookup(s raft.ShardID) *replica { return (*h.table.Load())[s] }
+
+// Propose hands a command to the leader of shard, if that is here. done is told
+// the outcome exactly once; see ProposeFunc. Errors that mean "nothing was
+// proposed": *NotLeaderError, *NoQuorumError, *OverloadedError, ErrUnknownShard,
+// ErrFenced, ErrClosed. ErrDropped: proposed and certainly not applied.
+// ErrAmbiguous: unknown.
+func (h *Host) Propose(shard raft.ShardID, cmd raft.Command, done func(data []byte, index raft.Index, slot uint32, err error)) {
+	r := h.lookup(shard)
+	if err := h.refuse(shard, r); err != nil {
+		done(nil, 0, 0, err)
+		return
+	}
+	p := proposal{shard: shard, cmd: cmd, done: done, size: len(cmd.Body) + 32}
+	if n := h.pending.Add(int64(p.size)); n > h.maxBytes && n > int64(p.size) {
+		h.pending.Add(-int64(p.size))
+		done(nil, 0, 0, &OverloadedError{RetryAfter: 100 * time.Millisecond, Why: "too many bytes of proposals wait on this node"})
+		return
+	}
+	if !r.loop.in.putProposal(&p) {
+		h.release(p.size)
+		done(nil, 0, 0, ErrClosed)
+	}
+}
+
+// refuse answers what can be answered without asking the loop.
+func (h *Host) refuse(shard raft.ShardID, r *replica) error {
+	if h.dead.Load() != nil {
+		return ErrClosed
+	}
+	if r == nil {
+		return ErrUnknownShard
+	}
+	v := r.pub.Load()
+	switch {
+	case v.Fenced != nil:
+		return fmt.Errorf("%w: shard %d: %w", ErrFenced, shard, v.Fenced)
+	case v.NoQuorum != nil:
+		return v.NoQuorum
+	case !v.IsLeader:
+		return &NotLeaderError{Shard: shard, Leader: v.Leader, Term: v.Term}
+	}
+	return nil
+}
+
+func (h *Host) release(bytes int) { h.pending.Add(-int64(bytes)) }
+
+// ReadIndex asks for permission to serve a linearizable read of shard from the
+// engine; see ReadFunc. Only the leader answers. The same definite errors as Propose.
+func (h *Host) ReadIndex(shard raft.ShardID, done func(index raft.Index, err error)) {
+	r := h.lookup(shard)
+	if err := h.refuse(shard, r); err != nil {
+		done(0, err)
+		return
+	}
+	if !r.loop.in.putRead(readRequest{shard: shard, done: done}) {
+		done(0, ErrClosed)
+	}
+}
+
+// Descriptor returns the applied descriptor of a shard on this node.
+func (h *Host) Descriptor(shard raft.ShardID) (raft.Descriptor, bool) {
+	r := h.lookup(shard)
+	if r == nil {
+		return raft.Descriptor{}, false
+	}
+	return r.pub.Load().Desc, true
+}
+
+// View returns what is known of one replica.
+func (h *Host) View(shard raft.ShardID) (View, bool) {
+	r := h.lookup(shard)
+	if r == nil {
+		return View{}, false
+	}
+	return *r.pub.Load(), true
+}
+
+// Views returns all replicas of this node, in order of shard id.
+func (h *Host) Views() []View {
+	table := *h.table.Load()
+	out := make([]View, 0, len(table))
+	for _, r := range table {
+		out = append(out, *r.pub.Load())
+	}
+	slices.SortFunc(out, func(a, b View) int {
+		switch {
+		case a.Shard < b.Shard:
+			return -1
+		case a.Shard > b.Shard:
+			return 1
+		}
+		return 0
+	})
+	return out
+}
+
+// Stats returns counters.
+func (h *Host) Stats() Stats {
+	return Stats{
+		Rounds: h.stats.rounds.Load(), Syncs: h.stats.syncs.Load(), Entries: h.stats.entries.Load(),
+		Commands: h.stats.commands.Load(), Applied: h.stats.applied.Load(),
+		UnknownShard: h.stats.unknown.Load(), PendingBytes: h.pending.Load(),
+	}
+}
+
+// OnMessages takes the messages of one frame. It never blocks; a full inbox
+// drops the messages, which Raft repairs.
+func (h *Host) OnMessages(_ raft.NodeID, msgs []raft.Msg) {
+	if len(h.loops) == 1 {
+		h.loops[0].in.putMsgs(msgs)
+		return
+	}
+	n := uint64(len(h.loops))
+	for i := 0; i < len(msgs); {
+		k := mix(uint64(msgs[i].Shard)) % n
+		j := i + 1
+		for j < len(msgs) && mix(uint64(msgs[j].Shard))%n == k {
+			j++
+		}
+		h.loops[k].in.putMsgs(msgs[i:j])
+		i = j
+	}
+}
+
+// onUnknownShard drops a message for a shard that has no replica here.
+func (h *Host) onUnknownShard(m *raft.Msg, o *raft.Out) {
+	h.stats.unknown.Add(1)
+	if m.Type != raft.MsgApp || m.ToReplica == 0 {
+		return
+	}
+	// A leader believes that a replica is here. One that is only late (its groups
+	// are being created) or was added by a configuration change takes a snapshot;
+	// a destroyed one stays away.
+	if min, ok, err := h.engine.Tombstone(m.Shard); err != nil || ok && m.ToReplica < min {
+		return
+	}
+	o.Msgs = append(o.Msgs, raft.Msg{
+		Type: raft.MsgNeedSnapshot, Shard: m.Shard, From: m.To, To: m.From,
+		FromReplica: m.ToReplica, ToReplica: m.FromReplica, Term: m.Term,
+	})
+}
+
+// each runs f on every loop, for every replica of it.
+func (h *Host) each(f func(l *loop, r *replica, now raft.Time)) {
+	for _, l := range h.loops {
+		l.in.put(func(it *items) {
+			it.funcs = append(it.funcs, func(now raft.Time) {
+				for _, r := range l.order {
+					f(l, r, now)
+					l.touch(r)
+				}
+			})
+		})
+	}
+}
+
+// PeerReset tells that the stream to a node broke or was made anew: what was in
+// flight there may be lost.
+func (h *Host) PeerReset(node raft.NodeID) {
+	h.each(func(l *loop, r *replica, now raft.Time) { r.core.PeerReset(now, node, &l.out) })
+}
+
+// LivenessChanged tells that support for or from a node changed.
+func (h *Host) LivenessChanged(node raft.NodeID) {
+	h.each(func(l *loop, r *replica, now raft.Time) { r.core.LivenessChanged(now, node, &l.out) })
+}
+
+// On runs f on the loop that owns shard, with its replica's core, and waits. It
+// fails with ErrUnknownShard, ErrClosed or the context's error; in the last case
+// f may still run.
+func (h *Host) On(ctx context.Context, shard raft.ShardID, f func(now raft.Time, c *raft.Core, o *raft.Out) error) error {
+	r := h.lookup(shard)
+	if r == nil {
+		return ErrUnknownShard
+	}
+	ch := make(chan error, 1)
+	ok := r.loop.in.put(func(it *items) {
+		it.funcs = append(it.funcs, func(now raft.Time) {
+			if r.removed {
+				ch <- ErrUnknownShard
+				return
+			}
+			r.loop.touch(r)
+			ch <- f(now, r.core, &r.loop.out)
+		})
+	})
+	if !ok {
+		return ErrClosed
+	}
+	select {
+	case err := <-ch:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-h.stop:
+		return ErrClosed
+	}
+}
+
+// Campaign asks the replica of shard to start an election at once, if no leader
+// of it is alive.
+func (h *Host) Campaign(ctx context.Context, shard raft.ShardID) error {
+	return h.On(ctx, shard, func(now raft.Time, c *raft.Core, o *raft.Out) error {
+		c.Campaign(now, o)
+		return nil
+	})
+}
+
+// Transfer starts handing the leadership of shard to another node. It returns
+// once the attempt has begun; the outcome shows in View.
+func (h *Host) Transfer(ctx context.Context, shard raft.ShardID, to raft.NodeID) error {
+	d, ok := h.Descriptor(shard)
+	if !ok {
+		return ErrUnknownShard
+	}
+	rep, ok := d.ReplicaOn(to)
+	if !ok {
+		return fmt.Errorf("multiraft: shard %d has no replica on node %d", shard, to)
+	}
+	return h.On(ctx, shard, func(now raft.Time, c *raft.Core, o *raft.Out) error {
+		return c.Transfer(now, rep.ID, o)
+	})
+}
+
+// ChangeConf proposes a configuration change. done as for Propose; a rejection
+// at apply comes back as data (its text), err nil.
+func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfChange, done ProposeFunc) error {
+	r := h.lookup(shard)
+	if r == nil {
+		return ErrUnknownShard
+	}
+	return h.On(ctx, shard, func(now raft.Time, c *raft.Core, o *raft.Out) error {
+		ts := max(r.lastTs+1, h.clock.Wall())
+		mark, err := c.ProposeConf(now, cc, raft.EntryHeader{GroupTs: ts}, o)
+		if err != nil {
+			return err
+		}
+		r.lastTs = ts
+		r.waiting = append(r.waiting, pendingEntry{mark: mark, dones: []ProposeFunc{done}})
+		return nil
+	})
+}
+
+// InstallSnapshot replaces the state of shard on this node. install runs on the
+// shard's loop with the hard state to be kept; it must make the new state
+// durable in one step and return it, or leave the old one whole. A shard without
+// a replica here is created from the installed state.
+func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, install func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error)) error {
+	ch := make(chan error, 1)
+	l := h.loopOf(shard)
+	ok := l.in.put(func(it *items) {
+		it.funcs = append(it.funcs, func(now raft.Time) { ch <- l.install(now, shard, install) })
+	})
+	if !ok {
+		return ErrClosed
+	}
+	select {
+	case err := <-ch:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-h.stop:
+		return ErrClosed
+	}
+}
+
+func (l *loop) install(now raft.Time, shard raft.ShardID, install func(raft.HardState, raft.AppliedState, bool) (raft.State, error)) error {
+	r := l.byID[shard]
+	if r == nil {
+		st, err := install(raft.HardState{}, raft.AppliedState{}, false)
+		if err != nil {
+			return err
+		}
+		l.h.wg.Go(func() { // AddGroups takes Host.mu, which a loop must not wait for
+			if err := l.h.AddGroups([]raft.State{st}); err != nil {
+				l.h.logger.Warn("replica from snapshot not added", "shard", shard, "err", err)
+			}
+		})
+		return nil
+	}
+	st, err := install(r.core.HardState(), r.as, true)
+	if err != nil {
+		return err
+	}
+	r.desc, r.as, r.hard = st.Desc, st.Applied, st.Hard
+	r.lastTs = max(r.lastTs, st.Applied.GroupTs)
+	r.fenced = nil
+	r.core.Restore(now, st, &l.out)
+	// Entries up to the snapshot were applied elsewhere: the outcome of what
+	// waits below it is not known here.
+	k := 0
+	for k < len(r.waiting) && r.waiting[k].mark.Index <= r.as.Applied {
+		for _, d := range r.waiting[k].dones {
+			l.done.propose(d, nil, 0, 0, ErrAmbiguous)
+		}
+		k++
+	}
+	bytes := 0
+	for i := range k {
+		bytes += r.waiting[i].bytes
+	}
+	l.dropWaiting(r, k, bytes)
+	l.touch(r)
+	return nil
+}
+
+func (h *Host) sendSnapshot(l *loop, desc raft.Descriptor, t raft.SnapshotTask) {
+	finish := func(index raft.Index, term raft.Term, err error) {
+		if err != nil {
+			h.logger.Warn("snapshot not sent", "shard", t.Shard, "to", t.To, "err", err)
+		}
+		l.in.put(func(it *items) {
+			it.funcs = append(it.funcs, func(now raft.Time) {
+				if r := l.byID[t.Shard]; r != nil {
+					delete(r.snapsBusy, t.ToReplica)
+					r.core.SnapshotSent(now, t.ToReplica, index, term, err == nil, &l.out)
+					l.touch(r)
+				}
+			})
+		})
+	}
+	if h.snaps == nil {
+		finish(0, 0, errors.New("multiraft: this host sends no snapshots"))
+		return
+	}
+	h.snaps.SendSnapshot(desc, t.To, t.ToReplica, finish)
+}
+
+// readLog reads entries for a lagging peer.
+func (h *Host) readLog(t raft.FetchTask) (ents []raft.Entry, prev raft.Term, err error) {
+	ents, err = h.engine.Entries(nil, t.Shard, t.Next, t.Last, t.MaxBytes)
+	if err != nil {
+		return nil, 0, err
+	}
+	if t.Next > 1 {
+		prev, err = h.engine.Term(t.Shard, t.Next-1)
+	}
+	return ents, prev, err
+}
+
+// Alive reports whether every loop that has work finished a round within
+// limit before now: the loops' part of the gate of heartbeats.
+func (h *Host) Alive(now raft.Time, limit time.Duration) bool {
+	for _, l := range h.loops {
+		if !l.idle.Load() && now.Sub(raft.Time(l.roundAt.Load())) > limit {
+			return false
+		}
+	}
+	return true
+}
+
+// fatal stops the node's work once, with a reason. A failed log write is never retried.
+func (h *Host) fatal(err error) {
+	if !h.dead.CompareAndSwap(nil, &err) {
+		return
+	}
+	h.logger.Error("the node stops", "err", err)
+	if h.onFatal != nil {
+		h.onFatal(err)
+	}
+}
+
+// Fatal returns the reason the node stopped, if it did.
+func (h *Host) Fatal() error {
+	if p := h.dead.Load(); p != nil {
+		return *p
+	}
+	return nil
+}

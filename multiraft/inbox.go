@@ -1,0 +1,197 @@
+package multiraft
+
+import (
+	"sync"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// ProposeFunc is told the outcome of a proposal, exactly once. On success data
+// is what the state machine answered and (index, slot) where the command stands
+// in the group's log. It is called on a loop's goroutine (or, for a refusal, on
+// the caller's) and must not block.
+type ProposeFunc func(data []byte, index raft.Index, slot uint32, err error)
+
+// ReadFunc is told, exactly once, that a linearizable read may be served from
+// the engine now (the state machine has applied everything up to index), or why
+// not. It must not block.
+type ReadFunc func(index raft.Index, err error)
+
+type proposal struct {
+	shard raft.ShardID
+	size  int
+	cmd   raft.Command
+	done  ProposeFunc
+}
+
+type readRequest struct {
+	shard raft.ShardID
+	done  ReadFunc
+}
+
+// ack says that a batch of this loop is durable.
+type ack struct {
+	held  []raft.Msg
+	marks []shardMark
+}
+
+type shardMark struct {
+	shard raft.ShardID
+	mark  raft.LogMark
+}
+
+// items is what an inbox holds; the loop swaps it for an empty one.
+type items struct {
+	msgs  []raft.Msg
+	props []proposal
+	reads []readRequest
+	acks  []ack
+	funcs []func(now raft.Time)
+}
+
+func (it *items) empty() bool {
+	return len(it.msgs) == 0 && len(it.props) == 0 && len(it.reads) == 0 && len(it.acks) == 0 && len(it.funcs) == 0
+}
+
+func (it *items) reset() {
+	clear(it.msgs)
+	clear(it.props)
+	clear(it.reads)
+	clear(it.acks)
+	clear(it.funcs)
+	it.msgs, it.props, it.reads = it.msgs[:0], it.props[:0], it.reads[:0]
+	it.acks, it.funcs = it.acks[:0], it.funcs[:0]
+}
+
+// inbox is a loop's door: many producers, one consumer. Its size is bounded by
+// its producers: proposals and reads by the node's admission budget, messages
+// by maxInboxMsgBytes (more are dropped, which Raft repairs).
+type inbox struct {
+	mu       sync.Mutex // rank 2
+	in       items
+	msgBytes int
+	closed   bool
+	wake     chan struct{} // capacity 1
+	dropped  uint64
+}
+
+// maxInboxMsgBytes bounds the entries waiting in one inbox.
+const maxInboxMsgBytes = 64 << 20
+
+func (b *inbox) signal() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// put appends under the lock and wakes the loop if it had nothing to do. It
+// reports whether the inbox is open.
+func (b *inbox) put(f func(it *items)) bool {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return false
+	}
+	wasEmpty := b.in.empty()
+	f(&b.in)
+	b.mu.Unlock()
+	if wasEmpty {
+		b.signal()
+	}
+	return true
+}
+
+// putAck always wakes the loop: it may be waiting for acknowledgements alone.
+func (b *inbox) putAck(a ack) {
+	b.mu.Lock()
+	if !b.closed {
+		b.in.acks = append(b.in.acks, a)
+	}
+	b.mu.Unlock()
+	b.signal()
+}
+
+func (b *inbox) putProposal(p *proposal) bool {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return false
+	}
+	wasEmpty := b.in.empty()
+	b.in.props = append(b.in.props, *p)
+	b.mu.Unlock()
+	if wasEmpty {
+		b.signal()
+	}
+	return true
+}
+
+func (b *inbox) putRead(r readRequest) bool {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return false
+	}
+	wasEmpty := b.in.empty()
+	b.in.reads = append(b.in.reads, r)
+	b.mu.Unlock()
+	if wasEmpty {
+		b.signal()
+	}
+	return true
+}
+
+// putMsgs takes the messages of one frame. It reports false when the inbox is full or closed:
+// the messages were dropped.
+func (b *inbox) putMsgs(msgs []raft.Msg) bool {
+	n := 0
+	for i := range msgs {
+		for _, e := range msgs[i].Entries {
+			n += len(e.Value)
+		}
+	}
+	b.mu.Lock()
+	if b.closed || (b.msgBytes > 0 && b.msgBytes+n > maxInboxMsgBytes) {
+		b.dropped += uint64(len(msgs))
+		b.mu.Unlock()
+		return false
+	}
+	wasEmpty := b.in.empty()
+	b.msgBytes += n
+	b.in.msgs = append(b.in.msgs, msgs...)
+	b.mu.Unlock()
+	if wasEmpty {
+		b.signal()
+	}
+	return true
+}
+
+// swap hands out what has arrived and takes spare as the new, empty store.
+func (b *inbox) swap(spare items) items {
+	b.mu.Lock()
+	got := b.in
+	b.in = spare
+	b.msgBytes = 0
+	b.mu.Unlock()
+	return got
+}
+
+// takeAcks removes only the acknowledgements.
+func (b *inbox) takeAcks(spare []ack) []ack {
+	b.mu.Lock()
+	got := b.in.acks
+	b.in.acks = spare
+	b.mu.Unlock()
+	return got
+}
+
+// close refuses everything from now on and returns what was waiting.
+func (b *inbox) close() items {
+	b.mu.Lock()
+	got := b.in
+	b.in = items{}
+	b.closed = true
+	b.mu.Unlock()
+	return got
+}

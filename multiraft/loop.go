@@ -1,0 +1,672 @@
+package multiraft
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+const (
+	// maxInFlightSyncs bounds the batches of one loop whose sync is not confirmed.
+	maxInFlightSyncs = 2
+	// maxRoundBytes bounds the payload of one round's batch; one entry may exceed it.
+	maxRoundBytes = 4 << 20
+)
+
+// loop owns a share of the node's groups. All its methods run on one goroutine.
+type loop struct {
+	h  *Host
+	id int
+	in inbox
+
+	// replicas in order of shard id, and by id.
+	order []*replica
+	byID  map[raft.ShardID]*replica
+
+	out     raft.Out
+	timers  timerHeap
+	touched []*replica
+	queued  []*replica // have proposals that are not in the log yet
+	done    completions
+
+	spare     items
+	backlog   items // messages that did not fit into the last round
+	spareAcks []ack
+	inFlight  int
+	submitted uint64 // batches handed to the syncer, and confirmed by it
+	acked     uint64
+	heldLater []heldMsgs
+	syncer    *syncer
+
+	// For Host.Alive: when the last round began, and whether the loop waits for work.
+	roundAt atomic.Int64
+	idle    atomic.Bool
+
+	batch      *engine.Batch
+	roundBytes int
+	peers      []peerOut
+	readCtx    uint64
+	applyCtx   ApplyContext
+}
+
+// heldMsgs wait until after batches of this loop are durable.
+type heldMsgs struct {
+	after uint64
+	msgs  []raft.Msg
+}
+
+// peerOut collects a round's messages for one node.
+type peerOut struct {
+	node raft.NodeID
+	msgs []raft.Msg
+}
+
+func newLoop(h *Host, id int) *loop {
+	l := &loop{h: h, id: id, byID: make(map[raft.ShardID]*replica)}
+	l.in.wake = make(chan struct{}, 1)
+	l.syncer = newSyncer(l)
+	return l
+}
+
+// step runs one round at time now. It reports whether it did anything.
+func (l *loop) step(now raft.Time) bool {
+	acks := l.in.takeAcks(l.spareAcks)
+	for i := range acks {
+		l.onAck(now, &acks[i])
+	}
+	worked := len(acks) > 0
+	clear(acks)
+	l.spareAcks = acks[:0]
+	if l.inFlight >= maxInFlightSyncs {
+		// Work accumulates until a sync returns: natural group commit. What the
+		// acknowledgements caused is carried out with the next round.
+		if worked {
+			l.sendMsgs(l.out.Msgs)
+			clear(l.out.Msgs)
+			l.out.Msgs = l.out.Msgs[:0]
+		}
+		return worked
+	}
+
+	it := l.in.swap(l.spare)
+	l.spare = items{}
+	if len(it.acks) > 0 {
+		for i := range it.acks {
+			l.onAck(now, &it.acks[i])
+		}
+		worked = true
+	}
+	if !it.empty() || len(l.backlog.msgs) > 0 || len(l.queued) > 0 {
+		worked = true
+	}
+	for _, f := range it.funcs {
+		f(now)
+	}
+	l.stepMsgs(now, it.msgs)
+	for i := range it.props {
+		l.takeProposal(&it.props[i])
+	}
+	for i := range it.reads {
+		l.takeRead(&it.reads[i])
+	}
+	it.reset()
+	l.spare = it
+
+	for len(l.timers) > 0 && l.timers[0].deadline <= now {
+		r := l.timers[0]
+		r.core.Tick(now, &l.out)
+		l.touch(r)
+		d := r.core.Deadline()
+		if d <= now { // never spin on one deadline
+			d = now + 1
+		}
+		l.timers.set(r, d)
+		worked = true
+	}
+	if !worked {
+		return false
+	}
+	l.proposeQueued(now)
+	l.askReads(now)
+	for i := 0; i < len(l.touched); i++ {
+		l.touched[i].core.Flush(now, &l.out)
+	}
+	l.commitRound(now)
+	return true
+}
+
+// next returns when step has to run again even if nothing arrives, and whether
+// there is work left already.
+func (l *loop) next() (deadline raft.Time, hasDeadline, busy bool) {
+	if l.inFlight < maxInFlightSyncs && (len(l.backlog.msgs) > 0 || len(l.queued) > 0) {
+		return 0, false, true
+	}
+	if len(l.timers) == 0 || l.inFlight >= maxInFlightSyncs {
+		return 0, false, false
+	}
+	return l.timers[0].deadline, true, false
+}
+
+func (l *loop) touch(r *replica) {
+	if !r.touched {
+		r.touched = true
+		l.touched = append(l.touched, r)
+	}
+}
+
+func (l *loop) onAck(now raft.Time, a *ack) {
+	l.inFlight--
+	l.acked++
+	l.sendMsgs(a.held)
+	n := 0
+	for n < len(l.heldLater) && l.heldLater[n].after <= l.acked {
+		l.sendMsgs(l.heldLater[n].msgs)
+		n++
+	}
+	l.heldLater = slices.Delete(l.heldLater, 0, n)
+	for _, m := range a.marks {
+		if r := l.byID[m.shard]; r != nil && !r.removed {
+			r.core.Appended(now, m.mark, &l.out)
+			l.touch(r)
+		}
+	}
+}
+
+func (l *loop) stepMsgs(now raft.Time, fresh []raft.Msg) {
+	msgs := fresh
+	if len(l.backlog.msgs) > 0 {
+		l.backlog.msgs = append(l.backlog.msgs, fresh...)
+		msgs = l.backlog.msgs
+	}
+	n := 0
+	for n < len(msgs) && l.roundBytes < maxRoundBytes {
+		m := &msgs[n]
+		n++
+		r := l.byID[m.Shard]
+		if r == nil {
+			l.h.onUnknownShard(m, &l.out)
+			continue
+		}
+		if m.Type == raft.MsgApp {
+			for i := range m.Entries {
+				l.roundBytes += len(m.Entries[i].Value)
+			}
+		}
+		r.core.Step(now, m, &l.out)
+		l.touch(r)
+	}
+	if len(l.backlog.msgs) > 0 {
+		rest := copy(l.backlog.msgs, msgs[n:])
+		clear(l.backlog.msgs[rest:])
+		l.backlog.msgs = l.backlog.msgs[:rest]
+	} else if n < len(msgs) {
+		l.backlog.msgs = append(l.backlog.msgs, msgs[n:]...)
+	}
+}
+
+func (l *loop) takeProposal(p *proposal) {
+	r := l.byID[p.shard]
+	if r == nil {
+		l.done.propose(p.done, nil, 0, 0, ErrUnknownShard)
+		l.h.release(p.size)
+		return
+	}
+	if r.fenced != nil {
+		l.done.propose(p.done, nil, 0, 0, fmt.Errorf("%w: shard %d: %w", ErrFenced, r.shard, r.fenced))
+		l.h.release(p.size)
+		return
+	}
+	if len(r.queue) == 0 {
+		l.queued = append(l.queued, r)
+	}
+	r.queue = append(r.queue, *p)
+	l.touch(r)
+}
+
+// proposeQueued turns queued commands into entries, many commands per entry.
+func (l *loop) proposeQueued(now raft.Time) {
+	if len(l.queued) == 0 {
+		return
+	}
+	wall := l.h.clock.Wall()
+	keep := l.queued[:0]
+	for _, r := range l.queued {
+		l.touch(r)
+		l.proposeReplica(now, wall, r)
+		if len(r.queue) > 0 {
+			keep = append(keep, r)
+		}
+	}
+	clear(l.queued[len(keep):])
+	l.queued = keep
+}
+
+func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
+	n := 0
+	for n < len(r.queue) && (l.roundBytes < maxRoundBytes || n == 0 && l.roundBytes == 0) {
+		from := n
+		size := 0
+		cmds := make([]raft.Command, 0, min(len(r.queue)-n, raft.CoalesceCmds))
+		for n < len(r.queue) && len(cmds) < raft.CoalesceCmds && (size == 0 || size+r.queue[n].size <= raft.CoalesceBytes) {
+			cmds = append(cmds, r.queue[n].cmd)
+			size += r.queue[n].size
+			n++
+		}
+		ts := max(r.lastTs+1, wall)
+		mark, err := r.core.Propose(now, raft.EntryHeader{GroupTs: ts}, cmds, &l.out)
+		if err != nil {
+			// Nothing of [from, n) was proposed: a definite answer.
+			err = l.proposeError(r, err)
+			for i := from; i < n; i++ {
+				l.done.propose(r.queue[i].done, nil, 0, 0, err)
+				l.h.release(r.queue[i].size)
+			}
+			continue
+		}
+		r.lastTs = ts
+		l.roundBytes += size
+		w := pendingEntry{mark: mark, bytes: size, dones: make([]ProposeFunc, 0, n-from)}
+		for i := from; i < n; i++ {
+			w.dones = append(w.dones, r.queue[i].done)
+		}
+		// A new term may propose at an index an older, overwritten proposal still waits for.
+		r.waiting = append(r.waiting, w)
+		l.h.stats.entries.Add(1)
+		l.h.stats.commands.Add(uint64(n - from))
+	}
+	rest := copy(r.queue, r.queue[n:])
+	clear(r.queue[rest:])
+	r.queue = r.queue[:rest]
+}
+
+func (l *loop) proposeError(r *replica, err error) error {
+	var busy *raft.BusyError
+	switch {
+	case errors.Is(err, raft.ErrNotLeader):
+		return r.notLeader()
+	case errors.As(err, &busy):
+		return &OverloadedError{RetryAfter: busy.RetryAfter, Why: fmt.Sprintf("shard %d has too many uncommitted bytes", r.shard)}
+	case errors.Is(err, raft.ErrTransferring):
+		return &OverloadedError{RetryAfter: 50 * time.Millisecond, Why: fmt.Sprintf("shard %d is handing its leadership over", r.shard)}
+	default:
+		return err
+	}
+}
+
+func (l *loop) takeRead(q *readRequest) {
+	r := l.byID[q.shard]
+	if r == nil {
+		l.done.read(q.done, 0, ErrUnknownShard)
+		return
+	}
+	if r.fenced != nil {
+		l.done.read(q.done, 0, fmt.Errorf("%w: shard %d: %w", ErrFenced, r.shard, r.fenced))
+		return
+	}
+	r.newReads = append(r.newReads, q.done)
+	l.touch(r)
+}
+
+// askReads puts all reads of the round behind one read index request per group.
+func (l *loop) askReads(now raft.Time) {
+	for i := 0; i < len(l.touched); i++ {
+		r := l.touched[i]
+		if len(r.newReads) == 0 {
+			continue
+		}
+		l.readCtx++
+		r.reads = append(r.reads, readGroup{ctx: l.readCtx, dones: r.newReads})
+		r.newReads = nil
+		r.core.ReadIndex(now, l.readCtx, &l.out)
+	}
+}
+
+// commitRound carries out everything in l.out: messages first (a leader's
+// entries leave before its own sync), then the one batch, then the answers.
+func (l *loop) commitRound(now raft.Time) {
+	o := &l.out
+	if l.batch == nil {
+		l.batch = l.h.engine.NewBatch()
+	}
+	l.applyAll(now)
+	l.fetchAll(now)
+	l.answerReads(o)
+
+	b := l.batch
+	for i := range o.HardStates {
+		t := &o.HardStates[i]
+		if r := l.byID[t.Shard]; r != nil {
+			r.hard = t.State
+		}
+		b.SetHardState(t.Shard, t.State)
+	}
+	for i := range o.Appends {
+		t := &o.Appends[i]
+		b.Append(t.Shard, t.OldLast, t.Entries)
+	}
+	l.truncateAll()
+	for _, r := range l.touched {
+		if r.asDirty {
+			b.SetApplied(r.shard, r.as)
+			r.asDirty = false
+		}
+	}
+	l.sendMsgs(o.Msgs)
+	l.startSnapshots()
+
+	needSync := len(o.Appends) > 0 || len(o.HardStates) > 0
+	switch {
+	case needSync:
+		f := inFlight{batch: b, ack: ack{marks: marksOf(nil, o), held: slices.Clone(o.Held)}}
+		if err := b.Commit(true); err != nil {
+			l.h.fatal(err)
+			return
+		}
+		l.inFlight++
+		l.submitted++
+		l.h.stats.syncs.Add(1)
+		l.batch = nil
+		l.syncer.submit(f)
+	case !b.Empty():
+		if err := b.Commit(false); err != nil {
+			l.h.fatal(err)
+			return
+		}
+		b.Close()
+		l.batch = nil
+		l.sendHeldAfterEarlier(o.Held)
+	default:
+		l.sendHeldAfterEarlier(o.Held)
+	}
+	l.h.stats.rounds.Add(1)
+
+	wall := time.Time{}
+	for _, r := range l.touched {
+		r.touched = false
+		if r.removed {
+			continue
+		}
+		l.readyReads(r)
+		if wall.IsZero() {
+			wall = time.Unix(0, int64(l.h.clock.Wall()))
+		}
+		if r.publish(now, wall) && l.h.onRole != nil {
+			l.h.onRole(*r.pub.Load())
+		}
+		if d := r.core.Deadline(); d != r.deadline || r.heapPos < 0 {
+			l.timers.set(r, d)
+		}
+	}
+	clear(l.touched)
+	l.touched = l.touched[:0]
+	l.roundBytes = 0
+	o.Reset()
+	l.done.flush()
+}
+
+// sendHeldAfterEarlier sends messages that rest on durable state in a round
+// that syncs nothing itself. They may rest on what earlier rounds wrote, so they
+// wait for the newest sync in flight.
+func (l *loop) sendHeldAfterEarlier(held []raft.Msg) {
+	if len(held) == 0 {
+		return
+	}
+	if l.inFlight == 0 {
+		l.sendMsgs(held)
+		return
+	}
+	l.heldLater = append(l.heldLater, heldMsgs{after: l.submitted, msgs: slices.Clone(held)})
+}
+
+// applyAll hands committed entries to the state machine until the cores have
+// nothing left to apply.
+func (l *loop) applyAll(now raft.Time) {
+	o := &l.out
+	for i := 0; i < len(o.Applies); i++ {
+		t := o.Applies[i]
+		r := l.byID[t.Shard]
+		if r == nil || r.removed {
+			continue
+		}
+		for j := range t.Entries {
+			if r.fenced != nil {
+				break
+			}
+			l.applyEntry(now, r, t.Entries[j])
+		}
+		clear(t.Entries) // nothing below this line needs them
+	}
+}
+
+func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) {
+	if e.Index <= r.as.Applied {
+		return
+	}
+	hdr, err := e.Header()
+	if err != nil {
+		l.h.fatal(fmt.Errorf("multiraft: shard %d index %d: %w", r.shard, e.Index, err))
+		return
+	}
+	// Earlier waiters at this index, or waiters displaced by an entry of another term.
+	var dones []ProposeFunc
+	released := 0
+	k := 0
+	for k < len(r.waiting) && r.waiting[k].mark.Index <= e.Index {
+		w := &r.waiting[k]
+		k++
+		released += w.bytes
+		if w.mark.Index == e.Index && w.mark.Term == e.Term {
+			dones = w.dones
+			continue
+		}
+		for _, d := range w.dones {
+			l.done.propose(d, nil, 0, 0, ErrDropped)
+		}
+	}
+
+	ac := &l.applyCtx
+	*ac = ApplyContext{Desc: &r.desc, Entry: e, Header: hdr}
+	if len(dones) > 0 {
+		ac.Results = make([][]byte, len(dones))
+	}
+	switch e.Type {
+	case raft.EntryConf:
+		l.applyConf(now, r, e, ac.Results)
+	case raft.EntryNormal:
+		mark := l.batch.Mark()
+		if err := l.applyMachine(ac); err != nil {
+			l.batch.RollbackTo(mark)
+			r.fenced = err
+			l.h.logger.Error("state machine failed; replica fenced", "shard", r.shard, "index", e.Index, "err", err)
+			for _, d := range dones {
+				l.done.propose(d, nil, 0, 0, ErrAmbiguous) // other replicas may have applied it
+			}
+			l.dropWaiting(r, k, released)
+			return
+		}
+		r.as.WrittenBytes += ac.WrittenBytes
+		r.as.WrittenKeys += ac.WrittenKeys
+	}
+	r.as.Applied, r.as.AppliedTerm = e.Index, e.Term
+	r.as.GroupTs = max(r.as.GroupTs, hdr.GroupTs)
+	r.lastTs = max(r.lastTs, hdr.GroupTs)
+	r.asDirty = true
+	l.touch(r)
+	r.core.Applied(e.Index, e.Term, len(e.Value), &l.out)
+	for i, d := range dones {
+		l.done.propose(d, ac.Results[i], e.Index, uint32(i), nil)
+	}
+	l.dropWaiting(r, k, released)
+	l.h.stats.applied.Add(1)
+}
+
+func (l *loop) dropWaiting(r *replica, n, bytes int) {
+	if n == 0 {
+		return
+	}
+	rest := copy(r.waiting, r.waiting[n:])
+	clear(r.waiting[rest:])
+	r.waiting = r.waiting[:rest]
+	l.h.release(bytes)
+}
+
+// applyMachine runs the state machine and turns a panic into an error.
+func (l *loop) applyMachine(ac *ApplyContext) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("multiraft: state machine panicked at index %d: %v", ac.Entry.Index, p)
+		}
+	}()
+	return l.h.machine.Apply(l.batch, ac)
+}
+
+func (l *loop) applyConf(now raft.Time, r *replica, e raft.Entry, results [][]byte) {
+	var cc raft.ConfChange
+	var err error
+	for _, c := range e.Commands() {
+		cc, err = raft.DecodeConfChange(c.Body)
+	}
+	next := r.desc
+	if err == nil {
+		next, err = r.desc.Apply(cc)
+	}
+	if err != nil {
+		// Rejected alike on every replica; the configuration stays.
+		if len(results) > 0 {
+			results[0] = []byte(err.Error())
+		}
+		next = r.desc
+	} else {
+		r.desc = next
+		r.as.ConfIndex = e.Index
+		l.batch.SetDescriptor(&r.desc)
+	}
+	r.core.ConfApplied(now, next, e.Index, &l.out)
+}
+
+// fetchAll reads entries for peers that lag behind the memory of their leader.
+func (l *loop) fetchAll(now raft.Time) {
+	o := &l.out
+	for i := 0; i < len(o.Fetches); i++ {
+		t := o.Fetches[i]
+		r := l.byID[t.Shard]
+		if r == nil {
+			continue
+		}
+		ents, prev, err := l.h.readLog(t)
+		r.core.Fetched(now, t.To, prev, ents, err, o)
+		l.touch(r)
+	}
+}
+
+// answerReads moves answered reads to the list that waits for the applied index.
+func (l *loop) answerReads(o *raft.Out) {
+	for i := range o.Reads {
+		s := &o.Reads[i]
+		r := l.byID[s.Shard]
+		if r == nil {
+			continue
+		}
+		k := slices.IndexFunc(r.reads, func(g readGroup) bool { return g.ctx == s.Context })
+		if k < 0 {
+			continue
+		}
+		g := r.reads[k]
+		r.reads = slices.Delete(r.reads, k, k+1)
+		l.touch(r)
+		if s.Err != nil {
+			err := s.Err
+			if errors.Is(err, raft.ErrNotLeader) {
+				err = r.notLeader()
+			}
+			for _, d := range g.dones {
+				l.done.read(d, 0, err)
+			}
+			continue
+		}
+		g.index = s.Index
+		r.readsReady = append(r.readsReady, g)
+	}
+}
+
+// readyReads completes reads whose index is applied and visible.
+func (l *loop) readyReads(r *replica) {
+	if len(r.readsReady) == 0 {
+		return
+	}
+	keep := r.readsReady[:0]
+	for _, g := range r.readsReady {
+		if g.index > r.as.Applied {
+			keep = append(keep, g)
+			continue
+		}
+		for _, d := range g.dones {
+			l.done.read(d, g.index, nil)
+		}
+	}
+	clear(r.readsReady[len(keep):])
+	r.readsReady = keep
+}
+
+// truncateAll cuts logs in the same batch; never above what is applied in it (I2).
+func (l *loop) truncateAll() {
+	o := &l.out
+	for i := 0; i < len(o.Truncates); i++ {
+		t := &o.Truncates[i]
+		r := l.byID[t.Shard]
+		if r == nil || t.Index <= r.as.TruncIndex || t.Index > r.as.Applied {
+			continue
+		}
+		l.batch.Truncate(t.Shard, r.as.TruncIndex, t.Index)
+		r.as.TruncIndex, r.as.TruncTerm = t.Index, t.Term
+		r.asDirty = true
+		r.core.Truncated(t.Index, t.Term)
+		l.touch(r)
+	}
+}
+
+func (l *loop) startSnapshots() {
+	for _, t := range l.out.Snapshots {
+		r := l.byID[t.Shard]
+		if r == nil || r.snapsBusy[t.ToReplica] {
+			continue
+		}
+		if r.snapsBusy == nil {
+			r.snapsBusy = make(map[raft.ReplicaID]bool)
+		}
+		r.snapsBusy[t.ToReplica] = true
+		l.h.sendSnapshot(l, r.desc.Clone(), t)
+	}
+}
+
+// sendMsgs hands each peer its messages of the round.
+func (l *loop) sendMsgs(msgs []raft.Msg) {
+	if len(msgs) == 0 {
+		return
+	}
+	for i := range msgs {
+		m := &msgs[i]
+		k := 0
+		for k < len(l.peers) && l.peers[k].node != m.To {
+			k++
+		}
+		if k == len(l.peers) {
+			l.peers = append(l.peers, peerOut{node: m.To})
+		}
+		l.peers[k].msgs = append(l.peers[k].msgs, *m)
+	}
+	for k := range l.peers {
+		p := &l.peers[k]
+		if len(p.msgs) == 0 {
+			continue
+		}
+		l.h.net.Send(p.node, p.msgs)
+		clear(p.msgs)
+		p.msgs = p.msgs[:0]
+	}
+}

@@ -1,0 +1,271 @@
+package multiraft
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// pendingEntry is an entry of this replica's log that somebody waits for.
+type pendingEntry struct {
+	mark  raft.LogMark
+	bytes int
+	dones []ProposeFunc
+}
+
+// readGroup is all reads of one round behind one read index request.
+type readGroup struct {
+	ctx   uint64
+	index raft.Index // set once answered
+	dones []ReadFunc
+}
+
+// View is what other goroutines may know of a replica without asking its loop.
+type View struct {
+	Shard    raft.ShardID
+	Replica  raft.ReplicaID
+	Desc     raft.Descriptor // read-only
+	Term     raft.Term
+	Leader   raft.NodeID // zero: unknown
+	IsLeader bool
+	// IsReady: this leader has committed an entry of its own term.
+	IsReady bool
+	Commit  raft.Index
+	Applied raft.Index
+	Last    raft.Index
+	// NoQuorum is set while the replica cannot reach a majority of the voters.
+	NoQuorum *NoQuorumError
+	// Fenced is set once the state machine failed on this replica.
+	Fenced error
+}
+
+// replica is one group on this node. Only its loop touches it; the rest of the
+// process reads pub.
+type replica struct {
+	shard raft.ShardID
+	self  raft.ReplicaID
+	loop  *loop
+	core  *raft.Core
+	desc  raft.Descriptor
+	as    raft.AppliedState
+	hard  raft.HardState
+
+	queue      []proposal // not yet in the log
+	waiting    []pendingEntry
+	reads      []readGroup // asked, not answered; in order of ctx
+	readsReady []readGroup // answered, waiting for the applied index; in order of index
+	newReads   []ReadFunc  // of this round
+
+	lastTs uint64 // newest group time proposed or applied, nanoseconds
+
+	touched   bool
+	asDirty   bool
+	fenced    error
+	removed   bool
+	snapsBusy map[raft.ReplicaID]bool
+
+	deadline raft.Time
+	heapPos  int // -1: not in the heap
+
+	pub atomic.Pointer[View]
+}
+
+// publish makes the replica's state visible to other goroutines if it changed.
+// It reports whether leadership changed.
+func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool) {
+	st := r.core.Status()
+	old := r.pub.Load()
+	if old != nil && old.Term == st.Term && old.Leader == st.LeadNode && old.IsLeader == (st.Role == raft.RoleLeader) &&
+		old.IsReady == st.Ready && (old.NoQuorum != nil) == st.QuorumLost && old.Fenced == r.fenced &&
+		old.Desc.ConfVer == r.desc.ConfVer && old.Desc.Version == r.desc.Version {
+		// Positions change at every round; they are published in place.
+		if old.Commit == st.Commit && old.Applied == r.as.Applied && old.Last == st.Last {
+			return false
+		}
+		v := *old
+		v.Commit, v.Applied, v.Last = st.Commit, r.as.Applied, st.Last
+		r.pub.Store(&v)
+		return false
+	}
+	v := &View{
+		Shard: r.shard, Replica: r.self, Desc: r.desc, Term: st.Term, Leader: st.LeadNode,
+		IsLeader: st.Role == raft.RoleLeader, IsReady: st.Ready,
+		Commit: st.Commit, Applied: r.as.Applied, Last: st.Last, Fenced: r.fenced,
+	}
+	if st.QuorumLost {
+		if old != nil && old.NoQuorum != nil {
+			v.NoQuorum = old.NoQuorum
+		} else {
+			v.NoQuorum = &NoQuorumError{Shard: r.shard, Down: st.QuorumDown, Since: wall.Add(-now.Sub(st.Since))}
+		}
+	}
+	r.pub.Store(v)
+	return old == nil || old.Leader != v.Leader || old.IsLeader != v.IsLeader || old.Term != v.Term
+}
+
+// failQueued refuses everything not yet in the log. Nothing of it was proposed.
+func (r *replica) failQueued(err error, c *completions) {
+	for i := range r.queue {
+		c.propose(r.queue[i].done, nil, 0, 0, err)
+		r.loop.h.release(r.queue[i].size)
+	}
+	clear(r.queue)
+	r.queue = r.queue[:0]
+}
+
+// failWaiting ends everything that was handed to Raft: outcome unknown.
+func (r *replica) failWaiting(err error, c *completions) {
+	for i := range r.waiting {
+		w := &r.waiting[i]
+		for _, d := range w.dones {
+			c.propose(d, nil, 0, 0, err)
+		}
+		r.loop.h.release(w.bytes)
+	}
+	clear(r.waiting)
+	r.waiting = r.waiting[:0]
+}
+
+func (r *replica) failReads(err error, c *completions) {
+	for _, g := range r.reads {
+		for _, d := range g.dones {
+			c.read(d, 0, err)
+		}
+	}
+	for _, g := range r.readsReady {
+		for _, d := range g.dones {
+			c.read(d, 0, err)
+		}
+	}
+	for _, d := range r.newReads {
+		c.read(d, 0, err)
+	}
+	r.reads, r.readsReady, r.newReads = nil, nil, nil
+}
+
+func (r *replica) notLeader() error {
+	st := r.core.Status()
+	return &NotLeaderError{Shard: r.shard, Leader: st.LeadNode, Term: st.Term}
+}
+
+// completions are outcomes to be told after the round's batch is visible.
+type completions struct {
+	props []propDone
+	reads []readDone
+}
+
+type propDone struct {
+	f     ProposeFunc
+	data  []byte
+	index raft.Index
+	slot  uint32
+	err   error
+}
+
+type readDone struct {
+	f     ReadFunc
+	index raft.Index
+	err   error
+}
+
+func (c *completions) propose(f ProposeFunc, data []byte, index raft.Index, slot uint32, err error) {
+	if f != nil {
+		c.props = append(c.props, propDone{f, data, index, slot, err})
+	}
+}
+
+func (c *completions) read(f ReadFunc, index raft.Index, err error) {
+	c.reads = append(c.reads, readDone{f, index, err})
+}
+
+// flush tells everybody. Callbacks must not block.
+func (c *completions) flush() {
+	for i := range c.props {
+		p := &c.props[i]
+		p.f(p.data, p.index, p.slot, p.err)
+	}
+	for i := range c.reads {
+		r := &c.reads[i]
+		r.f(r.index, r.err)
+	}
+	clear(c.props)
+	clear(c.reads)
+	c.props, c.reads = c.props[:0], c.reads[:0]
+}
+
+// timerHeap orders replicas by deadline.
+type timerHeap []*replica
+
+func (h timerHeap) less(i, j int) bool { return h[i].deadline < h[j].deadline }
+
+func (h timerHeap) swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].heapPos, h[j].heapPos = i, j
+}
+
+func (h timerHeap) up(i int) {
+	for i > 0 {
+		p := (i - 1) / 2
+		if !h.less(i, p) {
+			return
+		}
+		h.swap(i, p)
+		i = p
+	}
+}
+
+func (h timerHeap) down(i int) {
+	for {
+		c := 2*i + 1
+		if c >= len(h) {
+			return
+		}
+		if c+1 < len(h) && h.less(c+1, c) {
+			c++
+		}
+		if !h.less(c, i) {
+			return
+		}
+		h.swap(i, c)
+		i = c
+	}
+}
+
+// set moves r to deadline d.
+func (h *timerHeap) set(r *replica, d raft.Time) {
+	if r.heapPos < 0 {
+		r.deadline, r.heapPos = d, len(*h)
+		*h = append(*h, r)
+		h.up(r.heapPos)
+		return
+	}
+	if d == r.deadline {
+		return
+	}
+	up := d < r.deadline
+	r.deadline = d
+	if up {
+		h.up(r.heapPos)
+	} else {
+		h.down(r.heapPos)
+	}
+}
+
+func (h *timerHeap) remove(r *replica) {
+	i := r.heapPos
+	if i < 0 {
+		return
+	}
+	last := len(*h) - 1
+	if i != last {
+		h.swap(i, last)
+	}
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	if i != last {
+		h.down(i)
+		h.up(i)
+	}
+	r.heapPos = -1
+}
