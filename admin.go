@@ -1,0 +1,611 @@
+package flotilla
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/router"
+	"github.com/flotillakv/flotilla/router/catalog"
+	"github.com/flotillakv/flotilla/shard"
+)
+
+// The named queries of the admin door. Questions and answers are JSON.
+const (
+	adminNode   = "node"   // this node, with its replicas
+	adminStatus = "status" // the cluster
+	adminNodes  = "nodes"
+	adminShards = "shards"
+	adminShard  = "shard"
+	adminRoutes = "routes" // a part of the catalog, for the routers of clients
+	adminDigest = "digest"
+)
+
+// report is what a node tells of itself.
+type report struct {
+	Node     NodeInfo        `json:"node"`
+	Replicas []replicaReport `json:"replicas"`
+}
+
+type replicaReport struct {
+	Shard   uint64 `json:"shard"`
+	Desc    []byte `json:"desc"`
+	Replica uint32 `json:"replica"`
+	Leader  uint32 `json:"leader"`
+	Term    uint64 `json:"term"`
+	Lead    bool   `json:"lead"`
+	Applied uint64 `json:"applied"`
+	Commit  uint64 `json:"commit"`
+	Last    uint64 `json:"last"`
+	Log     int64  `json:"log"`
+	Data    int64  `json:"data"`
+	Fenced  string `json:"fenced,omitempty"`
+}
+
+type shardQuery struct {
+	Shard uint64 `json:"shard"`
+}
+
+type routesQuery struct {
+	Keyspace uint32 `json:"keyspace"`
+	Key      []byte `json:"key"`
+	N        int    `json:"n"`
+}
+
+type routesAnswer struct {
+	Cluster string   `json:"cluster"`
+	Meta    []byte   `json:"meta"`
+	Routes  [][]byte `json:"routes"`
+	Nodes   []member `json:"nodes"`
+}
+
+type digestAnswer struct {
+	Applied uint64 `json:"applied"`
+	Digest  uint64 `json:"digest"`
+}
+
+// admin answers a named query.
+func (n *Node) admin(ctx context.Context, method string, in []byte) ([]byte, error) {
+	answer := func(v any, err error) ([]byte, error) {
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(v)
+	}
+	switch method {
+	case adminNode:
+		return answer(n.report(), nil)
+	case adminStatus:
+		return answer(n.Status(ctx))
+	case adminNodes:
+		return answer(n.Nodes(ctx))
+	case adminShards:
+		return answer(n.Shards(ctx))
+	case adminShard, adminDigest:
+		var q shardQuery
+		if err := json.Unmarshal(in, &q); err != nil {
+			return nil, &shard.ArgumentError{Field: "shard", Reason: err.Error()}
+		}
+		if method == adminShard {
+			return answer(n.Shard(ctx, q.Shard))
+		}
+		applied, digest, err := n.LocalDigest(ctx, q.Shard)
+		return answer(digestAnswer{applied, digest}, err)
+	case adminRoutes:
+		var q routesQuery
+		if err := json.Unmarshal(in, &q); err != nil {
+			return nil, &shard.ArgumentError{Field: "routes", Reason: err.Error()}
+		}
+		return answer(n.routes(ctx, q))
+	}
+	return nil, &shard.ArgumentError{Field: "method", Reason: fmt.Sprintf("this version does not know %q", method)}
+}
+
+func (n *Node) routes(ctx context.Context, q routesQuery) (routesAnswer, error) {
+	form := n.form.Load()
+	a := routesAnswer{Cluster: form.Cluster, Meta: form.Meta, Nodes: n.book.all()}
+	if q.Keyspace == 0 || q.N <= 0 {
+		return a, nil
+	}
+	routes, err := catalog.LookupRange(ctx, n.catalog(), q.Keyspace, q.Key, min(q.N, 1024))
+	for i := range routes {
+		a.Routes = append(a.Routes, routes[i].Encode(nil))
+	}
+	return a, err
+}
+
+// report describes this node and its replicas.
+func (n *Node) report() report {
+	m := n.eng.Metrics()
+	r := report{Node: NodeInfo{
+		ID: n.ID(), Addr: n.addr.Addr, ClientAddr: n.addr.ClientAddr, State: "up", Version: ReleaseVersion, Started: n.started,
+		DiskBytes: int64(m.DiskBytes), LogBytes: int64(m.LogBytes), FsyncP99Ms: float64(m.FsyncP99) / float64(time.Millisecond),
+	}}
+	for _, v := range n.host.Views() {
+		d := v.Desc
+		p := replicaReport{
+			Shard: uint64(v.Shard), Desc: d.Encode(nil), Replica: uint32(v.Replica), Leader: uint32(v.Leader), Term: uint64(v.Term),
+			Lead: v.IsLeader, Applied: uint64(v.Applied), Commit: uint64(v.Commit), Last: uint64(v.Last),
+		}
+		if v.Fenced != nil {
+			p.Fenced = v.Fenced.Error()
+		}
+		if v.IsLeader {
+			log, _ := n.eng.LogSize(v.Shard) // estimates: zero will do
+			data, _ := n.eng.DataSize(d.Keyspace, d.Start, d.End)
+			p.Log, p.Data = int64(log), int64(data)
+			r.Node.Leaders++
+		}
+		r.Node.Replicas++
+		r.Replicas = append(r.Replicas, p)
+	}
+	return r
+}
+
+// reports asks all known nodes for their reports; nodes that do not answer are
+// missing from the map.
+func (n *Node) collect(ctx context.Context) map[uint32]report {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	out := map[uint32]report{n.ID(): n.report()}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, m := range n.book.all() {
+		if m.ID == n.ID() {
+			continue
+		}
+		wg.Go(func() {
+			b, err := n.senders.Admin(ctx, raft.NodeID(m.ID), adminNode, []byte("{}"))
+			var r report
+			if err != nil || json.Unmarshal(b, &r) != nil {
+				return
+			}
+			mu.Lock()
+			out[m.ID] = r
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// Nodes describes the nodes of the cluster, by id. A node that does not answer
+// within two seconds is reported as down.
+func (n *Node) Nodes(ctx context.Context) ([]NodeInfo, error) {
+	if n.isClosed() {
+		return nil, ErrClosed
+	}
+	return n.nodesOf(n.collect(ctx)), nil
+}
+
+func (n *Node) nodesOf(reps map[uint32]report) []NodeInfo {
+	commit := map[uint64]uint64{}
+	for _, r := range reps {
+		for _, p := range r.Replicas {
+			commit[p.Shard] = max(commit[p.Shard], p.Commit)
+		}
+	}
+	var out []NodeInfo
+	for _, m := range n.book.all() {
+		r, ok := reps[m.ID]
+		if !ok {
+			out = append(out, NodeInfo{ID: m.ID, Addr: m.Addr, ClientAddr: m.ClientAddr, State: "down"})
+			continue
+		}
+		for _, p := range r.Replicas {
+			r.Node.Lag = max(r.Node.Lag, commit[p.Shard]-p.Applied)
+		}
+		out = append(out, r.Node)
+	}
+	return out
+}
+
+// Shards describes the shards of the user's keyspace, in key order.
+func (n *Node) Shards(ctx context.Context) ([]ShardInfo, error) {
+	if n.isClosed() {
+		return nil, ErrClosed
+	}
+	return n.shardsOf(ctx, n.collect(ctx))
+}
+
+func (n *Node) shardsOf(ctx context.Context, reps map[uint32]report) ([]ShardInfo, error) {
+	by := map[uint64]*ShardInfo{}
+	add := func(d raft.Descriptor) *ShardInfo {
+		s := by[uint64(d.Shard)]
+		if s == nil {
+			s = &ShardInfo{ID: uint64(d.Shard), Keyspace: d.Keyspace, Start: d.Start, End: d.End, ConfVer: d.ConfVer, Version: d.Version}
+			for _, r := range d.Replicas {
+				s.Replicas = append(s.Replicas, ReplicaInfo{Node: uint32(r.Node), Replica: uint32(r.ID), Role: roleName(r.Role), State: "unknown"})
+			}
+			by[uint64(d.Shard)] = s
+		}
+		return s
+	}
+	for _, r := range reps {
+		for _, p := range r.Replicas {
+			d, err := raft.DecodeDescriptor(p.Desc)
+			if err != nil {
+				return nil, err
+			}
+			s := add(d)
+			if p.Lead && p.Term >= s.Term {
+				s.Leader, s.Term, s.LogBytes, s.DataBytes = r.Node.ID, p.Term, p.Log, p.Data
+			}
+			for i := range s.Replicas {
+				if s.Replicas[i].Node == r.Node.ID {
+					s.Replicas[i] = ReplicaInfo{Node: r.Node.ID, Replica: p.Replica, Role: s.Replicas[i].Role, State: "up", Applied: p.Applied, Commit: p.Commit, Last: p.Last}
+					if p.Fenced != "" {
+						s.Replicas[i].State = "fenced"
+					}
+				}
+			}
+		}
+	}
+	// Shards without any replica that answered are known to the catalog, if that can be read.
+	cctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for cursor := []byte(nil); ; {
+		routes, next, err := catalog.ListShards(cctx, n.catalog(), cursor, 1024)
+		if err != nil {
+			break // what the nodes told must do
+		}
+		for _, r := range routes {
+			add(r.Desc)
+		}
+		if cursor = next; len(next) == 0 {
+			break
+		}
+	}
+	out := make([]ShardInfo, 0, len(by))
+	for _, s := range by {
+		finishShard(s)
+		out = append(out, *s)
+	}
+	slices.SortFunc(out, func(a, b ShardInfo) int {
+		if a.Keyspace != b.Keyspace {
+			return int(a.Keyspace) - int(b.Keyspace)
+		}
+		return slices.Compare(a.Start, b.Start)
+	})
+	return out, nil
+}
+
+func finishShard(s *ShardInfo) {
+	commit, up, voters := uint64(0), 0, 0
+	for _, r := range s.Replicas {
+		commit = max(commit, r.Commit)
+	}
+	for i := range s.Replicas {
+		r := &s.Replicas[i]
+		if r.Role != "learner" {
+			voters++
+		}
+		if r.State == "up" {
+			r.Lag = commit - min(commit, r.Applied)
+			if r.Role != "learner" {
+				up++
+			}
+		}
+	}
+	switch {
+	case s.Leader == 0 || up <= voters/2:
+		s.State = "no leader"
+	case up < voters:
+		s.State = "under-replicated"
+	default:
+		s.State = "ok"
+	}
+}
+
+func roleName(r raft.Role) string {
+	switch r {
+	case raft.Voter:
+		return "voter"
+	case raft.Learner:
+		return "learner"
+	case raft.VoterIncoming:
+		return "incoming"
+	case raft.VoterOutgoing:
+		return "outgoing"
+	case raft.VoterDemoting:
+		return "demoting"
+	}
+	return "unknown"
+}
+
+// Shard describes one shard; ErrNotFound if there is none with this id.
+func (n *Node) Shard(ctx context.Context, id uint64) (ShardInfo, error) {
+	all, err := n.Shards(ctx)
+	if err != nil {
+		return ShardInfo{}, err
+	}
+	for _, s := range all {
+		if s.ID == id {
+			return s, nil
+		}
+	}
+	return ShardInfo{}, fmt.Errorf("shard %d: %w", id, ErrNotFound)
+}
+
+// Status describes the cluster as this node sees it.
+func (n *Node) Status(ctx context.Context) (ClusterStatus, error) {
+	if n.isClosed() {
+		return ClusterStatus{}, ErrClosed
+	}
+	reps := n.collect(ctx)
+	s := ClusterStatus{Cluster: n.Cluster(), Nodes: n.nodesOf(reps)}
+	shards, err := n.shardsOf(ctx, reps)
+	if err != nil {
+		return s, err
+	}
+	down := 0
+	for _, m := range s.Nodes {
+		if m.State != "up" {
+			down++
+		}
+	}
+	for _, sh := range shards {
+		s.Shards++
+		if sh.State != "no leader" {
+			s.ShardsWithLeader++
+		}
+		if sh.State != "ok" {
+			s.UnderReplicated++
+		}
+	}
+	switch {
+	case s.ShardsWithLeader < s.Shards:
+		s.State = "UNAVAILABLE"
+		s.Note = fmt.Sprintf("%d of %d shards have no leader; see flotilla shard list", s.Shards-s.ShardsWithLeader, s.Shards)
+	case s.UnderReplicated > 0 || down > 0:
+		s.State = "DEGRADED"
+		s.Note = fmt.Sprintf("%d nodes do not answer; see flotilla node list", down)
+	default:
+		s.State = "HEALTHY"
+	}
+	return s, nil
+}
+
+// LocalDigest hashes what this node's replica of a shard holds: keys, values
+// and versions, in order, as of the applied index it returns. Replicas with
+// equal applied indexes have equal digests. It reads the whole shard.
+func (n *Node) LocalDigest(ctx context.Context, shardID uint64) (applied, digest uint64, err error) {
+	id := raft.ShardID(shardID)
+	d, ok := n.host.Descriptor(id)
+	if !ok {
+		return 0, 0, fmt.Errorf("shard %d on node %d: %w", shardID, n.ID(), ErrNotFound)
+	}
+	v, err := n.eng.View(&d)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer v.Close()
+	h := fnv.New64a()
+	it, err := v.Iter(engine.ViewData)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer it.Close()
+	var lens [16]byte
+	for ok := it.First(); ok; ok = it.Next() {
+		if ctx.Err() != nil {
+			return 0, 0, ctx.Err()
+		}
+		k, val := it.Key(), it.Value()
+		for i := range 8 {
+			lens[i], lens[8+i] = byte(len(k)>>(8*i)), byte(len(val)>>(8*i))
+		}
+		h.Write(lens[:])
+		h.Write(k)
+		h.Write(val)
+	}
+	if err := it.Err(); err != nil {
+		return 0, 0, err
+	}
+	return uint64(v.Applied().Applied), h.Sum64(), nil
+}
+
+func (n *Node) isClosed() bool {
+	select {
+	case <-n.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// catalog is the catalog as this node reaches it.
+func (n *Node) catalog() catalog.KV { return n.router.Space(0).Plain() }
+
+// openRouter makes the node's way to all shards.
+func (n *Node) openRouter(self raft.NodeID, form *formation) error {
+	meta, err := raft.DecodeDescriptor(form.Meta)
+	if err != nil {
+		return fmt.Errorf("flotilla: %s: %w", formationFile, err)
+	}
+	n.senders = &senders{self: self, local: n.serveLocal, dial: n.dialClient, addr: n.book.clientAddr}
+	n.router = router.New(router.Options{Sender: n.senders, Root: &meta, Self: self, Timeout: n.o.timeout()})
+	n.router.SetSource(catalog.Source{KV: n.catalog()})
+	for _, v := range n.host.Views() {
+		n.router.Table().Merge(v.Desc)
+	}
+	n.space = n.router.Space(userKeyspace)
+	return nil
+}
+
+// writeCatalog fills the meta shard of a cluster that was formed just now.
+func (n *Node) writeCatalog(ctx context.Context, form *formation) error {
+	plan, err := form.plan()
+	if err != nil {
+		return err
+	}
+	id, err := parseClusterID(form.Cluster)
+	if err != nil {
+		return err
+	}
+	now := int64(n.clock.Wall())
+	nodes := make([]catalog.NodeInfo, 0, len(form.Members))
+	for _, m := range form.Members {
+		nodes = append(nodes, catalog.NodeInfo{ID: raft.NodeID(m.ID), Addr: m.Addr, ClientAddr: m.ClientAddr, JoinedAt: now, Version: ReleaseVersion})
+	}
+	c := catalog.Cluster{ID: id, CreatedAt: now, Replicas: uint32(len(plan.Meta.Desc.Replicas))}
+	for {
+		err := catalog.Bootstrap(ctx, n.catalog(), c, nodes, plan)
+		if err == nil || ctx.Err() != nil || n.isClosed() {
+			return wrapOpen("write the catalog", err)
+		}
+		if errors.Is(err, catalog.ErrOtherCluster) {
+			return wrapOpen("write the catalog", err)
+		}
+		select { // the meta shard may not have a leader yet; running again is safe
+		case <-ctx.Done():
+		case <-n.stop:
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// admit gives a node that joins a formed cluster its id.
+func (n *Node) admit(ctx context.Context, from member) (*formation, error) {
+	form := n.form.Load()
+	info, err := catalog.RegisterNode(ctx, n.catalog(), catalog.NodeInfo{
+		ID: raft.NodeID(from.ID), Addr: from.Addr, ClientAddr: from.ClientAddr, JoinedAt: int64(n.clock.Wall()), Version: ReleaseVersion,
+	})
+	if err != nil {
+		return nil, err
+	}
+	from.ID = uint32(info.ID)
+	n.book.set(from)
+	n.connect(raft.NodeID(n.ID()))
+	f := &formation{Version: formationVersion, Cluster: form.Cluster, Node: from.ID, Meta: form.Meta, Complete: true, Members: n.book.all()}
+	return f, nil
+}
+
+// refreshEvery is how often a node reads the catalog's list of nodes.
+const refreshEvery = 5 * time.Second
+
+// report (goroutine "reporter") writes the leaderships of this node into the
+// catalog, and learns from it which nodes there are.
+func (n *Node) reportLoop() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	stopped := make(chan struct{})
+	n.wg.Go(func() {
+		select {
+		case <-n.stop:
+		case <-stopped:
+		}
+		cancel()
+	})
+	defer close(stopped)
+	known := map[raft.ShardID]raft.Term{}
+	tick := time.NewTicker(refreshEvery)
+	defer tick.Stop()
+	n.refreshNodes(ctx, true)
+	for {
+		n.reportLeaders(ctx, known)
+		select {
+		case <-n.stop:
+			return
+		case <-n.reports:
+			select { // elections come in flocks: one transaction for all of them
+			case <-n.stop:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		case <-tick.C:
+			n.refreshNodes(ctx, false)
+		}
+	}
+}
+
+func (n *Node) reportLeaders(ctx context.Context, known map[raft.ShardID]raft.Term) {
+	var ups []catalog.LeaderUpdate
+	for _, v := range n.host.Views() {
+		if v.IsLeader && v.IsReady && known[v.Shard] < v.Term {
+			ups = append(ups, catalog.LeaderUpdate{Keyspace: v.Desc.Keyspace, End: v.Desc.End, Shard: v.Shard, Node: raft.NodeID(n.ID()), Term: v.Term})
+		}
+	}
+	if len(ups) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if _, err := catalog.UpdateLeaders(ctx, n.catalog(), ups); err != nil {
+		if !n.isClosed() {
+			n.log.Debug("leaderships not written to the catalog yet", "err", err)
+		}
+		return // the next tick tries again
+	}
+	for _, u := range ups {
+		known[u.Shard] = u.Term
+	}
+}
+
+// refreshNodes learns addresses, and tells the own one if it changed.
+func (n *Node) refreshNodes(ctx context.Context, first bool) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	nodes, err := catalog.ListNodes(ctx, n.catalog())
+	if err != nil {
+		return
+	}
+	self := raft.NodeID(n.ID())
+	for _, i := range nodes {
+		if i.ID == self {
+			if first && n.addr.Addr != "" && (i.Addr != n.addr.Addr || i.ClientAddr != n.addr.ClientAddr || i.Version != ReleaseVersion) {
+				i.Addr, i.ClientAddr, i.Version = n.addr.Addr, n.addr.ClientAddr, ReleaseVersion
+				if _, err := catalog.RegisterNode(ctx, n.catalog(), i); err != nil {
+					n.log.Warn("own address not written to the catalog", "err", err)
+				}
+			}
+			continue
+		}
+		n.book.set(member{ID: uint32(i.ID), Addr: i.Addr, ClientAddr: i.ClientAddr})
+	}
+	n.connect(self)
+}
+
+// serveLocal answers a request of this process's router.
+func (n *Node) serveLocal(ctx context.Context, r *shard.Request) *shard.Response {
+	if n.isClosed() {
+		return r.Failed(shard.ErrClosed)
+	}
+	return n.store.Do(ctx, r)
+}
+
+// serve answers a request that came over the network. A request that names no
+// shard, or may be forwarded, is carried out by this node's router.
+func (n *Node) serve(ctx context.Context, r *shard.Request) *shard.Response {
+	if r.Shard == 0 {
+		return n.router.Do(ctx, r)
+	}
+	resp := n.serveLocal(ctx, r)
+	if r.Hop < shard.MaxHops && resp.Err != nil {
+		var notLeader *shard.NotLeaderError
+		var epoch *shard.EpochError
+		if errors.As(resp.Err, &notLeader) || errors.As(resp.Err, &epoch) {
+			return n.router.Do(ctx, r)
+		}
+	}
+	return resp
+}
+
+func (n *Node) serveAsync(ctx context.Context, r *shard.Request, done func(*shard.Response)) {
+	if n.isClosed() {
+		done(r.Failed(shard.ErrClosed))
+		return
+	}
+	if r.Shard == 0 || r.Hop < shard.MaxHops {
+		n.requests.Go(func() { done(n.serve(ctx, r)) })
+		return
+	}
+	n.store.DoAsync(r, done)
+}

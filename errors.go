@@ -1,0 +1,71 @@
+package flotilla
+
+import (
+	"fmt"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/shard"
+)
+
+// Sentinel errors; branch with errors.Is.
+var (
+	// ErrNotFound: the key, shard or node asked for does not exist.
+	ErrNotFound = shard.ErrNotFound
+	// ErrAmbiguous: the write was handed to its shard and its outcome is unknown.
+	ErrAmbiguous = shard.ErrAmbiguous
+	// ErrLogBudget: the log may not grow now. Nothing was applied.
+	ErrLogBudget = shard.ErrLogBudget
+	// ErrClosed: the node or client was closed before the request was started.
+	ErrClosed = shard.ErrClosed
+)
+
+// Typed errors; branch with errors.As. All but PartialError mean that the write
+// was not applied.
+type (
+	// NotLeaderError: the asked node does not lead the shard. The router retries it; it surfaces when time runs out.
+	NotLeaderError = shard.NotLeaderError
+	// EpochError: the sender's table of shards is out of date; it carries the newer descriptors.
+	EpochError = shard.EpochError
+	// NoQuorumError: a majority of the shard's voters does not answer.
+	NoQuorumError = shard.NoQuorumError
+	// OverloadedError: a limit was reached; try again after RetryAfter.
+	OverloadedError = shard.OverloadedError
+	// CrossShardError: the keys lie in several shards; At is the first boundary between them.
+	CrossShardError = shard.CrossShardError
+	// ConflictError: CAS found another version, Have.
+	ConflictError = shard.ConflictError
+	// LimitError: a key, value, batch or page is larger than its limit.
+	LimitError = shard.LimitError
+	// ArgumentError: an argument makes no sense.
+	ArgumentError = shard.ArgumentError
+	// UnavailableError: no node could be reached to take the request.
+	UnavailableError = shard.UnavailableError
+	// PartialError: a write that gave up atomicity was applied in part.
+	PartialError = shard.PartialError
+	// OpenError: the data directory was refused; Path and Reason say which and why. Nothing in it was changed.
+	OpenError = engine.OpenError
+)
+
+// OutcomeCode tells what became of a write.
+type OutcomeCode = shard.Outcome
+
+// The outcomes of a write.
+const (
+	NotApplied   = shard.NotApplied
+	MaybeApplied = shard.MaybeApplied
+	Applied      = shard.Applied
+)
+
+// Outcome tells what became of the write that returned err: Applied for nil,
+// NotApplied when it certainly had no effect, MaybeApplied otherwise.
+func Outcome(err error) OutcomeCode { return shard.OutcomeOf(err) }
+
+// OptionError says that a field of Options has a value it cannot have. Nothing
+// was created or opened.
+type OptionError struct {
+	Field, Value, Reason string
+}
+
+func (e *OptionError) Error() string {
+	return fmt.Sprintf("flotilla: Options.%s = %s: %s", e.Field, e.Value, e.Reason)
+}

@@ -1,0 +1,527 @@
+package flotilla
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/router/catalog"
+)
+
+// How a cluster comes into being
+//
+// The first N nodes are started with the same Bootstrap number and each other's
+// addresses. Every node tells the others its id and addresses until it has heard
+// of N. The one with the lowest id then writes the formation (cluster id,
+// members, first shards) to its directory, hands it to the others, and marks it
+// complete when all N have made it durable; whoever crashes in between resumes.
+// A node that finds its peers formed while its own directory is empty has lost
+// its disk and is refused. A node that joins later asks any member for an id.
+
+// formationFile holds the formation, beside the engine's files.
+const formationFile = "cluster.json"
+
+// member is a node as the formation and the join protocol name it.
+type member struct {
+	ID         uint32 `json:"id"`
+	Addr       string `json:"addr"`
+	ClientAddr string `json:"client_addr"`
+}
+
+// formation is what all nodes of a cluster agree on when it is formed, and what
+// a node needs to find the meta shard after a restart.
+type formation struct {
+	Version  int      `json:"version"`
+	Cluster  string   `json:"cluster"`
+	Node     uint32   `json:"node"`
+	Members  []member `json:"members"`
+	Meta     []byte   `json:"meta"`             // encoded descriptor of the meta shard
+	Shards   [][]byte `json:"shards,omitempty"` // encoded descriptors of all first shards, the meta shard among them
+	Leaders  []uint32 `json:"leaders,omitempty"`
+	Complete bool     `json:"complete"`
+}
+
+const formationVersion = 1
+
+// plan gives the formation back in the form the catalog is written from.
+func (f *formation) plan() (p catalog.Plan, err error) {
+	descs, err := f.descriptors()
+	if err != nil {
+		return p, err
+	}
+	for i, d := range descs {
+		r := catalog.Route{Desc: d, Leader: raft.NodeID(f.Leaders[i])}
+		if i == 0 {
+			p.Meta = r
+		} else {
+			p.Shards = append(p.Shards, r)
+		}
+	}
+	return p, nil
+}
+
+func (f *formation) descriptors() ([]raft.Descriptor, error) {
+	out := make([]raft.Descriptor, 0, len(f.Shards))
+	for _, b := range f.Shards {
+		d, err := raft.DecodeDescriptor(b)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+func parseClusterID(s string) (id [16]byte, err error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != 16 {
+		return id, errors.New("a cluster id is 32 hexadecimal digits")
+	}
+	copy(id[:], b)
+	return id, nil
+}
+
+func newClusterID() (id [16]byte) {
+	rand.Read(id[:]) // never fails
+	return id
+}
+
+// planFormation lays out the shards of a new cluster.
+func planFormation(cluster [16]byte, members []member, o *Options) (*formation, error) {
+	nodes := make([]raft.NodeID, 0, len(members))
+	for _, m := range members {
+		nodes = append(nodes, raft.NodeID(m.ID))
+	}
+	splits := o.SplitAt
+	if len(splits) == 0 && o.Shards > 1 {
+		splits = catalog.SplitKeys(o.Shards)
+	}
+	plan, err := catalog.NewPlan(nodes, o.Replicas, userKeyspace, splits)
+	if err != nil {
+		return nil, err
+	}
+	f := &formation{Version: formationVersion, Cluster: hex.EncodeToString(cluster[:]), Members: members}
+	for _, r := range append([]catalog.Route{plan.Meta}, plan.Shards...) {
+		f.Shards = append(f.Shards, r.Desc.Encode(nil))
+		f.Leaders = append(f.Leaders, uint32(r.Leader))
+	}
+	f.Meta = f.Shards[0]
+	return f, nil
+}
+
+// readFormation returns nil when there is none.
+func readFormation(fs engine.FS, dir string) (*formation, error) {
+	path := fs.PathJoin(dir, formationFile)
+	file, err := fs.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("flotilla: open %s: %w", path, err)
+	}
+	defer file.Close()
+	b, err := io.ReadAll(io.LimitReader(file, 256<<20))
+	if err != nil {
+		return nil, fmt.Errorf("flotilla: read %s: %w", path, err)
+	}
+	var f formation
+	if err := json.Unmarshal(b, &f); err != nil {
+		return nil, fmt.Errorf("flotilla: %s is damaged (%w); restore it from another node's copy of the same cluster, with this node's id in \"node\"", path, err)
+	}
+	if f.Version != formationVersion {
+		return nil, fmt.Errorf("flotilla: %s has version %d, this release reads %d; use the release that wrote it", path, f.Version, formationVersion)
+	}
+	return &f, nil
+}
+
+// writeFormation replaces the file in one durable step.
+func writeFormation(fs engine.FS, dir string, f *formation) error {
+	b, err := json.MarshalIndent(f, "", " ")
+	if err != nil {
+		return err
+	}
+	tmp := fs.PathJoin(dir, formationFile+".tmp")
+	err = func() error {
+		file, err := fs.Create(tmp, "flotilla-cluster")
+		if err != nil {
+			return err
+		}
+		if _, err := file.Write(append(b, '\n')); err != nil {
+			return errors.Join(err, file.Close())
+		}
+		if err := file.Sync(); err != nil {
+			return errors.Join(err, file.Close())
+		}
+		if err := file.Close(); err != nil {
+			return err
+		}
+		if err := fs.Rename(tmp, fs.PathJoin(dir, formationFile)); err != nil {
+			return err
+		}
+		d, err := fs.OpenDir(dir)
+		if err != nil {
+			return err
+		}
+		return errors.Join(d.Sync(), d.Close())
+	}()
+	if err != nil {
+		return fmt.Errorf("flotilla: write %s: %w", fs.PathJoin(dir, formationFile), err)
+	}
+	return nil
+}
+
+// joinKind is the kind of a join message.
+type joinKind string
+
+const (
+	joinHello joinKind = "hello" // a node of the first N introduces itself
+	joinForm  joinKind = "form"  // the lowest id hands out the formation
+	joinLate  joinKind = "join"  // a later node asks for an id
+)
+
+type joinRequest struct {
+	Kind      joinKind   `json:"kind"`
+	From      member     `json:"from"`
+	Nonce     string     `json:"nonce"` // one per process: tells a restart or namesake from itself
+	Bootstrap int        `json:"bootstrap,omitempty"`
+	Cluster   string     `json:"cluster,omitempty"`
+	Formation *formation `json:"formation,omitempty"`
+}
+
+type joinReply struct {
+	From    member `json:"from"`
+	Nonce   string `json:"nonce"`
+	Formed  bool   `json:"formed"`
+	Cluster string `json:"cluster,omitempty"`
+	// Refused is a sentence for the other node's user; empty: not refused.
+	Refused string `json:"refused,omitempty"`
+	// Formation answers joinLate.
+	Formation *formation `json:"formation,omitempty"`
+}
+
+// joinCaller sends one join message to an address.
+type joinCaller func(ctx context.Context, addr string, in []byte) ([]byte, error)
+
+// former takes part in forming or joining a cluster.
+type former struct {
+	self      member
+	nonce     string
+	bootstrap int
+	want      string // cluster id demanded by the options, or empty
+	call      joinCaller
+	late      func(ctx context.Context, from member) (*formation, error) // serves joinLate, once formed
+
+	mu     sync.Mutex // guards what follows; never held across a call
+	seen   map[uint32]member
+	nonces map[uint32]string
+	form   *formation
+	// durable: form is in this node's directory, and its shards in the engine.
+	durable bool
+	formed  chan struct{} // closed when form is set
+}
+
+func newFormer(self member, bootstrap int, want string, call joinCaller) *former {
+	var nonce [8]byte
+	rand.Read(nonce[:])
+	f := &former{
+		self: self, nonce: hex.EncodeToString(nonce[:]), bootstrap: bootstrap, want: want, call: call,
+		seen: map[uint32]member{}, nonces: map[uint32]string{}, formed: make(chan struct{}),
+	}
+	if self.ID != 0 {
+		f.seen[self.ID] = self
+	}
+	return f
+}
+
+// set makes the node a member of a formed cluster.
+func (f *former) set(form *formation) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.form == nil {
+		close(f.formed)
+	}
+	f.form = form
+}
+
+// markDurable lets the node confirm the formation.
+func (f *former) markDurable() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.durable = true
+}
+
+func (f *former) current() *formation {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.form
+}
+
+func (f *former) setLate(g func(ctx context.Context, from member) (*formation, error)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.late = g
+}
+
+// serve answers a join message of another node.
+func (f *former) serve(ctx context.Context, in []byte) ([]byte, error) {
+	var q joinRequest
+	if err := json.Unmarshal(in, &q); err != nil {
+		return nil, fmt.Errorf("flotilla: a join message does not decode: %w", err)
+	}
+	r := f.answer(ctx, &q)
+	r.From, r.Nonce = f.self, f.nonce
+	return json.Marshal(r)
+}
+
+func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
+	f.mu.Lock()
+	form, late := f.form, f.late
+	f.mu.Unlock()
+	switch q.Kind {
+	case joinHello:
+		if form == nil {
+			if q.From.ID == 0 {
+				return joinReply{}
+			}
+			if q.Bootstrap != f.bootstrap {
+				return joinReply{Refused: fmt.Sprintf("node %d was started to bootstrap %d nodes, this one %d; start all of the first nodes with the same number", f.self.ID, f.bootstrap, q.Bootstrap)}
+			}
+			return f.meet(q)
+		}
+		r := joinReply{Formed: true, Cluster: form.Cluster}
+		i := slices.IndexFunc(form.Members, func(m member) bool { return m.ID == q.From.ID })
+		switch {
+		case i < 0:
+			r.Refused = fmt.Sprintf("cluster %s is formed already, without node %d; start it without bootstrap to let it join", form.Cluster, q.From.ID)
+		case form.Complete && q.Cluster == "" && len(form.Shards) > 0:
+			// Only the lowest id knows that everybody had made the formation durable.
+			r.Refused = fmt.Sprintf("node %d is a member of cluster %s, but its data directory is empty: it has lost its disk, and with it its votes; give it back its directory, or start it as a new node with another id", q.From.ID, form.Cluster)
+		}
+		return r
+	case joinForm:
+		if q.Formation == nil {
+			return joinReply{Refused: "the formation is missing in the message"}
+		}
+		if form != nil {
+			if form.Cluster != q.Formation.Cluster {
+				return joinReply{Formed: true, Cluster: form.Cluster, Refused: fmt.Sprintf("node %d belongs to cluster %s already", f.self.ID, form.Cluster)}
+			}
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return joinReply{Formed: f.durable, Cluster: form.Cluster}
+		}
+		if f.want != "" && f.want != q.Formation.Cluster {
+			return joinReply{Refused: fmt.Sprintf("node %d was told to be of cluster %s, not %s", f.self.ID, f.want, q.Formation.Cluster)}
+		}
+		return f.accept(q.Formation)
+	case joinLate:
+		if form == nil || late == nil {
+			return joinReply{}
+		}
+		got, err := late(ctx, q.From)
+		if err != nil {
+			return joinReply{Formed: true, Cluster: form.Cluster, Refused: err.Error()}
+		}
+		return joinReply{Formed: true, Cluster: form.Cluster, Formation: got}
+	}
+	return joinReply{Refused: fmt.Sprintf("this release does not know the join message %q", q.Kind)}
+}
+
+// meet notes a node of the first N. Two nodes with one id are told apart by their nonces.
+func (f *former) meet(q *joinRequest) joinReply {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clash := func(addr string) joinReply {
+		return joinReply{Refused: fmt.Sprintf("two nodes have the id %d: one at %s, one at %s; give each its own", q.From.ID, addr, q.From.Addr)}
+	}
+	if q.From.ID == f.self.ID && q.Nonce != f.nonce {
+		return clash(f.self.Addr)
+	}
+	if old, ok := f.seen[q.From.ID]; ok && old.Addr != q.From.Addr {
+		return clash(old.Addr)
+	}
+	if q.From.ID != f.self.ID {
+		f.seen[q.From.ID] = q.From
+	}
+	return joinReply{}
+}
+
+// accept waits until the node has made the formation durable.
+func (f *former) accept(form *formation) joinReply {
+	mine := *form
+	mine.Node = f.self.ID
+	f.set(&mine)
+	return joinReply{Cluster: form.Cluster}
+}
+
+func (f *former) send(ctx context.Context, addr string, q joinRequest) (joinReply, error) {
+	q.From, q.Nonce = f.self, f.nonce
+	in, err := json.Marshal(q)
+	if err != nil {
+		return joinReply{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, err := f.call(ctx, addr, in)
+	if err != nil {
+		return joinReply{}, err
+	}
+	var r joinReply
+	if err := json.Unmarshal(out, &r); err != nil {
+		return joinReply{}, fmt.Errorf("flotilla: the join answer of %s does not decode: %w", addr, err)
+	}
+	return r, nil
+}
+
+// errJoinRefused is what another node says no with.
+type errJoinRefused struct{ addr, text string }
+
+func (e *errJoinRefused) Error() string {
+	return fmt.Sprintf("flotilla: the node at %s refuses: %s", e.addr, e.text)
+}
+
+// gather runs the first phase: until N nodes are known, or a formation arrived.
+// It returns the members in order of id, or nil when the formation was set.
+func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
+	pause := 50 * time.Millisecond
+	for {
+		someFormed := false
+		for _, a := range addrs {
+			r, err := f.send(ctx, a, joinRequest{Kind: joinHello, Bootstrap: f.bootstrap})
+			if err != nil {
+				if ctx.Err() != nil {
+					break
+				}
+				continue
+			}
+			if r.Nonce == f.nonce {
+				continue // ourselves
+			}
+			if r.Refused != "" {
+				return nil, &errJoinRefused{a, r.Refused}
+			}
+			if r.Formed {
+				someFormed = true
+				if f.lowest(r.From.ID) {
+					return nil, &errJoinRefused{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it as a new node with another id", r.Cluster)}
+				}
+				continue
+			}
+			if rep := f.meet(&joinRequest{From: r.From, Nonce: r.Nonce}); rep.Refused != "" {
+				return nil, &errJoinRefused{a, rep.Refused}
+			}
+		}
+		f.mu.Lock()
+		form, n := f.form, len(f.seen)
+		var members []member
+		for _, m := range f.seen {
+			members = append(members, m)
+		}
+		f.mu.Unlock()
+		if form != nil {
+			return nil, nil
+		}
+		slices.SortFunc(members, func(a, b member) int { return int(a.ID) - int(b.ID) })
+		if n > f.bootstrap {
+			return nil, fmt.Errorf("flotilla: %d nodes answered for a cluster to be formed of %d; check the lists of addresses", n, f.bootstrap)
+		}
+		if n == f.bootstrap && !someFormed && members[0].ID == f.self.ID {
+			return members, nil
+		}
+		select {
+		case <-f.formed:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, fmt.Errorf("flotilla: %d of %d nodes found before the time ran out: %w", n, f.bootstrap, ctx.Err())
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+func (f *former) lowest(other uint32) bool { return f.self.ID < other }
+
+// handOut gives the formation to all members until everybody has it.
+func (f *former) handOut(ctx context.Context, form *formation) error {
+	todo := slices.DeleteFunc(slices.Clone(form.Members), func(m member) bool { return m.ID == f.self.ID })
+	pause := 20 * time.Millisecond
+	for len(todo) > 0 {
+		rest := todo[:0]
+		for _, m := range todo {
+			r, err := f.send(ctx, m.Addr, joinRequest{Kind: joinForm, Formation: form, Cluster: form.Cluster})
+			switch {
+			case err != nil:
+				rest = append(rest, m)
+			case r.Refused != "":
+				return &errJoinRefused{m.Addr, r.Refused}
+			case !r.Formed:
+				rest = append(rest, m) // accepted, not yet durable there
+			}
+		}
+		todo = rest
+		if len(todo) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("flotilla: %d nodes have not confirmed the formation: %w", len(todo), ctx.Err())
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Second)
+	}
+	return nil
+}
+
+// joinExisting asks the members at addrs for an id until one answers.
+func (f *former) joinExisting(ctx context.Context, addrs []string) (*formation, error) {
+	pause := 50 * time.Millisecond
+	var last error
+	for {
+		for _, a := range addrs {
+			r, err := f.send(ctx, a, joinRequest{Kind: joinLate, Cluster: f.want})
+			switch {
+			case err != nil:
+				last = err
+			case r.Nonce == f.nonce:
+			case r.Refused != "":
+				return nil, &errJoinRefused{a, r.Refused}
+			case r.Formation != nil:
+				if f.want != "" && f.want != r.Cluster {
+					return nil, &errJoinRefused{a, fmt.Sprintf("it is of cluster %s, not %s", r.Cluster, f.want)}
+				}
+				return r.Formation, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("flotilla: no member of a formed cluster answered at %v (%w; last: %v)", addrs, ctx.Err(), last)
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+// idByAddress gives the nodes ids in the order of their addresses.
+func idByAddress(self string, join []string) (uint32, error) {
+	all := append([]string{self}, join...)
+	slices.Sort(all)
+	all = slices.Compact(all)
+	i := slices.Index(all, self)
+	if i < 0 {
+		return 0, errors.New("flotilla: own address not found")
+	}
+	return uint32(i + 1), nil
+}
+
+// userKeyspace is the keyspace of the KV interface; 0 holds the meta shard.
+const userKeyspace uint32 = 1

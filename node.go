@@ -1,0 +1,744 @@
+package flotilla
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft"
+	"github.com/flotillakv/flotilla/multiraft/liveness"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/router"
+	"github.com/flotillakv/flotilla/shard/kv"
+	"github.com/flotillakv/flotilla/snapshot"
+	"github.com/flotillakv/flotilla/transport"
+)
+
+// Node is one node of a cluster, embedded in this process. It implements KV for
+// the whole cluster: keys of shards on other nodes are served through them.
+type Node struct {
+	access // KV
+
+	o       Options
+	dir     string
+	log     *slog.Logger
+	clock   *systemClock
+	eng     *engine.Engine
+	live    *liveness.Manager
+	host    *multiraft.Host
+	store   *kv.Store
+	net     netRef
+	addr    member
+	former  *former
+	senders *senders
+	router  *router.Router
+	events  *events
+	snaps   *snapshot.Store
+	sending *snapshot.Sender
+	started time.Time
+
+	form atomic.Pointer[formation]
+	book addressBook
+
+	ready    chan struct{}
+	stop     chan struct{} // closed first at Close
+	closing  sync.Once
+	closed   chan struct{} // closed when Close is through
+	closeErr error
+	wg       sync.WaitGroup // "reporter"
+	requests sync.WaitGroup // requests that this node's router carries out for others
+	reports  chan struct{}  // capacity 1: leaderships to be reported
+	fatal    atomic.Pointer[error]
+	serving  bool // doors were opened; written by Open alone
+}
+
+var _ KV = (*Node)(nil)
+
+// Open starts a node, or restarts the one whose directory Options.Dir is. It
+// returns when the node serves, or with an error when ctx ends before; then
+// nothing keeps running. A directory that is locked, damaged, of another cluster
+// or node, or of a newer release is refused with *OpenError and left as it is.
+func Open(ctx context.Context, o Options) (_ *Node, err error) {
+	if err := o.Validate(); err != nil {
+		closeListeners(&o)
+		return nil, err
+	}
+	n := &Node{
+		o: o, dir: o.Dir, log: o.logger(), clock: newSystemClock(), started: time.Now(),
+		ready: make(chan struct{}), stop: make(chan struct{}), closed: make(chan struct{}), reports: make(chan struct{}, 1),
+	}
+	defer func() {
+		if err != nil {
+			n.Close()
+			closeListeners(&n.o)
+		}
+	}()
+	if err := n.openEngine(); err != nil {
+		return nil, err
+	}
+	if err := n.openNet(); err != nil {
+		return nil, err
+	}
+	if err := n.openCluster(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.openGroups(); err != nil {
+		return nil, err
+	}
+	if err := n.openDoors(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.awaitReady(ctx); err != nil {
+		return nil, err
+	}
+	close(n.ready)
+	return n, nil
+}
+
+func closeListeners(o *Options) {
+	for _, l := range []net.Listener{o.PeerListener, o.ClientListener} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// openEngine opens the store of the node.
+func (n *Node) openEngine() error {
+	o := &n.o
+	if o.InMemory {
+		if o.FS == nil {
+			o.FS = engine.NewMemFS()
+		}
+		if n.dir == "" {
+			n.dir = "flotilla"
+		}
+	}
+	if o.FS == nil {
+		o.FS = engine.OSFS()
+	}
+	mem := o.Limits.Memory
+	if mem == 0 {
+		mem = 256 << 20
+	}
+	eo := engine.Options{
+		Dir: n.dir, Create: true, CacheBytes: mem / 2, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
+		MemTableBytes: max(4<<20, min(64<<20, mem/4)), Node: raft.NodeID(o.NodeID),
+	}
+	if o.FS != engine.OSFS() {
+		eo.FS = o.FS
+	}
+	if o.ClusterID != "" {
+		eo.Cluster, _ = parseClusterID(o.ClusterID)
+	}
+	e, err := engine.Open(eo)
+	if err != nil {
+		return err
+	}
+	n.eng = e
+	return nil
+}
+
+// alone says that the node has no peers and never will in this run.
+func (o *Options) alone() bool {
+	return o.Listen == "" && o.PeerListener == nil && o.Network == nil
+}
+
+// openNet opens the sockets. Until the node knows its cluster they serve
+// nothing but the forming of one.
+func (n *Node) openNet() error {
+	o := &n.o
+	n.former = newFormer(member{}, o.Bootstrap, o.ClusterID, nil)
+	switch {
+	case o.Network != nil:
+		// An in-process network knows nodes by their ids.
+		n.addr = member{Addr: pick(o.Advertise, fmt.Sprintf("n%d", o.NodeID))}
+		n.addr.ClientAddr = n.addr.Addr
+		n.net.set(o.Network.JoinWith(transport.Options{
+			Identity: transport.Identity{Node: raft.NodeID(o.NodeID), Addr: n.addr.Addr, ClientAddr: n.addr.ClientAddr}, OnJoin: n.onJoin, Logger: n.log,
+		}))
+		n.former.call = o.Network.JoinCall
+		return nil
+	case o.alone() && o.ClientListen == "" && o.ClientListener == nil:
+		n.net.set(silentNet{})
+		return nil
+	}
+	to := transport.Options{
+		Listen: o.Listen, Listener: o.PeerListener, ClientListen: o.ClientListen, ClientListener: o.ClientListener,
+		OnJoin: n.onJoin, Logger: n.log,
+	}
+	if to.ClientListen == "" && to.ClientListener == nil {
+		host := o.Listen
+		if o.PeerListener != nil {
+			host = o.PeerListener.Addr().String()
+		}
+		h, _, err := net.SplitHostPort(host)
+		if err != nil {
+			return &OptionError{Field: "Listen", Value: host, Reason: "must be host:port"}
+		}
+		to.ClientListen = net.JoinHostPort(h, "0")
+	}
+	g, err := transport.NewGRPC(to)
+	if err != nil {
+		return err
+	}
+	// The transport owns the listeners from here on.
+	o.PeerListener, o.ClientListener = nil, nil
+	n.net.set(g)
+	n.addr = member{Addr: pick(o.Advertise, g.Addr()), ClientAddr: pick(o.ClientAdvertise, g.ClientAddr())}
+	n.former.call = transport.JoinCall
+	return nil
+}
+
+func (n *Node) onJoin(ctx context.Context, _ string, in []byte) ([]byte, error) {
+	return n.former.serve(ctx, in)
+}
+
+// dialClient makes the way to another node's client door.
+func (n *Node) dialClient(node raft.NodeID, addr string) transport.Caller {
+	if n.o.Network != nil {
+		return n.o.Network.Caller(raft.NodeID(n.ID()), node)
+	}
+	cluster, _ := parseClusterID(n.Cluster())
+	return transport.NewClient(addr, transport.ClientOptions{Cluster: cluster, Node: node})
+}
+
+func pick(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// openCluster makes the node a member of a cluster: the one of its directory,
+// one that it forms with others, or one that it joins.
+func (n *Node) openCluster(ctx context.Context) error {
+	o := &n.o
+	form, err := readFormation(o.FS, n.dir)
+	if err != nil {
+		return err
+	}
+	id := n.eng.Ident()
+	if form != nil && id.Cluster != [16]byte{} && form.Cluster != hex.EncodeToString(id.Cluster[:]) {
+		return fmt.Errorf("flotilla: %s names cluster %s but the store beside it is of %x; they were not written together", n.o.FS.PathJoin(n.dir, formationFile), form.Cluster, id.Cluster)
+	}
+	if form == nil && id.Cluster != [16]byte{} {
+		return fmt.Errorf("flotilla: %s is missing, without which the node cannot find its cluster; copy it from another node of cluster %x and set \"node\" to %d", n.o.FS.PathJoin(n.dir, formationFile), id.Cluster, id.Node)
+	}
+	n.addr.ID = o.NodeID
+	switch {
+	case form != nil:
+		if o.NodeID != 0 && o.NodeID != form.Node {
+			return &OpenError{Path: n.dir, Reason: engine.OtherNode, Err: fmt.Errorf("it is of node %d, not %d", form.Node, o.NodeID)}
+		}
+		n.addr.ID = form.Node
+		n.former.self = n.addr
+		n.former.set(form)
+	case o.alone() || o.Bootstrap == 1:
+		if n.addr.ID == 0 {
+			n.addr.ID = 1
+		}
+		n.former.self = n.addr
+		cluster := n.newCluster()
+		if form, err = planFormation(cluster, []member{n.addr}, o); err != nil {
+			return err
+		}
+		form.Node = n.addr.ID
+		n.former.set(form)
+	case o.Bootstrap > 1:
+		if n.addr.ID == 0 {
+			if n.addr.ID, err = idByAddress(n.addr.Addr, o.Join); err != nil {
+				return err
+			}
+		}
+		n.former.self = n.addr
+		n.former.seen[n.addr.ID] = n.addr
+		members, err := n.former.gather(ctx, o.Join)
+		if err != nil {
+			return err
+		}
+		if members != nil { // this node has the lowest id
+			if form, err = planFormation(n.newCluster(), members, o); err != nil {
+				return err
+			}
+			form.Node = n.addr.ID
+			n.former.set(form)
+		}
+		form = n.former.current()
+	default:
+		n.former.self = n.addr
+		if form, err = n.former.joinExisting(ctx, o.Join); err != nil {
+			return err
+		}
+		n.addr.ID = form.Node
+		n.former.self = n.addr
+		n.former.set(form)
+	}
+	return n.settle(ctx, form)
+}
+
+func (n *Node) newCluster() [16]byte {
+	if id := n.eng.Ident().Cluster; id != [16]byte{} {
+		return id
+	}
+	if id, err := parseClusterID(n.o.ClusterID); err == nil {
+		return id
+	}
+	return newClusterID()
+}
+
+// settle makes the formation durable here, step by step, so that a crash in
+// between is resumed: file, identity, groups; then, on the lowest id, everybody else.
+func (n *Node) settle(ctx context.Context, form *formation) error {
+	cluster, err := parseClusterID(form.Cluster)
+	if err != nil {
+		return fmt.Errorf("flotilla: %s: %w", formationFile, err)
+	}
+	if err := writeFormation(n.o.FS, n.dir, form); err != nil {
+		return err
+	}
+	if id := n.eng.Ident(); id.Cluster == [16]byte{} || id.Node == 0 {
+		if err := n.eng.SetIdent(cluster, raft.NodeID(form.Node)); err != nil {
+			return err
+		}
+	}
+	n.form.Store(form)
+	for _, m := range form.Members {
+		n.book.set(m)
+	}
+	if n.addr.Addr != "" || n.addr.ClientAddr != "" {
+		n.book.set(n.addr)
+	}
+	return nil
+}
+
+// openGroups loads the replicas and starts what moves them.
+func (n *Node) openGroups() error {
+	form := n.form.Load()
+	self := raft.NodeID(form.Node)
+	support := supportStore{n.eng}
+	recs, err := support.load()
+	if err != nil {
+		return err
+	}
+	timing := n.o.Timing.withDefaults()
+	n.events = newEvents(n.o.Observer)
+	n.live, err = liveness.New(liveness.Config{
+		Node: self, BootEpoch: n.eng.BootEpoch(), Records: recs, Peers: n.book.peers(self), Logger: n.log,
+		Timing: liveness.Timing{Interval: timing.Heartbeat, Duration: timing.Support},
+		OnChange: func(node raft.NodeID) {
+			if n.host != nil {
+				n.host.LivenessChanged(node)
+			}
+		},
+		Gate: func(now raft.Time) bool { return n.host != nil && n.host.Alive(now, timing.Support/2) },
+	}, support, &n.net, n.clock)
+	if err != nil {
+		return err
+	}
+	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.sending = snapshot.NewSender(n.snaps, func(ctx context.Context, to raft.NodeID, header []byte) (snapshot.Stream, error) {
+		return n.net.get().OpenSnapshot(ctx, to, header)
+	})
+	n.host, err = multiraft.New(multiraft.Config{
+		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
+		Snapshots: snapshotEvents{n}, Tuning: timing.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals,
+		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync,
+	})
+	if err != nil {
+		return err
+	}
+	states, err := n.eng.Boot()
+	if err != nil {
+		return err
+	}
+	loaded := make([]raft.State, 0, len(states))
+	for _, s := range states {
+		loaded = append(loaded, s.State)
+	}
+	if err := n.host.AddGroups(loaded); err != nil {
+		return err
+	}
+	if len(form.Shards) > 0 {
+		descs, err := form.descriptors()
+		if err != nil {
+			return fmt.Errorf("flotilla: %s: %w", formationFile, err)
+		}
+		if err := n.host.CreateGroups(descs); err != nil {
+			return err
+		}
+	}
+	n.former.markDurable()
+	return nil
+}
+
+// openDoors lets messages and requests in, and completes the formation.
+func (n *Node) openDoors(ctx context.Context) error {
+	form := n.form.Load()
+	self := raft.NodeID(form.Node)
+	cluster, _ := parseClusterID(form.Cluster)
+	id := transport.Identity{Cluster: cluster, Node: self, BootEpoch: n.eng.BootEpoch(), Addr: n.addr.Addr, ClientAddr: n.addr.ClientAddr}
+	if err := n.openRouter(self, form); err != nil {
+		return err
+	}
+	n.store = kv.NewStore(kv.Options{Host: n.host, Engine: n.eng, Addr: n.book.clientAddr})
+	n.host.Start()
+	n.live.Start()
+	n.serving = true
+	switch t := n.net.get().(type) {
+	case *transport.GRPC:
+		t.Activate(id, door{n}, door{n})
+	case *transport.Loopback:
+		n.net.set(n.o.Network.JoinWith(transport.Options{Identity: id, Handler: door{n}, Requests: door{n}, OnJoin: n.onJoin, Logger: n.log}))
+	}
+	n.connect(self)
+	n.former.setLate(n.admit)
+	if !form.Complete && len(form.Members) > 0 && form.Members[0].ID == form.Node {
+		if err := n.former.handOut(ctx, form); err != nil {
+			return err
+		}
+		n.campaign(ctx, form)
+		if err := n.writeCatalog(ctx, form); err != nil {
+			return err
+		}
+		done := *form
+		done.Complete = true
+		if err := writeFormation(n.o.FS, n.dir, &done); err != nil {
+			return err
+		}
+		n.form.Store(&done)
+		n.former.set(&done)
+	} else if len(form.Shards) > 0 {
+		n.campaign(ctx, form)
+	}
+	n.wg.Go(n.reportLoop)
+	return nil
+}
+
+// connect tells the transport where everybody is.
+func (n *Node) connect(self raft.NodeID) {
+	for _, m := range n.book.all() {
+		if raft.NodeID(m.ID) != self && m.Addr != "" {
+			n.net.get().SetPeer(raft.NodeID(m.ID), m.Addr)
+			n.live.AddPeer(raft.NodeID(m.ID))
+		}
+	}
+}
+
+// campaign starts the elections of the shards dealt to this node. A replica
+// whose shard has a leader already does nothing.
+func (n *Node) campaign(ctx context.Context, form *formation) {
+	descs, err := form.descriptors()
+	if err != nil {
+		return
+	}
+	for i, d := range descs {
+		if i < len(form.Leaders) && form.Leaders[i] == form.Node {
+			if v, ok := n.host.View(d.Shard); ok && v.Term == 0 {
+				n.host.Campaign(ctx, d.Shard)
+			}
+		}
+	}
+}
+
+// awaitReady waits until every shard that has a replica here has a leader.
+func (n *Node) awaitReady(ctx context.Context) error {
+	pause := time.Millisecond
+	for {
+		left := raft.ShardID(0)
+		for _, v := range n.host.Views() {
+			if v.Leader == 0 || v.IsLeader && !v.IsReady {
+				left = v.Shard
+				break
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+		if err := n.Fatal(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("flotilla: shard %d has no leader yet: %w", left, ctx.Err())
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 50*time.Millisecond)
+	}
+}
+
+// Ready is closed once the node serves; Open returns after that.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// ID returns the node's id.
+func (n *Node) ID() uint32 { return n.form.Load().Node }
+
+// Cluster returns the cluster's id, 32 hexadecimal digits.
+func (n *Node) Cluster() string { return n.form.Load().Cluster }
+
+// Addr returns the address for clients, or "" when none are served.
+func (n *Node) Addr() string { return n.addr.ClientAddr }
+
+// PeerAddr returns the address for other nodes, or "".
+func (n *Node) PeerAddr() string { return n.addr.Addr }
+
+// Fatal returns why the node stopped itself, or nil.
+func (n *Node) Fatal() error {
+	if p := n.fatal.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (n *Node) onFatal(err error) {
+	if !n.fatal.CompareAndSwap(nil, &err) {
+		return
+	}
+	n.log.Error("the node cannot go on and stops", "err", err)
+	if n.o.OnFatal != nil {
+		n.o.OnFatal(err)
+	}
+}
+
+// onRole runs on a loop: it must not block.
+func (n *Node) onRole(v multiraft.View) {
+	n.events.leader(LeaderEvent{Shard: uint64(v.Shard), Term: uint64(v.Term), Leader: uint32(v.Leader), Here: v.IsLeader})
+	if v.IsLeader {
+		select {
+		case n.reports <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Close stops the node at once and releases its directory. Requests under way
+// end with ErrClosed, or ErrAmbiguous if they were handed to a shard. It is
+// idempotent and leaves no goroutine.
+func (n *Node) Close() error { return n.close(true) }
+
+// Kill stops the node as a crash would, as far as a process can do that to a
+// part of itself: peers are not told, nothing is handed over. For tests and demonstrations.
+func (n *Node) Kill() error { return n.close(false) }
+
+func (n *Node) close(tell bool) error {
+	n.closing.Do(func() {
+		close(n.stop)
+		var errs []error
+		if n.former != nil {
+			n.former.setLate(nil)
+		}
+		if n.senders != nil {
+			n.senders.Close()
+		}
+		if tell && n.serving {
+			n.live.Relinquish()
+		}
+		if n.router != nil {
+			errs = append(errs, n.router.Close())
+		}
+		n.wg.Wait()
+		if t := n.net.get(); t != nil {
+			errs = append(errs, t.Close())
+		}
+		if n.sending != nil {
+			n.sending.Close()
+		}
+		if n.host != nil {
+			n.host.Close()
+		}
+		n.requests.Wait()
+		if n.store != nil {
+			n.store.Close()
+		}
+		if n.snaps != nil {
+			n.snaps.Close()
+		}
+		if n.live != nil {
+			n.live.Close()
+		}
+		if n.events != nil {
+			n.events.close()
+		}
+		if n.eng != nil {
+			errs = append(errs, n.eng.Close())
+		}
+		n.closeErr = errors.Join(errs...)
+		close(n.closed)
+	})
+	<-n.closed
+	return n.closeErr
+}
+
+// Shutdown hands the node's leaderships to other nodes, as far as ctx allows,
+// and closes it. The error is Close's; leaderships that could not be handed over
+// are elected anew by the others.
+func (n *Node) Shutdown(ctx context.Context) error {
+	pause := 5 * time.Millisecond
+	for ctx.Err() == nil {
+		led := 0
+		for _, v := range n.host.Views() {
+			if !v.IsLeader {
+				continue
+			}
+			to := n.successor(&v)
+			if to == 0 {
+				continue
+			}
+			led++
+			n.host.Transfer(ctx, v.Shard, to)
+		}
+		if led == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-n.stop:
+			return n.Close()
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 200*time.Millisecond)
+	}
+	return n.Close()
+}
+
+// successor picks the next voter after this node that can be heard.
+func (n *Node) successor(v *multiraft.View) raft.NodeID {
+	self := raft.NodeID(n.ID())
+	reps := v.Desc.Replicas
+	i := slices.IndexFunc(reps, func(r raft.Replica) bool { return r.Node == self })
+	for k := 1; k < len(reps); k++ {
+		r := reps[(i+k)%len(reps)]
+		if r.Role != raft.Voter {
+			continue
+		}
+		if _, live := n.live.SupportFor(r.Node); live {
+			return r.Node
+		}
+	}
+	return 0
+}
+
+// TransferLeader asks the leader of a shard, which must be on this node, to
+// hand over to another node. It returns when the other node leads.
+func (n *Node) TransferLeader(ctx context.Context, shardID uint64, to uint32) error {
+	id := raft.ShardID(shardID)
+	if err := n.host.Transfer(ctx, id, raft.NodeID(to)); err != nil {
+		return err
+	}
+	pause := time.Millisecond
+	for {
+		v, ok := n.host.View(id)
+		if ok && v.Leader == raft.NodeID(to) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("flotilla: shard %d is still led by node %d: %w", shardID, v.Leader, ctx.Err())
+		case <-n.stop:
+			return ErrClosed
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 50*time.Millisecond)
+	}
+}
+
+// addressBook knows where the nodes are.
+type addressBook struct {
+	mu sync.Mutex // leaf
+	by map[uint32]member
+	ps atomic.Pointer[[]raft.NodeID]
+}
+
+func (b *addressBook) set(m member) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.by == nil {
+		b.by = map[uint32]member{}
+	}
+	b.by[m.ID] = m
+	ids := make([]raft.NodeID, 0, len(b.by))
+	for id := range b.by {
+		ids = append(ids, raft.NodeID(id))
+	}
+	slices.Sort(ids)
+	b.ps.Store(&ids)
+}
+
+func (b *addressBook) all() []member {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make([]member, 0, len(b.by))
+	for _, m := range b.by {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(x, y member) int { return int(x.ID) - int(y.ID) })
+	return out
+}
+
+func (b *addressBook) clientAddr(id raft.NodeID) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.by[uint32(id)].ClientAddr
+}
+
+// peers returns a function that lists all nodes but self, without locking.
+func (b *addressBook) peers(self raft.NodeID) func() []raft.NodeID {
+	return func() []raft.NodeID {
+		p := b.ps.Load()
+		if p == nil {
+			return nil
+		}
+		out := make([]raft.NodeID, 0, len(*p))
+		for _, id := range *p {
+			if id != self {
+				out = append(out, id)
+			}
+		}
+		return out
+	}
+}
+
+// descriptors lists the replicas of this node.
+func (n *Node) descriptors() []raft.Descriptor {
+	views := n.host.Views()
+	out := make([]raft.Descriptor, 0, len(views))
+	for _, v := range views {
+		out = append(out, v.Desc)
+	}
+	return out
+}
+
+// receiveSnapshot takes in what another node streams and installs it.
+func (n *Node) receiveSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error)) error {
+	staged, err := n.snaps.Handle(from, header, next)
+	if err != nil || staged == nil {
+		return err
+	}
+	defer staged.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = n.host.InstallSnapshot(ctx, staged.Meta.Shard, staged.InstallOn)
+	n.events.snapshot(SnapshotEvent{Shard: uint64(staged.Meta.Shard), Peer: uint32(from), Index: uint64(staged.Meta.Index), Err: err})
+	return err
+}
+
+// snapshotEvents sends snapshots and tells the observer.
+type snapshotEvents struct{ n *Node }
+
+func (s snapshotEvents) SendSnapshot(desc raft.Descriptor, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
+	s.n.sending.SendSnapshot(desc, to, rep, func(index raft.Index, term raft.Term, err error) {
+		s.n.events.snapshot(SnapshotEvent{Shard: uint64(desc.Shard), Peer: uint32(to), Sent: true, Index: uint64(index), Err: err})
+		done(index, term, err)
+	})
+}

@@ -1,0 +1,99 @@
+package flotilla
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/flotillakv/flotilla/transport"
+)
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// TestSingleNode: only Dir is set; what was written is there after a restart.
+func TestSingleNode(t *testing.T) {
+	ctx := testContext(t)
+	dir := t.TempDir()
+	n, err := Open(ctx, Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Put(ctx, []byte("a"), []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	v, err := n.Get(ctx, []byte("a"))
+	if err != nil || string(v.Bytes) != "1" {
+		t.Fatalf("got %q, %v", v.Bytes, err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatalf("second close: %v", err)
+	}
+	if _, err := n.Get(ctx, []byte("a")); !errors.Is(err, ErrClosed) {
+		t.Fatalf("get after close: %v", err)
+	}
+	n, err = Open(ctx, Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	v, err = n.Get(ctx, []byte("a"))
+	if err != nil || string(v.Bytes) != "1" {
+		t.Fatalf("after restart: got %q, %v", v.Bytes, err)
+	}
+	if _, err := n.Get(ctx, []byte("b")); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("absent key: %v", err)
+	}
+}
+
+// TestThreeNodesInProcess: three nodes form a cluster over an in-process network
+// and serve each other's keys.
+func TestThreeNodesInProcess(t *testing.T) {
+	ctx := testContext(t)
+	net := transport.NewNetwork()
+	nodes := make([]*Node, 3)
+	errs := make(chan error, 3)
+	for i := range nodes {
+		go func() {
+			var err error
+			nodes[i], err = Open(ctx, Options{
+				InMemory: true, NodeID: uint32(i + 1), Network: net, Bootstrap: 3, Join: []string{"n1", "n2", "n3"}, Shards: 8,
+			})
+			errs <- err
+		}()
+	}
+	for range nodes {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range nodes {
+		defer n.Close()
+	}
+	for i := range 200 {
+		if _, err := nodes[i%3].Put(ctx, fmt.Appendf(nil, "%c%03d", 'a'+i%26, i), fmt.Appendf(nil, "v%d", i)); err != nil {
+			t.Fatalf("put %d: %v", i, err)
+		}
+	}
+	for _, n := range nodes {
+		count := 0
+		for _, err := range n.Scan(ctx, Range{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			count++
+		}
+		if count != 200 {
+			t.Fatalf("node %d scans %d keys", n.ID(), count)
+		}
+	}
+}

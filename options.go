@@ -1,0 +1,201 @@
+package flotilla
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/shard"
+	"github.com/flotillakv/flotilla/transport"
+)
+
+// Version is the release of this module.
+const ReleaseVersion = "0.1.0"
+
+// Options say how to open a node. Only Dir is needed: that gives a durable store
+// of one node, without any network.
+type Options struct {
+	// Dir is the node's data directory. It is created if it does not exist.
+	Dir string
+	// InMemory keeps everything in memory, for tests and examples. Dir is not used.
+	InMemory bool
+
+	// NodeID is the node's id within its cluster, 1 and up. Zero: taken from Dir,
+	// else by the order of the addresses at bootstrap, else assigned at join; 1 for
+	// a store of one node.
+	NodeID uint32
+	// ClusterID, if given, is the cluster (32 hexadecimal digits) the data must be of.
+	ClusterID string
+
+	// Listen is the address for other nodes, "host:port". Empty: a node without peers.
+	Listen string
+	// Advertise is the address other nodes reach Listen at. Empty: Listen's.
+	Advertise string
+	// ClientListen is the address for remote clients. Empty: none are served,
+	// unless Listen is set (then it is a free port on the same host).
+	ClientListen string
+	// ClientAdvertise is the address clients reach ClientListen at. Empty: ClientListen's.
+	ClientAdvertise string
+	// Bootstrap forms a new cluster of that many nodes, the ones of Join and this
+	// one. Each of them is started with the same number. Not used once the
+	// directory belongs to a cluster.
+	Bootstrap int
+	// Join lists peer addresses of the cluster (its own may be among them).
+	Join []string
+
+	// Shards is the number of shards of a new cluster. Zero: 1, or SplitAt's. At most 65,536.
+	Shards int
+	// SplitAt gives the boundaries of a new cluster's shards; ascending, without duplicates.
+	SplitAt [][]byte
+	// Replicas is the number of voters per shard of a new cluster. Zero: min(3, nodes).
+	Replicas int
+
+	// Timeout bounds a call whose context has no deadline. Zero: 10 s.
+	Timeout time.Duration
+	// Limits of memory and disk.
+	Limits Limits
+	// Timing of liveness and elections.
+	Timing Timing
+
+	// Logger receives what the node has to say. Nil: nothing.
+	Logger *slog.Logger
+	// Registerer receives the node's metrics. Nil: none.
+	Registerer prometheus.Registerer
+	// Observer is told of events.
+	Observer Observer
+
+	// FS replaces the file system. For tests.
+	FS engine.FS
+	// Network joins the node to an in-process network instead of sockets. For tests.
+	Network *transport.Network
+	// PeerListener and ClientListener replace Listen and ClientListen by open
+	// listeners, which the node takes over.
+	PeerListener, ClientListener net.Listener
+	// Cache is a block cache shared by several nodes of one process.
+	Cache *engine.Cache
+	// OnFatal is called once when the node stops itself because it cannot go on
+	// safely, such as after a failed write to its log. Nil: it is logged.
+	OnFatal func(error)
+}
+
+// Limits bound what a node uses, in bytes. Zero fields have defaults.
+type Limits struct {
+	// Memory is shared out over the block cache and memtables. Zero: 256 MiB. At least 16 MiB.
+	Memory int64
+	// Proposals bounds the writes waiting on the node. Zero: 256 MiB.
+	Proposals int64
+}
+
+// Timing holds durations. Zero fields have defaults.
+type Timing struct {
+	// Heartbeat is the interval of node liveness. Zero: 500 ms.
+	Heartbeat time.Duration
+	// Support is how long a promise of support lasts; the failure of a node is
+	// noticed after that. At least four heartbeats. Zero: 2.5 s.
+	Support time.Duration
+	// ElectionRank is the delay between the ranks of candidates. Zero: 40 ms. It
+	// should be well above a network round trip.
+	ElectionRank time.Duration
+}
+
+func (o *Options) logger() *slog.Logger {
+	if o.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return o.Logger
+}
+
+func (o *Options) timeout() time.Duration {
+	if o.Timeout == 0 {
+		return 10 * time.Second
+	}
+	return o.Timeout
+}
+
+// Validate returns every fault of o, joined, each an *OptionError. It touches nothing.
+func (o *Options) Validate() error {
+	var errs []error
+	bad := func(field string, value any, reason string) {
+		errs = append(errs, &OptionError{Field: field, Value: fmt.Sprint(value), Reason: reason})
+	}
+	if o.Dir == "" && !o.InMemory {
+		bad("Dir", `""`, "a directory is needed for a durable store; set InMemory for one that forgets")
+	}
+	if o.Bootstrap < 0 || o.Bootstrap > 1024 {
+		bad("Bootstrap", o.Bootstrap, "must be between 0 and 1024 nodes")
+	}
+	if o.Bootstrap > 1 && len(o.Join) == 0 {
+		bad("Join", "[]", "Bootstrap needs the addresses of the nodes that form the cluster")
+	}
+	if (o.Bootstrap > 1 || len(o.Join) > 0) && o.Listen == "" && o.PeerListener == nil && o.Network == nil {
+		bad("Listen", `""`, "a node with peers needs an address for them")
+	}
+	if o.Shards < 0 || o.Shards > 65536 {
+		bad("Shards", o.Shards, "must be between 0 and 65536")
+	}
+	if len(o.SplitAt) > 0 && o.Shards != 0 && o.Shards != len(o.SplitAt)+1 {
+		bad("Shards", o.Shards, fmt.Sprintf("SplitAt makes %d shards; leave Shards zero", len(o.SplitAt)+1))
+	}
+	for i, k := range o.SplitAt {
+		if len(k) == 0 || len(k) > shard.MaxKeyBytes {
+			bad("SplitAt", fmt.Sprintf("%q", k), fmt.Sprintf("a boundary has 1 to %d bytes", shard.MaxKeyBytes))
+		}
+		if i > 0 && string(o.SplitAt[i-1]) >= string(k) {
+			bad("SplitAt", fmt.Sprintf("%q", k), "boundaries must be ascending and without duplicates")
+		}
+	}
+	if o.Replicas < 0 || o.Replicas > 7 {
+		bad("Replicas", o.Replicas, "must be between 0 and 7")
+	}
+	if o.Bootstrap > 0 && o.Replicas > o.Bootstrap {
+		bad("Replicas", o.Replicas, fmt.Sprintf("there are only %d nodes", o.Bootstrap))
+	}
+	if o.Timeout < 0 {
+		bad("Timeout", o.Timeout, "must not be negative")
+	}
+	if o.Limits.Memory < 0 || o.Limits.Memory > 0 && o.Limits.Memory < 16<<20 {
+		bad("Limits.Memory", o.Limits.Memory, "must be 0 or at least 16 MiB")
+	}
+	if o.Limits.Proposals < 0 || o.Limits.Proposals > 0 && o.Limits.Proposals < 4<<20 {
+		bad("Limits.Proposals", o.Limits.Proposals, "must be 0 or at least 4 MiB")
+	}
+	t := o.Timing.withDefaults()
+	if t.Heartbeat < time.Millisecond || t.Heartbeat > time.Minute {
+		bad("Timing.Heartbeat", t.Heartbeat, "must be between 1ms and 1m")
+	}
+	if t.Support < 4*t.Heartbeat {
+		bad("Timing.Support", t.Support, fmt.Sprintf("must be at least four heartbeats (%s)", 4*t.Heartbeat))
+	}
+	if t.ElectionRank < time.Millisecond || t.ElectionRank > 10*time.Second {
+		bad("Timing.ElectionRank", t.ElectionRank, "must be between 1ms and 10s")
+	}
+	if o.ClusterID != "" {
+		if _, err := parseClusterID(o.ClusterID); err != nil {
+			bad("ClusterID", o.ClusterID, err.Error())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t Timing) withDefaults() Timing {
+	if t.Heartbeat == 0 {
+		t.Heartbeat = 500 * time.Millisecond
+	}
+	if t.Support == 0 {
+		t.Support = 5 * t.Heartbeat
+	}
+	if t.ElectionRank == 0 {
+		t.ElectionRank = 40 * time.Millisecond
+	}
+	return t
+}
+
+func (t Timing) tuning() raft.Tuning {
+	return raft.Tuning{ElectionRank: t.ElectionRank, ElectionJitter: t.ElectionRank}
+}

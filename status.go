@@ -1,0 +1,68 @@
+package flotilla
+
+import "time"
+
+// ClusterStatus is the state of a cluster in one glance.
+type ClusterStatus struct {
+	// State is HEALTHY, DEGRADED (every shard has a leader, but some replica or
+	// node is away) or UNAVAILABLE (some shard has no leader).
+	State            string     `json:"state"`
+	Cluster          string     `json:"cluster"`
+	Nodes            []NodeInfo `json:"nodes"`
+	Shards           int        `json:"shards"`
+	ShardsWithLeader int        `json:"shards_with_leader"`
+	UnderReplicated  int        `json:"under_replicated"`
+	Note             string     `json:"note,omitempty"`
+}
+
+// NodeInfo describes one node.
+type NodeInfo struct {
+	ID         uint32 `json:"id"`
+	Addr       string `json:"addr"`
+	ClientAddr string `json:"client_addr"`
+	// State is up, down or unknown.
+	State    string `json:"state"`
+	Leaders  int    `json:"leaders"`
+	Replicas int    `json:"replicas"`
+	// DiskBytes is what the store takes on disk, LogBytes the Raft logs' part.
+	DiskBytes int64 `json:"disk_bytes"`
+	LogBytes  int64 `json:"log_bytes"`
+	// Lag is the largest number of entries a replica of the node is behind its leader's commit index.
+	Lag        uint64    `json:"lag"`
+	FsyncP99Ms float64   `json:"fsync_p99_ms"`
+	Version    string    `json:"version"`
+	Started    time.Time `json:"started"`
+}
+
+// ShardInfo describes one shard.
+type ShardInfo struct {
+	ID       uint64 `json:"id"`
+	Keyspace uint32 `json:"keyspace"`
+	Start    []byte `json:"start"`
+	End      []byte `json:"end"`
+	// Leader is zero while there is none.
+	Leader   uint32        `json:"leader"`
+	Term     uint64        `json:"term"`
+	Replicas []ReplicaInfo `json:"replicas"`
+	ConfVer  uint64        `json:"conf_ver"`
+	Version  uint64        `json:"version"`
+	// LogBytes and DataBytes are the leader's estimates.
+	LogBytes  int64 `json:"log_bytes"`
+	DataBytes int64 `json:"data_bytes"`
+	// State is ok, under-replicated or no leader.
+	State string `json:"state"`
+}
+
+// ReplicaInfo describes one replica of a shard.
+type ReplicaInfo struct {
+	Node    uint32 `json:"node"`
+	Replica uint32 `json:"replica"`
+	Role    string `json:"role"`
+	// State is up, or unknown when the node does not answer.
+	State   string `json:"state"`
+	Applied uint64 `json:"applied"`
+	Commit  uint64 `json:"commit"`
+	Last    uint64 `json:"last"`
+	// Lag is the number of entries the replica is behind the leader's commit index.
+	Lag uint64 `json:"lag"`
+}
