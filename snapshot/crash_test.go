@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/invariants"
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -101,6 +102,9 @@ func crashEverywhere(t *testing.T, keys, old int) {
 	}
 	counts := map[string]int{}
 	for i, im := range append(images, done) {
+		if invariants.Enabled && i%4 != 0 && i < len(images)-8 {
+			continue // the store is slow in this build; every image is for the plain one
+		}
 		e, err := engine.Open(engine.Options{Dir: "/n", FS: im.fs, Node: 2, Cluster: [16]byte{1}, CacheBytes: 1 << 20, MemTableBytes: 1 << 20,
 			OnFatal: func(err error) { t.Errorf("%s: store failed: %v", im.what, err) }})
 		if err != nil {

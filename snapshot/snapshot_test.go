@@ -596,7 +596,7 @@ func TestVerdictsReachTheSender(t *testing.T) {
 // TestCutIsConsistent builds while writes go on: every snapshot holds exactly
 // the state at its applied index, no more and no less.
 func TestCutIsConsistent(t *testing.T) {
-	for _, keys := range []int{2, 3000} {
+	for _, keys := range []int{2, 500} {
 		e := openEngine(t, engine.NewMemFS(), 1)
 		d := descOf(shard1, "a", "q")
 		fill(t, e, d, keys, 1)
@@ -622,7 +622,7 @@ func TestCutIsConsistent(t *testing.T) {
 				b.Close()
 			}
 		}()
-		for seen := 0; seen < 6; {
+		for seen := 0; seen < 4; {
 			b, err := s.Build(t.Context(), &d)
 			check(t, err)
 			to := openEngine(t, engine.NewMemFS(), 2)
