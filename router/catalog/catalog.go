@@ -273,16 +273,51 @@ type LeaderUpdate struct {
 // UpdateLeaders records leaders and returns how many records changed. A record
 // only moves forward: an update whose term is not above the recorded one, whose
 // shard is not the one filed there, or whose record is missing changes nothing.
-// All changes are one transaction (at most MaxLeaderUpdates), so callers
-// collect what changes at the same time.
-func UpdateLeaders(ctx context.Context, kv KV, ups []LeaderUpdate) (int, error) {
-	if len(ups) > MaxLeaderUpdates {
-		return 0, &shard.LimitError{What: "leader updates of one call", Limit: MaxLeaderUpdates, Got: len(ups)}
+// Updates are read and written leaderChunk at a time, so callers collect what
+// changes at the same time. After an error the count is that of the updates
+// before it; all of them may be given again.
+func UpdateLeaders(ctx context.Context, kv KV, ups []LeaderUpdate) (changed int, err error) {
+	for chunk := range slices.Chunk(ups, leaderChunk) {
+		n, err := updateLeaders(ctx, kv, chunk)
+		changed += n
+		if err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+// leaderChunk bounds the records of one transaction of UpdateLeaders, so that
+// they fit even with the longest split keys.
+const leaderChunk = 128
+
+func updateLeaders(ctx context.Context, kv KV, ups []LeaderUpdate) (int, error) {
+	recs := make([]leaderRecord, 0, len(ups)) // without duplicates
+	of := make([]int, len(ups))               // of[i] is the record of ups[i]
+	for i, u := range ups {
+		key := routeKey(u.Keyspace, u.End)
+		of[i] = slices.IndexFunc(recs, func(r leaderRecord) bool { return bytes.Equal(r.key, key) })
+		if of[i] < 0 {
+			of[i] = len(recs)
+			recs = append(recs, leaderRecord{key: key})
+		}
 	}
 	for range maxLooks {
-		t, err := leaderTxn(ctx, kv, ups)
-		if err != nil || len(t.Then) == 0 {
+		if err := readLeaders(ctx, kv, recs); err != nil {
 			return 0, err
+		}
+		for i, u := range ups {
+			recs[of[i]].update(u)
+		}
+		var t shard.Txn
+		for i := range recs {
+			if r := &recs[i]; r.moved {
+				t.If = append(t.If, shard.IfVersion(r.key, r.version))
+				t.Then = append(t.Then, shard.PutOp(r.key, r.route.Encode(nil)))
+			}
+		}
+		if len(t.Then) == 0 {
+			return 0, nil
 		}
 		res, err := kv.Txn(ctx, t)
 		if err != nil {
@@ -295,49 +330,46 @@ func UpdateLeaders(ctx context.Context, kv KV, ups []LeaderUpdate) (int, error) 
 	return 0, errContention("recording leaders")
 }
 
-// MaxLeaderUpdates bounds the updates of one call of UpdateLeaders, so that
-// their records fit one transaction even with the longest split keys.
-const MaxLeaderUpdates = 128
+// leaderRecord is a range's record that updateLeaders looks at.
+type leaderRecord struct {
+	key     []byte
+	found   bool
+	version shard.Version
+	route   Route
+	moved   bool
+}
 
-// leaderTxn reads the records and builds the transaction of those that move.
-func leaderTxn(ctx context.Context, kv KV, ups []LeaderUpdate) (shard.Txn, error) {
-	type pending struct {
-		key     []byte
-		version shard.Version
-		route   Route
-		moved   bool
-	}
-	var recs []pending
-	for _, u := range ups {
-		key := routeKey(u.Keyspace, u.End)
-		i := slices.IndexFunc(recs, func(p pending) bool { return bytes.Equal(p.key, key) })
-		if i < 0 {
-			v, err := kv.Get(ctx, key)
-			if errors.Is(err, shard.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return shard.Txn{}, err
-			}
-			route, err := DecodeRoute(v.Bytes)
-			if err != nil {
-				return shard.Txn{}, err
-			}
-			i = len(recs)
-			recs = append(recs, pending{key: key, version: v.Version, route: route})
-		}
-		if p := &recs[i]; p.route.Desc.Shard == u.Shard && u.Node != 0 && u.Term > p.route.Term {
-			p.route.Leader, p.route.Term, p.moved = u.Node, u.Term, true
-		}
-	}
-	var t shard.Txn
+// readLeaders reads all records with one transaction: one round trip.
+func readLeaders(ctx context.Context, kv KV, recs []leaderRecord) error {
+	gets := make([]shard.Op, len(recs))
 	for i := range recs {
-		if p := &recs[i]; p.moved {
-			t.If = append(t.If, shard.IfVersion(p.key, p.version))
-			t.Then = append(t.Then, shard.PutOp(p.key, p.route.Encode(nil)))
+		gets[i] = shard.GetOp(recs[i].key)
+	}
+	res, err := kv.Txn(ctx, shard.Txn{Then: gets})
+	if err != nil {
+		return err
+	}
+	if len(res.Gets) != len(recs) {
+		return fmt.Errorf("%w: %d answers to %d reads", ErrCorrupt, len(res.Gets), len(recs))
+	}
+	for i, g := range res.Gets {
+		r := &recs[i]
+		*r = leaderRecord{key: r.key, found: g.Found, version: g.Value.Version}
+		if !g.Found {
+			continue
+		}
+		if r.route, err = DecodeRoute(g.Value.Bytes); err != nil {
+			return err
 		}
 	}
-	return t, nil
+	return nil
+}
+
+// update moves the record forward if u is news.
+func (r *leaderRecord) update(u LeaderUpdate) {
+	if r.found && r.route.Desc.Shard == u.Shard && u.Node != 0 && u.Term > r.route.Term {
+		r.route.Leader, r.route.Term, r.moved = u.Node, u.Term, true
+	}
 }
 
 // PutDescriptor records a shard's descriptor and reports whether it was news.

@@ -19,7 +19,8 @@ type memKV struct {
 	m      map[string]shard.Value
 	index  raft.Index
 	before func()
-	txns   int
+	txns   int // transactions
+	writes int // keys they wrote
 	fail   error
 }
 
@@ -68,10 +69,17 @@ func (kv *memKV) Txn(_ context.Context, t shard.Txn) (shard.TxnResult, error) {
 		}
 	}
 	kv.index++
+	res := shard.TxnResult{Succeeded: true}
 	for _, o := range t.Then {
+		if o.Kind == shard.OpGet {
+			v, ok := kv.m[string(o.Key)]
+			res.Gets = append(res.Gets, shard.TxnGet{Found: ok, Value: v})
+			continue
+		}
+		kv.writes++
 		kv.m[string(o.Key)] = shard.Value{Bytes: o.Value, Version: shard.Version{Lineage: 1, Index: kv.index}}
 	}
-	return shard.TxnResult{Succeeded: true}, nil
+	return res, nil
 }
 
 var testCluster = Cluster{ID: [16]byte{1, 2, 3}, CreatedAt: 1700000000e9, Replicas: 3}
@@ -250,14 +258,14 @@ func TestUpdateLeaders(t *testing.T) {
 	if n := update(up(2, 2, 5), up(3, 3, 1)); n != 2 {
 		t.Errorf("two first reports changed %d records", n)
 	}
-	txns := kv.txns
-	if n := update(up(2, 1, 4), up(2, 3, 5), up(3, 0, 9), up(9, 1, 99)); n != 0 || kv.txns != txns {
-		t.Errorf("old news changed %d records with %d transactions", n, kv.txns-txns)
+	writes := kv.writes
+	if n := update(up(2, 1, 4), up(2, 3, 5), up(3, 0, 9), up(9, 1, 99)); n != 0 || kv.writes != writes {
+		t.Errorf("old news changed %d records and wrote %d", n, kv.writes-writes)
 	}
 	if n := update(LeaderUpdate{Keyspace: 1, End: []byte("nowhere"), Shard: 2, Node: 1, Term: 99}); n != 0 {
 		t.Error("a range that is not there was updated")
 	}
-	kv.before = func() { update(up(2, 1, 8)) }
+	kv.before = func() { kv.before = func() { update(up(2, 1, 8)) } } // between reading and writing
 	if n := update(up(2, 3, 7), up(3, 1, 2)); n != 1 {
 		t.Errorf("%d records changed, want the one without newer news", n)
 	}
@@ -267,13 +275,43 @@ func TestUpdateLeaders(t *testing.T) {
 	if node, term := leaderOf("z"); node != 1 || term != 2 {
 		t.Errorf("leader of shard 3: node %d in term %d", node, term)
 	}
-	var limit *shard.LimitError
-	if _, err := UpdateLeaders(ctx, kv, make([]LeaderUpdate, MaxLeaderUpdates+1)); !errors.As(err, &limit) {
-		t.Errorf("too many updates: %v", err)
-	}
 	kv.fail = shard.ErrAmbiguous
 	if _, err := UpdateLeaders(ctx, kv, []LeaderUpdate{up(2, 2, 99)}); !errors.Is(err, shard.ErrAmbiguous) {
 		t.Errorf("ambiguous update: %v", err)
+	}
+}
+
+// TestUpdateManyLeaders records the leaders of 300 shards, each reported twice:
+// a few transactions, whatever their number.
+func TestUpdateManyLeaders(t *testing.T) {
+	ctx := t.Context()
+	ids, infos := testNodes(3)
+	p, err := NewPlan(ids, 0, 1, SplitKeys(300))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv := newMemKV()
+	if err := Bootstrap(ctx, kv, testCluster, infos, p); err != nil {
+		t.Fatal(err)
+	}
+	var ups []LeaderUpdate
+	for _, r := range p.Shards {
+		for _, term := range []raft.Term{7, 3} {
+			ups = append(ups, LeaderUpdate{Keyspace: 1, End: r.Desc.End, Shard: r.Desc.Shard, Node: raft.NodeID(term), Term: term})
+		}
+	}
+	txns := kv.txns
+	if n, err := UpdateLeaders(ctx, kv, ups); n != 300 || err != nil || kv.txns-txns > 10 {
+		t.Errorf("%d records, %v, %d transactions", n, err, kv.txns-txns)
+	}
+	routes, err := LookupRange(ctx, kv, 1, nil, 300)
+	if err != nil || len(routes) != 300 {
+		t.Fatalf("%d routes, %v", len(routes), err)
+	}
+	for _, r := range routes {
+		if r.Leader != 7 || r.Term != 7 {
+			t.Fatalf("shard %d: leader %d in term %d", r.Desc.Shard, r.Leader, r.Term)
+		}
 	}
 }
 
