@@ -195,7 +195,8 @@ type Core struct {
 	reads       []pendingRead
 	readRound   uint64 // newest round sent
 	readSent    Time
-	commitAt    Time // when a commit record is due to peers that know less
+	leaving     []Replica // members just removed, owed a last commit record
+	commitAt    Time      // when a commit record is due to peers that know less
 
 	// Quorum check.
 	quorumFrom  Time // no judgement before
@@ -601,7 +602,10 @@ func (c *Core) PeerReset(now Time, node NodeID, o *Out) {
 		}
 		switch {
 		case c.role == RoleLeader && p.state != stateSnapshot:
-			p.toProbe(p.match + 1)
+			if p.state == stateReplicate {
+				p.toProbe(p.match + 1)
+			}
+			p.paused = false
 			p.retryWait = 0
 			p.sentCommit, p.sentCompact = 0, 0
 			if len(c.reads) > 0 {

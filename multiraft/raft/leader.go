@@ -15,7 +15,7 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 	c.preLeading, c.ready, c.uncommitted = c.log.last, false, 0
 	c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
 	c.reads, c.readRound, c.readSent = c.reads[:0], 0, 0
-	c.commitAt = Never
+	c.commitAt, c.leaving = Never, c.leaving[:0]
 	c.quorumFrom, c.quorumLost = now.Add(c.tun.QuorumGrace), false
 	for i := range c.peers {
 		p := &c.peers[i]
@@ -128,6 +128,11 @@ func (c *Core) flushLeader(now Time, o *Out) {
 	case c.commitAt == Never || commitDue:
 		c.commitAt = now.Add(c.tun.CommitDelay)
 	}
+	for _, p := range c.leaving {
+		// So that a removed replica gets to know it.
+		c.send(o, p.Node, p.ID, Msg{Type: MsgCommit, Commit: c.log.commit})
+	}
+	c.leaving = c.leaving[:0]
 	c.maybeTimeoutNow(o)
 	c.confirmReads(o)
 }
@@ -238,7 +243,11 @@ func (c *Core) retry(now Time, p *progress) {
 		return
 	}
 	wait := p.retryWait
-	p.toProbe(p.match + 1)
+	if p.state == stateProbe {
+		p.toProbe(p.next) // which may be behind a snapshot that is being installed
+	} else {
+		p.toProbe(p.match + 1)
+	}
 	p.retryWait = min(2*wait, 10*c.tun.ProbeRetry)
 }
 
@@ -324,7 +333,7 @@ func (c *Core) SnapshotSent(now Time, to ReplicaID, idx Index, term Term, ok boo
 	p.toProbe(idx + 1)
 	// Its acknowledgement comes by itself when the install is done.
 	p.paused = true
-	p.retryWait = 0
+	p.retryWait = c.tun.ProbeRetry / 8
 	c.armRetry(now, p)
 }
 

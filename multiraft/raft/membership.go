@@ -36,6 +36,11 @@ func (c *Core) setDesc(desc Descriptor) {
 		}
 		c.peers = append(c.peers, p)
 	}
+	for i := range old {
+		if c.role == RoleLeader && c.peer(old[i].id) == nil && old[i].state == stateReplicate {
+			c.leaving = append(c.leaving, Replica{Node: old[i].node, ID: old[i].id})
+		}
+	}
 	if _, ok := desc.Replica(c.hs.Lead); !ok && c.hs.Lead != 0 && c.hs.Lead < desc.NextReplica {
 		c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = 0, 0, 0 // gone for good
 	}
