@@ -58,6 +58,9 @@ const (
 	MaxBatchOps = 1 << 16
 	// MaxTxnGets bounds the reads in one list of a transaction.
 	MaxTxnGets = 1 << 10
+	// MaxRangeDeletes bounds the range deletes of a batch, or of one list of a
+	// transaction: each is a tombstone that later reads of the store must cross.
+	MaxRangeDeletes = 128
 	// MaxUserBytes bounds the body of OpUser.
 	MaxUserBytes = 3<<20 + MaxKeyBytes
 )
@@ -442,7 +445,7 @@ func (r *reader) ops(n uint64, inTxn bool) (OpView, error) {
 	if n > MaxBatchOps {
 		return OpView{}, &LimitError{What: "operations of a batch or transaction", Limit: MaxBatchOps, Got: int(min(n, 1<<31-1))}
 	}
-	start, gets := r.b, 0
+	start, gets, ranges := r.b, 0, 0
 	for range n {
 		o := r.op()
 		if r.bad {
@@ -451,9 +454,15 @@ func (r *reader) ops(n uint64, inTxn bool) (OpView, error) {
 		if err := o.check(inTxn); err != nil {
 			return OpView{}, err
 		}
-		if o.Kind == OpGet {
+		switch o.Kind {
+		case OpGet:
 			gets++
+		case OpDeleteRange:
+			ranges++
 		}
+	}
+	if ranges > MaxRangeDeletes {
+		return OpView{}, &LimitError{What: "range deletes of a batch or transaction", Limit: MaxRangeDeletes, Got: ranges}
 	}
 	if gets > MaxTxnGets {
 		return OpView{}, &LimitError{What: "reads of a transaction", Limit: MaxTxnGets, Got: gets}

@@ -112,7 +112,10 @@ func TestCommandLimits(t *testing.T) {
 	k := []byte("k")
 	long := bytes.Repeat(k, MaxKeyBytes+1)
 	big := make([]byte, MaxValueBytes+1)
-	manyOps, bigBatch := &Batch{}, &Batch{}
+	manyOps, bigBatch, ranges := &Batch{}, &Batch{}, &Batch{}
+	for range MaxRangeDeletes + 1 {
+		ranges.DeleteRange(k, nil)
+	}
 	for range MaxBatchOps + 1 {
 		manyOps.Delete(k)
 	}
@@ -149,6 +152,7 @@ func TestCommandLimits(t *testing.T) {
 		{"empty batch", batch(&Batch{}), &ArgumentError{Field: "batch"}},
 		{"batch of too many operations", batch(manyOps), &LimitError{"operations of a batch or transaction", MaxBatchOps, MaxBatchOps + 1}},
 		{"batch of too many bytes", batch(bigBatch), &LimitError{"bytes of a batch", MaxBatchBytes, bigBatch.Bytes()}},
+		{"batch of too many range deletes", batch(ranges), &LimitError{"range deletes of a batch or transaction", MaxRangeDeletes, MaxRangeDeletes + 1}},
 		{"batch with an empty key", inBatch(PutOp(nil, k)), &ArgumentError{Field: "key"}},
 		{"batch with a get", inBatch(GetOp(k)), &ArgumentError{Field: "operation"}},
 		{"empty transaction", txn(Txn{}), &ArgumentError{Field: "transaction"}},
