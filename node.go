@@ -57,6 +57,7 @@ type Node struct {
 	requests sync.WaitGroup // requests that this node's router carries out for others
 	reports  chan struct{}  // capacity 1: leaderships to be reported
 	fatal    atomic.Pointer[error]
+	alone    bool // without peers, now and later; written by Open alone
 	serving  bool // doors were opened; written by Open alone
 }
 
@@ -156,6 +157,7 @@ func (o *Options) alone() bool {
 // nothing but the forming of one.
 func (n *Node) openNet() error {
 	o := &n.o
+	n.alone = o.alone()
 	n.former = newFormer(member{}, o.Bootstrap, o.ClusterID, nil)
 	switch {
 	case o.Network != nil:
@@ -167,7 +169,7 @@ func (n *Node) openNet() error {
 		}))
 		n.former.call = o.Network.JoinCall
 		return nil
-	case o.alone() && o.ClientListen == "" && o.ClientListener == nil:
+	case n.alone && o.ClientListen == "" && o.ClientListener == nil:
 		n.net.set(silentNet{})
 		return nil
 	}
@@ -242,7 +244,7 @@ func (n *Node) openCluster(ctx context.Context) error {
 		n.addr.ID = form.Node
 		n.former.self = n.addr
 		n.former.set(form)
-	case o.alone() || o.Bootstrap == 1:
+	case n.alone || o.Bootstrap == 1:
 		if n.addr.ID == 0 {
 			n.addr.ID = 1
 		}
