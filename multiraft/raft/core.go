@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/invariants"
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 var (
@@ -306,7 +307,7 @@ func (c *Core) Step(now Time, m *Msg, o *Out) {
 	if m.Term > c.hs.Term && !c.adopt(now, m, o) {
 		return
 	}
-	if m.Term < c.hs.Term {
+	if m.Term < c.hs.Term && !(mutants.On("B22") && m.Type == MsgApp) && !(mutants.On("K9") && (m.Type == MsgAppResp || m.Type == MsgCommitResp)) {
 		c.neutralise(m, o)
 		return
 	}
@@ -366,7 +367,7 @@ func (c *Core) accept(m *Msg, o *Out) bool {
 	if m.Type == MsgStepDown {
 		return true // names the leader it is about, who may be gone
 	}
-	if m.FromReplica < c.desc.NextReplica {
+	if m.FromReplica < c.desc.NextReplica && !mutants.On("S11") {
 		r, ok := c.desc.Replica(m.FromReplica)
 		return ok && r.Node == m.From
 	}
@@ -385,6 +386,9 @@ func (c *Core) adopt(now Time, m *Msg, o *Out) bool {
 			return false
 		}
 	}
+	if mutants.On("K16") && c.role == RoleLeader {
+		return true // goes on leading
+	}
 	c.becomeFollower(now, m.Term, o)
 	return true
 }
@@ -394,6 +398,10 @@ func (c *Core) adopt(now Time, m *Msg, o *Out) bool {
 func (c *Core) neutralise(m *Msg, o *Out) {
 	switch m.Type {
 	case MsgApp, MsgCommit, MsgFortify:
+		if mutants.On("D7") && m.Round != 0 {
+			c.send(o, m.From, m.FromReplica, Msg{Type: MsgCommitResp, Term: m.Term, Round: m.Round})
+			return
+		}
 		c.send(o, m.From, m.FromReplica, Msg{Type: MsgAppResp, Flags: FlagReject, Commit: m.Index})
 	}
 }
@@ -410,7 +418,7 @@ func (c *Core) Appended(now Time, mark LogMark, o *Out) {
 			c.countVote(now, c.id, true, o)
 		}
 	}
-	if mark.Index != 0 && mark.Term == c.log.accTerm {
+	if mark.Index != 0 && (mark.Term == c.log.accTerm || mutants.On("B6")) {
 		c.log.stable = max(c.log.stable, min(mark.Index, c.log.last))
 	}
 }
@@ -488,6 +496,9 @@ func (c *Core) flushTruncate(now Time, o *Out) {
 	l := &c.log
 	l.evict(c.tun.TailBytes)
 	to := min(c.compactTo, l.applied)
+	if mutants.On("T1") {
+		to = min(c.compactTo, l.commit)
+	}
 	if l.last != c.lastSeen || l.applied != c.appliedAt {
 		c.lastSeen, c.appliedAt = l.last, l.applied
 		c.truncAt = now.Add(c.tun.IdleTruncate)
@@ -784,7 +795,7 @@ func (c *Core) commitTo(i Index) {
 		return
 	}
 	invariants.Must(i <= l.last, "commit %d behind the end %d of the log", i, l.last)
-	if c.uncommitted > 0 {
+	if c.uncommitted > 0 && !mutants.On("B10") {
 		for j := max(l.commit, c.preLeading) + 1; j <= i && c.uncommitted > 0; j++ {
 			c.uncommitted -= len(l.ents[j-l.prev-1].Value)
 		}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/invariants"
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // maxElectionBackoff bounds the wait between campaigns of a replica that
@@ -67,9 +68,17 @@ func (c *Core) becomeFollower(now Time, term Term, o *Out) {
 	if c.role == RoleLeader {
 		c.stopLeading(o)
 	}
+	if mutants.On("C17") && c.role != RoleFollower && c.log.commit < c.log.last {
+		c.log.cutSuffix(c.log.commit + 1)
+	}
+	if mutants.On("A4") && term == c.hs.Term {
+		c.hs.Vote = 0
+	}
 	if term > c.hs.Term {
 		c.hs = HardState{Term: term, Leased: c.hs.Leased}
-		c.writeHard(o)
+		if !mutants.On("K17") {
+			c.writeHard(o)
+		}
 	}
 	c.role = RoleFollower
 	c.lead, c.leadNode = 0, 0
@@ -184,7 +193,7 @@ func (c *Core) campaign(now Time, o *Out) {
 // hasUnappliedConf reports whether a committed configuration is not applied:
 // this replica's idea of the voters is old then.
 func (c *Core) hasUnappliedConf() bool {
-	if !c.confPending() {
+	if !c.confPending() || mutants.On("A19") {
 		return false
 	}
 	for _, e := range c.log.ents {
@@ -227,9 +236,16 @@ func (c *Core) campaignForReal(now Time, granted bool, o *Out) {
 		}
 	}
 	c.writeHard(o)
+	if mutants.On("K14") {
+		c.voteDurable = true
+		c.peers[c.self].vote = voteGranted
+	}
 	c.attempts = max(c.attempts, 1)
 	c.armElection(now)
 	for i := range c.peers {
+		if mutants.On("K15") {
+			continue
+		}
 		c.peers[i].vote = voteNone
 		if i != c.self && c.peers[i].role.IsVoter() {
 			c.askVote(&c.peers[i], o)
@@ -245,6 +261,9 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	pre := m.Type == MsgPreVote
 	if pre {
 		resp.Type = MsgPreVoteResp
+	}
+	if mutants.On("A14") && !c.isVoter() {
+		return
 	}
 	if m.Term < c.hs.Term || pre && m.Term == c.hs.Term {
 		c.send(o, m.From, m.FromReplica, resp)
@@ -265,9 +284,15 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 		return
 	}
 	upToDate := m.LogTerm > c.log.lastTerm || m.LogTerm == c.log.lastTerm && m.Index >= c.log.last
+	if mutants.On("K7") || mutants.On("A1") && m.Index >= c.log.last || mutants.On("A1b") && m.LogTerm >= c.log.lastTerm {
+		upToDate = true
+	}
 	if pre {
 		if upToDate {
 			resp.Flags, resp.Term = 0, m.Term
+			if mutants.On("A5") {
+				resp.Term = 0 // the voter's own
+			}
 		}
 		c.send(o, m.From, m.FromReplica, resp)
 		return
@@ -276,17 +301,28 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 		c.becomeFollower(now, m.Term, o)
 	}
 	free := c.hs.Vote == m.FromReplica || c.hs.Vote == 0 && c.lead == 0
+	if mutants.On("A4b") {
+		free = true
+	}
 	if !upToDate || !free || c.role == RoleLeader {
 		c.send(o, m.From, m.FromReplica, resp)
 		return
 	}
 	c.hs.Vote = m.FromReplica
+	if mutants.On("K8") {
+		c.send(o, m.From, m.FromReplica, Msg{Type: MsgVoteResp})
+		return
+	}
 	c.writeHard(o) // also for a repeated request: the first write may be in flight
 	c.armElection(now)
 	if c.electionAt != Never {
 		c.electionAt = c.electionAt.Add(c.tun.PreVoteRetry)
 	}
 	resp.Flags = 0
+	if mutants.On("K1") {
+		c.send(o, m.From, m.FromReplica, resp)
+		return
+	}
 	c.hold(o, m.From, m.FromReplica, resp)
 }
 
@@ -363,7 +399,15 @@ func (c *Core) countVote(now Time, from ReplicaID, granted bool, o *Out) {
 
 // stepTimeoutNow campaigns at once, by the leader's grant.
 func (c *Core) stepTimeoutNow(now Time, m *Msg, o *Out) {
+	if mutants.On("A3") {
+		c.campaignForReal(now, true, o)
+		return
+	}
 	if !c.isVoter() || c.hasUnappliedConf() || m.Flags&FlagGrant == 0 {
+		return
+	}
+	if mutants.On("A7") {
+		c.campaign(now, o)
 		return
 	}
 	c.campaignForReal(now, true, o)
@@ -416,7 +460,9 @@ func (c *Core) fortify(o *Out) Epoch {
 }
 
 func (c *Core) stepFortify(m *Msg, o *Out) {
-	if e := c.fortify(o); e != 0 {
+	if e := c.fortify(o); e != 0 && mutants.On("K13") {
+		c.send(o, m.From, m.FromReplica, Msg{Type: MsgFortifyResp, Epoch: e})
+	} else if e != 0 {
 		c.hold(o, m.From, m.FromReplica, Msg{Type: MsgFortifyResp, Epoch: e})
 	}
 }
@@ -425,7 +471,7 @@ func (c *Core) stepFortify(m *Msg, o *Out) {
 // only if the log is a prefix of this leader's log: otherwise what stands at
 // the committed indexes may be another leader's.
 func (c *Core) stepCommit(now Time, m *Msg, o *Out) {
-	if m.Term == c.log.accTerm {
+	if m.Term == c.log.accTerm || mutants.On("A5b") {
 		c.commitTo(min(m.Commit, c.log.last))
 		c.compactTo = max(c.compactTo, min(m.CompactTo, c.log.last))
 	}
@@ -451,13 +497,20 @@ func (c *Core) stepApp(now Time, m *Msg, o *Out) {
 		// Everything committed is in the leader's log as well.
 		ents = ents[min(Index(len(ents)), l.commit-prev):]
 		prev = l.commit
-	case !l.matches(prev, m.LogTerm):
+	case !l.matches(prev, m.LogTerm) && !(mutants.On("K6") && prev <= l.last):
 		c.rejectApp(m, o)
 		return
 	}
 	lastNew := prev + Index(len(ents))
-	for len(ents) > 0 && l.matches(ents[0].Index, ents[0].Term) {
+	for len(ents) > 0 && (l.matches(ents[0].Index, ents[0].Term) || mutants.On("K5") && ents[0].Index <= l.last) {
 		ents = ents[1:]
+	}
+	if mutants.On("B1") && len(ents) == 0 && lastNew < l.last && lastNew > l.applying {
+		l.commit = min(l.commit, lastNew)
+		l.cutSuffix(lastNew + 1)
+	}
+	if mutants.On("B3") && len(ents) == 0 {
+		lastNew = l.last
 	}
 	switch {
 	case len(ents) > 0:
@@ -465,7 +518,14 @@ func (c *Core) stepApp(now Time, m *Msg, o *Out) {
 	case lastNew == l.last:
 		l.accTerm = m.Term
 	}
-	c.commitTo(min(m.Commit, lastNew))
+	switch {
+	case mutants.On("K11"):
+		c.commitTo(min(m.Commit, l.last))
+	case mutants.On("B5"):
+		l.commit = max(l.applying, min(m.Commit, lastNew))
+	default:
+		c.commitTo(min(m.Commit, lastNew))
+	}
 	c.compactTo = max(c.compactTo, min(m.CompactTo, lastNew))
 
 	resp := Msg{Type: MsgAppResp, Index: lastNew, Epoch: epoch, Round: m.Round}
@@ -489,6 +549,10 @@ func (c *Core) stepApp(now Time, m *Msg, o *Out) {
 // holdAppResp emits an acknowledgement that waits for the disk. Of several in
 // one round only the last is needed.
 func (c *Core) holdAppResp(o *Out, m *Msg, resp Msg) {
+	if mutants.On("K2") {
+		c.send(o, m.From, m.FromReplica, resp)
+		return
+	}
 	if n := len(o.Held); n > 0 {
 		h := &o.Held[n-1]
 		if h.Shard == c.shard && h.Type == MsgAppResp && h.Flags == 0 && h.Term == c.hs.Term && h.ToReplica == m.FromReplica {

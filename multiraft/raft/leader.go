@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"errors"
 	"time"
 )
@@ -14,12 +15,22 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 	c.electionAt, c.attempts = Never, 0
 	c.preLeading, c.ready, c.uncommitted = c.log.last, false, 0
 	c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
-	c.reads, c.readRound, c.readSent = c.reads[:0], 0, 0
+	if !mutants.On("D4") {
+		c.reads = c.reads[:0]
+	}
+	c.readRound, c.readSent = 0, 0
 	c.commitAt, c.leaving = Never, c.leaving[:0]
 	c.quorumFrom, c.quorumLost = now.Add(c.tun.QuorumGrace), false
 	for i := range c.peers {
 		p := &c.peers[i]
+		round, match := p.round, p.match
 		*p = progress{node: p.node, id: p.id, role: p.role, next: c.log.last + 1, inflight: p.inflight}
+		if mutants.On("D8") {
+			p.round = round
+		}
+		if mutants.On("K18") {
+			p.match = min(match, c.log.last)
+		}
 		p.inflight.reset()
 	}
 	if e, _ := c.live.SupportFrom(c.node); e != 0 {
@@ -33,9 +44,15 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 // whose promises would hold up an election otherwise.
 func (c *Core) stopLeading(o *Out) {
 	for i := range c.reads {
+		if mutants.On("D4") {
+			c.reads[i].round = 0
+			continue
+		}
 		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[i].ctx, Err: ErrNotLeader})
 	}
-	c.reads = c.reads[:0]
+	if !mutants.On("D4") {
+		c.reads = c.reads[:0]
+	}
 	for i := range c.peers {
 		if p := &c.peers[i]; i != c.self {
 			c.send(o, p.node, p.id, Msg{Type: MsgStepDown, Epoch: p.epoch})
@@ -73,6 +90,9 @@ func (c *Core) Propose(now Time, h EntryHeader, cmds []Command, o *Out) (LogMark
 		return LogMark{}, ErrNotLeader
 	}
 	if c.transferTo != 0 {
+		if mutants.On("B24") {
+			c.appendOwn(EntryNormal, h, cmds, o)
+		}
 		return LogMark{}, ErrTransferring
 	}
 	size := EntrySize(cmds)
@@ -142,8 +162,14 @@ func (c *Core) flushLeader(now Time, o *Out) {
 func (c *Core) maybeCommit() {
 	self := &c.peers[c.self]
 	self.match, self.next, self.state = c.log.stable, c.log.last+1, stateReplicate
+	if mutants.On("K10") {
+		self.match = c.log.last
+	}
+	if mutants.On("A15") && len(c.peers) == 1 {
+		return // only answers of peers trigger the check
+	}
 	i := Index(quorumOf(c.peers, matchOf))
-	if i <= c.log.commit || i <= c.preLeading {
+	if i <= c.log.commit || i <= c.preLeading && !mutants.On("K3") {
 		return
 	}
 	c.commitTo(i)
@@ -164,6 +190,9 @@ func (c *Core) sendAppends(now Time, p *progress, o *Out) {
 	}
 	for p.state != stateSnapshot && !p.paused {
 		prevTerm, ok := l.term(p.next - 1)
+		if mutants.On("B4") && !ok {
+			prevTerm, ok = 0, true
+		}
 		if !ok || p.next <= l.trunc && p.next <= l.prev {
 			c.startSnapshot(now, p, o)
 			return
@@ -191,6 +220,9 @@ func (c *Core) sendApp(now Time, p *progress, prevTerm Term, ents []Entry, o *Ou
 		Commit: c.log.commit, CompactTo: c.compactTo,
 	}
 	last := m.Index + Index(len(ents))
+	if mutants.On("K20") {
+		p.match = last
+	}
 	if p.state == stateProbe {
 		if e, _ := c.live.SupportFrom(p.node); p.epoch == 0 || p.epoch != e {
 			m.Flags |= FlagFortify
@@ -358,7 +390,7 @@ func (c *Core) stepAppResp(now Time, m *Msg, o *Out) {
 		p.round = m.Round
 		c.confirmReads(o)
 	}
-	if m.Reject() {
+	if m.Reject() && !mutants.On("K19") {
 		c.stepAppRefused(m, p)
 		return
 	}
@@ -457,10 +489,17 @@ func (c *Core) ReadIndex(now Time, ctx uint64, o *Out) {
 	switch {
 	case c.role != RoleLeader:
 		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: ctx, Err: ErrNotLeader})
-	case c.ready && c.soleVoter():
+	case c.ready && (c.soleVoter() || mutants.On("D6")):
 		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: ctx, Index: c.log.commit})
 	default:
-		c.reads = append(c.reads, pendingRead{ctx: ctx, index: c.log.commit, round: c.readRound + 1})
+		r := pendingRead{ctx: ctx, index: c.log.commit, round: c.readRound + 1}
+		switch {
+		case mutants.On("D2") && c.readRound > 0:
+			r.round = c.readRound
+		case mutants.On("D5"):
+			r.index = c.log.applied
+		}
+		c.reads = append(c.reads, r)
 	}
 }
 
@@ -487,7 +526,7 @@ func (c *Core) readDue() Time {
 // confirmReads answers the reads whose round, or a later one, a quorum has
 // confirmed in this term.
 func (c *Core) confirmReads(o *Out) {
-	if len(c.reads) == 0 || !c.ready || c.role != RoleLeader {
+	if len(c.reads) == 0 || !c.ready && !mutants.On("D1") || c.role != RoleLeader {
 		return
 	}
 	r := uint64(quorumOf(c.peers, roundOf))
@@ -596,7 +635,7 @@ func (c *Core) leaderDeadline() Time {
 }
 
 func (c *Core) tickLeader(now Time, o *Out) {
-	if now >= c.transferAt {
+	if now >= c.transferAt && !mutants.On("A17") {
 		c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
 	}
 	for i := range c.peers {

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/flotillakv/flotilla/internal/invariants"
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // raftLog is a replica's log as the core knows it: the newest entries in
@@ -89,6 +90,9 @@ func newLog(st *State) (raftLog, error) {
 		return l, corrupt("state", "unapplied entries are missing")
 	}
 	l.accTerm, l.stable = l.lastTerm, l.last
+	if mutants.On("A5c") {
+		l.accTerm = st.Hard.Term
+	}
 	l.commit = max(l.applied, min(st.Hard.Commit, l.last))
 	return l, nil
 }
@@ -119,6 +123,9 @@ func (l *raftLog) term(i Index) (Term, bool) {
 
 func (l *raftLog) matches(i Index, t Term) bool {
 	have, ok := l.term(i)
+	if mutants.On("B4") && !ok && t == 0 {
+		return true
+	}
 	return ok && have == t
 }
 
@@ -171,13 +178,15 @@ func (l *raftLog) cutSuffix(i Index) {
 		l.diskBytes -= min(l.diskBytes, uint64(len(e.Value)))
 	}
 	l.ents = l.ents[:keep:keep]
-	for len(l.runs) > 0 && l.runs[len(l.runs)-1].First >= i {
+	for len(l.runs) > 0 && !mutants.On("B20") && l.runs[len(l.runs)-1].First >= i {
 		l.runs = l.runs[:len(l.runs)-1]
 	}
 	t, ok := l.term(i - 1)
 	invariants.Must(ok, "term of %d is unknown", i-1)
 	l.last, l.lastTerm = i-1, t
-	l.stable = min(l.stable, i-1)
+	if !mutants.On("B14") {
+		l.stable = min(l.stable, i-1)
+	}
 }
 
 // slice returns the entries [lo, hi] that memory holds, from lo on, at most

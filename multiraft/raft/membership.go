@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/flotillakv/flotilla/internal/invariants"
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // peer returns what is known of a member, or nil.
@@ -34,7 +35,17 @@ func (c *Core) setDesc(desc Descriptor) {
 		if r.ID == c.id {
 			c.self = len(c.peers)
 		}
+		if mutants.On("C1") && old == nil && p.role > Learner { // restored as if the change had ended
+			p.role = map[bool]Role{true: Voter, false: Learner}[p.role.inNew()]
+		}
 		c.peers = append(c.peers, p)
+	}
+	if mutants.On("C7") {
+		for i := range old {
+			if _, ok := desc.Replica(old[i].id); !ok && old[i].role.IsVoter() && len(c.peers) < MaxReplicas {
+				c.peers = append(c.peers, old[i])
+			}
+		}
 	}
 	for i := range old {
 		if c.role == RoleLeader && c.peer(old[i].id) == nil && old[i].state == stateReplicate {
@@ -76,11 +87,16 @@ func (c *Core) ProposeConf(now Time, cc ConfChange, h EntryHeader, o *Out) (LogM
 	if err != nil {
 		return LogMark{}, err
 	}
-	if r, ok := next.Replica(c.id); !ok || !r.Role.inNew() {
+	if r, ok := next.Replica(c.id); (!ok || !r.Role.inNew()) && !mutants.On("C6") {
 		return LogMark{}, ErrConfUnsafe
 	}
 	mark := c.appendOwn(EntryConf, h, []Command{{Body: cc.Encode(nil)}}, o)
-	c.confIndex = mark.Index
+	if !mutants.On("C2") {
+		c.confIndex = mark.Index
+	}
+	if mutants.On("C4") {
+		c.setDesc(next)
+	}
 	return mark, nil
 }
 

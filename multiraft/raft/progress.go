@@ -1,6 +1,10 @@
 package raft
 
-import "time"
+import (
+	"time"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
+)
 
 // progressState is how a leader treats a peer.
 type progressState uint8
@@ -83,7 +87,12 @@ type sentAppend struct {
 	bytes int
 }
 
-func (f *inflight) reset() { f.sent, f.head, f.bytes = f.sent[:0], 0, 0 }
+func (f *inflight) reset() {
+	f.sent, f.head = f.sent[:0], 0
+	if !mutants.On("B9") {
+		f.bytes = 0
+	}
+}
 
 func (f *inflight) count() int { return len(f.sent) - f.head }
 
@@ -91,6 +100,9 @@ func (f *inflight) count() int { return len(f.sent) - f.head }
 // empty window.
 func (f *inflight) full(maxMsgs, maxBytes int) bool {
 	n := f.count()
+	if mutants.On("B9") && f.bytes >= maxBytes {
+		return true
+	}
 	return n > 0 && (n >= maxMsgs || f.bytes >= maxBytes)
 }
 
@@ -135,7 +147,10 @@ func (t *tally) add(r Role, yes bool) {
 
 // won reports whether a majority of each half said yes.
 func (t *tally) won() bool {
-	return t.newYes > t.newAll/2 && t.oldYes > t.oldAll/2
+	if mutants.On("A2") && t.newAll%2 == 0 && t.newYes >= t.newAll/2 && t.oldYes >= t.oldAll/2 {
+		return true
+	}
+	return t.newYes > t.newAll/2 && (t.oldYes > t.oldAll/2 || mutants.On("C3"))
 }
 
 // quorumOf returns the highest value that a majority of each half reaches.
@@ -155,6 +170,14 @@ func quorumOf(peers []progress, value func(*progress) int64) int64 {
 	}
 	if na == 0 || nb == 0 {
 		return 0
+	}
+	switch {
+	case mutants.On("A2b") && na%2 == 0:
+		return a[na/2-1]
+	case mutants.On("K4") && na > 1:
+		return a[na/2-1]
+	case mutants.On("C3b"):
+		return a[na/2]
 	}
 	return min(a[na/2], b[nb/2])
 }
