@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,7 +71,6 @@ type clientConn struct {
 
 	mu      sync.Mutex
 	pending map[uint64]*call
-	broken  bool
 }
 
 // call is a request that waits for its answer.
@@ -384,6 +384,7 @@ func (cn *clientConn) send() {
 		if !ok {
 			select {
 			case <-cn.out.wake:
+				runtime.Gosched() // let others that are about to send join the batch
 				continue
 			case <-cn.stream.Context().Done():
 				return

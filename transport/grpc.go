@@ -133,12 +133,24 @@ func (t *GRPC) Activate(id Identity, h Handler, rq RequestHandler) {
 
 func (t *GRPC) fillAddrs(id Identity) Identity {
 	if id.Addr == "" {
-		id.Addr = t.Addr()
+		id.Addr = reachable(t.peerLis)
 	}
 	if id.ClientAddr == "" {
-		id.ClientAddr = t.ClientAddr()
+		id.ClientAddr = reachable(t.clientLis)
 	}
 	return id
+}
+
+// reachable returns the listener's address unless it is a wildcard, which means
+// nothing to others.
+func reachable(l net.Listener) string {
+	if l == nil {
+		return ""
+	}
+	if a, ok := l.Addr().(*net.TCPAddr); ok && a.IP.IsUnspecified() {
+		return ""
+	}
+	return l.Addr().String()
 }
 
 // Addr returns the address peers connect to, with the port that was picked;
@@ -250,11 +262,14 @@ func (t *GRPC) startPeer(p *peer) {
 func (t *GRPC) heardFrom(h Hello) *peer {
 	p := t.ensurePeer(h.Node)
 	p.mu.Lock()
+	// An address that SetPeer gave is replaced only after the node itself said
+	// that it was its own, and by a later incarnation.
 	learn := h.Addr != "" && h.Addr != p.mu.addr && (p.mu.addr == "" || h.BootEpoch > p.mu.addrBoot && p.mu.addrBoot != 0)
-	if learn || h.Addr == p.mu.addr {
+	if learn {
 		p.mu.addrBoot = h.BootEpoch
 	}
 	p.mu.Unlock()
+	p.confirmAddr(&h)
 	if learn {
 		t.changeAddr(p, h.Addr)
 	} else {
@@ -381,12 +396,13 @@ func dialPeer(addr string) (*grpc.ClientConn, error) {
 }
 
 // openStream connects to node at addr, says hello and checks the answer. cancel
-// must end ctx; it is called when the attempt takes longer than DialTimeout.
-func (t *GRPC) openStream(ctx context.Context, cancel func(), addr string, node raft.NodeID, method string) (_ *grpc.ClientConn, _ grpc.ClientStream, err error) {
+// must end ctx; it is called when the attempt takes longer than DialTimeout. The
+// hello returned is the other side's.
+func (t *GRPC) openStream(ctx context.Context, cancel func(), addr string, node raft.NodeID, method string) (_ *grpc.ClientConn, _ grpc.ClientStream, h Hello, err error) {
 	st := t.state.Load()
 	conn, err := dialPeer(t.o.Resolve(addr))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, h, err
 	}
 	defer func() {
 		if err != nil {
@@ -401,30 +417,33 @@ func (t *GRPC) openStream(ctx context.Context, cancel func(), addr string, node 
 	stream, err := conn.NewStream(sctx, &clientStreamDesc, method)
 	if err != nil {
 		if late.Load() {
-			return nil, nil, fmt.Errorf("transport: %s did not answer within %v", addr, t.o.DialTimeout)
+			return nil, nil, h, fmt.Errorf("transport: %s did not answer within %v", addr, t.o.DialTimeout)
 		}
-		return nil, nil, streamError(err, nil, addr)
+		return nil, nil, h, streamError(err, nil, addr)
 	}
 	md, err := stream.Header()
 	v := md.Get(helloKey)
 	if err != nil || len(v) != 1 {
 		if late.Load() {
-			return nil, nil, fmt.Errorf("transport: %s did not answer within %v", addr, t.o.DialTimeout)
+			return nil, nil, h, fmt.Errorf("transport: %s did not answer within %v", addr, t.o.DialTimeout)
 		}
 		if err == nil { // trailers only: the call was refused
 			err = stream.RecvMsg(&rawBytes{})
 		}
-		return nil, nil, streamError(err, stream.Trailer().Get(refusalKey), addr)
+		return nil, nil, h, streamError(err, stream.Trailer().Get(refusalKey), addr)
 	}
-	h, err := DecodeHello([]byte(v[0]))
+	h, err = DecodeHello([]byte(v[0]))
 	if err != nil {
-		return nil, nil, &RefusedError{Reason: RefusedHello, Addr: addr, ByUs: true, Detail: err.Error()}
+		return nil, nil, h, &RefusedError{Reason: RefusedHello, Addr: addr, ByUs: true, Detail: err.Error()}
 	}
 	if r := h.checkPeer(&st.id, node); r != nil {
 		r.Addr = addr
-		return nil, nil, r
+		return nil, nil, h, r
 	}
-	return conn, stream, nil
+	if t.inbound.stale(&h) {
+		return nil, nil, h, &RefusedError{Reason: RefusedStale, Addr: addr, ByUs: true, Detail: fmt.Sprintf("it has boot epoch %d", h.BootEpoch)}
+	}
+	return conn, stream, h, nil
 }
 
 // --- the peer server

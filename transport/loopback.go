@@ -318,7 +318,7 @@ func (k *link) step() time.Duration {
 		k.flight = append(k.flight, flying{now.Add(s.Delay), buf})
 	}
 	for len(k.flight) > 0 {
-		if d := k.flight[0].due.Sub(time.Now()); d > 0 {
+		if d := time.Until(k.flight[0].due); d > 0 {
 			return d
 		}
 		buf := k.flight[0].bytes

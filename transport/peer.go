@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,6 +71,15 @@ func (p *peer) breakStream(why string) {
 	if cancel != nil {
 		cancel()
 	}
+}
+
+// confirmAddr notes that the node announces the address it is dialled at.
+func (p *peer) confirmAddr(h *Hello) {
+	p.mu.Lock()
+	if h.Addr == p.mu.addr {
+		p.mu.addrBoot = max(p.mu.addrBoot, h.BootEpoch)
+	}
+	p.mu.Unlock()
 }
 
 func (p *peer) kickNow() {
@@ -160,11 +170,12 @@ func (p *peer) serve(ctx context.Context, addr string) (wasUp bool, err error) {
 	if !st.id.ready() {
 		return false, &RefusedError{Reason: RefusedNotReady, ByUs: true}
 	}
-	conn, stream, err := p.t.openStream(ctx, cancel, addr, p.node, framesMethod)
+	conn, stream, h, err := p.t.openStream(ctx, cancel, addr, p.node, framesMethod)
 	if err != nil {
 		return false, err
 	}
 	defer conn.Close()
+	p.confirmAddr(&h)
 
 	p.mu.Lock()
 	p.mu.up, p.mu.lastErr = true, ""
@@ -205,6 +216,7 @@ func (p *peer) drain(ctx context.Context, stream grpc.ClientStream, id *Identity
 		if !ok {
 			select {
 			case <-p.q.wake:
+				runtime.Gosched() // let other loops that are about to send join the frame
 				continue
 			case <-ctx.Done():
 				return nil

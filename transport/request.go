@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -248,6 +249,7 @@ func (c *session) send(stream grpc.ServerStream) error {
 		if !ok {
 			select {
 			case <-c.out.wake:
+				runtime.Gosched() // let others that are about to send join the batch
 				continue
 			case <-c.ctx.Done():
 				return nil

@@ -48,7 +48,7 @@ func (t *GRPC) OpenSnapshot(ctx context.Context, to raft.NodeID, header []byte) 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	unhook := context.AfterFunc(t.ctx, cancel)
-	conn, stream, err := t.openStream(ctx, cancel, addr, to, snapshotMethod)
+	conn, stream, _, err := t.openStream(ctx, cancel, addr, to, snapshotMethod)
 	if err == nil {
 		err = stream.SendMsg(&rawBytes{append([]byte(nil), header...)})
 		if err != nil {
