@@ -1,8 +1,8 @@
 package raft
 
 import (
-	"github.com/flotillakv/flotilla/internal/mutants"
 	"errors"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"time"
 )
 
