@@ -2,8 +2,9 @@ package raft
 
 import (
 	"errors"
-	"github.com/flotillakv/flotilla/internal/mutants"
 	"time"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // becomeLeader starts to lead the present term: with an empty entry, because
