@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -63,7 +64,7 @@ func verdictOf(err error, chunks int) error {
 	switch {
 	case errors.Is(err, ErrTruncated):
 		v.code, v.chunks = codeMore, chunks
-	case errors.Is(err, ErrStale):
+	case errors.Is(err, ErrStale), errors.Is(err, engine.ErrStale):
 		v.code = codeStale
 	case errors.Is(err, ErrBusy):
 		v.code = codeBusy

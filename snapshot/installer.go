@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -343,6 +344,16 @@ type Staged struct {
 
 	s *Store
 	r *reception
+
+	// mu orders Install and Close, which may come from different goroutines: a
+	// caller that stops waiting for the loop closes while the installation is
+	// still to run, or runs. Held across no I/O.
+	mu struct {
+		sync.Mutex
+		installing bool
+		used       bool // installation was tried: the tables may be consumed
+		closed     bool
+	}
 }
 
 // Install makes the snapshot the state of the replica, in one durable step. It
@@ -350,12 +361,38 @@ type Staged struct {
 // memory and does nothing else with the shard meanwhile. ErrStale, ErrCorrupt,
 // *OverlapError, engine.ErrOverlap, engine.ErrStale and engine.ErrTombstone
 // refuse: the old state is whole. Any other error means that the store failed.
-// A snapshot is installed once.
+// It is tried once: a second time, and after Close, it is ErrClosed.
 func (g *Staged) Install(eng *engine.Engine, hs raft.HardState) error {
+	g.mu.Lock()
+	if g.mu.closed || g.mu.used {
+		g.mu.Unlock()
+		return ErrClosed
+	}
+	g.mu.installing, g.mu.used = true, true
+	g.mu.Unlock()
+	err := g.install(eng, hs)
+	g.mu.Lock()
+	g.mu.installing = false
+	closed := g.mu.closed
+	g.mu.Unlock()
+	if closed { // meanwhile
+		g.s.release(g.r, false)
+	}
+	if err != nil {
+		return verdictOf(err, 0)
+	}
+	return nil
+}
+
+func (g *Staged) install(eng *engine.Engine, hs raft.HardState) error {
 	in := engine.Install{Desc: g.Meta.Desc, Applied: g.Meta.Applied, Hard: hs}
 	for i := range g.Meta.Files {
 		f := &g.Meta.Files[i]
 		if f.Kind == FileTable {
+			// The store fails if a table is not there: look while it is only us.
+			if info, err := g.s.fs.Stat(g.r.paths[i]); err != nil || info.Size() != f.Size {
+				return corrupt("staged table %d is not what was received (%v)", i, err)
+			}
 			in.Data = append(in.Data, g.r.paths[i])
 			continue
 		}
@@ -387,7 +424,7 @@ func (g *Staged) Install(eng *engine.Engine, hs raft.HardState) error {
 // state from which the replica goes on.
 func (g *Staged) InstallOn(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error) {
 	if exists && g.Meta.Index <= applied.Applied {
-		return raft.State{}, fmt.Errorf("%w: shard %d is applied through %d, the snapshot through %d", ErrStale, g.Meta.Shard, applied.Applied, g.Meta.Index)
+		return raft.State{}, verdictOf(fmt.Errorf("%w: shard %d is applied through %d, the snapshot through %d", ErrStale, g.Meta.Shard, applied.Applied, g.Meta.Index), 0)
 	}
 	if err := g.Install(g.s.o.Engine, hs); err != nil {
 		return raft.State{}, err
@@ -399,10 +436,14 @@ func (g *Staged) InstallOn(hs raft.HardState, applied raft.AppliedState, exists 
 	return st, err
 }
 
-// Close gives the slot back and removes what is staged. It is idempotent.
+// Close gives the slot back and removes what is staged, after an installation
+// that is running has ended. It is idempotent, and does not wait.
 func (g *Staged) Close() {
-	if g.r != nil {
+	g.mu.Lock()
+	now := !g.mu.closed && !g.mu.installing
+	g.mu.closed = true
+	g.mu.Unlock()
+	if now {
 		g.s.release(g.r, false)
-		g.r = nil
 	}
 }

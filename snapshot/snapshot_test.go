@@ -659,6 +659,46 @@ func TestCutIsConsistent(t *testing.T) {
 	}
 }
 
+// TestCloseBeforeInstall: a caller that stopped waiting for the loop has closed
+// the snapshot; the installation that comes late does nothing, and twice is once.
+func TestCloseBeforeInstall(t *testing.T) {
+	for _, keys := range []int{3, 2000} {
+		p := newPair(t, keys)
+		b, err := p.send.Build(t.Context(), &p.desc)
+		check(t, err)
+		g, err := p.recv.Handle(1, b.Meta.Encode(nil), chunksOf(b))
+		check(t, err)
+		g.Close()
+		if _, err := g.InstallOn(raft.HardState{}, raft.AppliedState{}, false); !errors.Is(err, ErrClosed) {
+			t.Fatalf("installation after Close: %v", err)
+		}
+		if _, ok, err := p.to.Load(shard1); ok || err != nil {
+			t.Fatalf("there is a replica: %v", err)
+		}
+		g, err = p.recv.Handle(1, b.Meta.Encode(nil), chunksOf(b))
+		check(t, err)
+		check(t, b.Close())
+		_, err = g.InstallOn(raft.HardState{}, raft.AppliedState{}, false)
+		check(t, err)
+		if err := g.Install(p.to, raft.HardState{}); !errors.Is(err, ErrClosed) {
+			t.Fatalf("second installation: %v", err)
+		}
+		g.Close()
+		g.Close()
+		p.same(t)
+	}
+	p := newPair(t, 2000)
+	b, err := p.send.Build(t.Context(), &p.desc)
+	check(t, err)
+	defer b.Close()
+	g, err := p.recv.Handle(1, b.Meta.Encode(nil), chunksOf(b))
+	check(t, err)
+	check(t, p.to.FS().Remove(g.r.paths[1]))
+	if _, err := g.InstallOn(raft.HardState{}, raft.AppliedState{}, false); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("installation with a table missing: %v", err)
+	}
+}
+
 // TestRottenTableIsNotSent: a table that changed on the sender's disk after it
 // was built is found by the sender.
 func TestRottenTableIsNotSent(t *testing.T) {

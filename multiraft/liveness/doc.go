@@ -9,6 +9,7 @@
 // only then shows it. A on its side counts B's support for a shorter time,
 // D*(1-rho) - 5 ms after it *sent* the heartbeat, so that with clocks whose
 // rates differ by less than rho A always stops counting before B withdraws.
+// (B's answer carries B's own D, and the shorter one counts.)
 // No wall clock takes part, and no promise is compared across clocks.
 //
 // An epoch is bootEpoch<<32 | n. The boot epoch is durable before the first
@@ -38,6 +39,11 @@
 //	C4  no heartbeat while disk or loops stand still          rules.go, manager.go
 //	C5  the epoch of self-support is the boot epoch           rules.go
 //	C6  clock skew against the median of the peers            skew.go
+//
+// What it does not cover: a machine whose monotonic clock stands still while
+// the others' run (a suspended virtual machine) counts support for too long
+// when it wakes. Leaders therefore must not serve reads on support alone; they
+// confirm with a quorum. A later lease has to look at a clock that runs on.
 //
 // The idea is CockroachDB's store liveness (pkg/kv/kvserver/storeliveness),
 // with monotonic durations in place of its hybrid clock.

@@ -63,6 +63,7 @@ type pairNode struct {
 	rules  *Rules
 	disk   []Record
 	life   int
+	timing Timing
 }
 
 type pairEvent struct {
@@ -78,6 +79,9 @@ func newPair(seed uint64, driftA, driftB float64) *pair {
 	w.n[0] = &pairNode{id: 1, peer: 2, rate: 1 + driftA}
 	w.n[1] = &pairNode{id: 2, peer: 1, rate: 1 + driftB}
 	for i := range w.n {
+		if seed%5 == 4 { // settings that do not agree
+			w.n[i].timing = Timing{Interval: 200 * time.Millisecond, Duration: time.Second + time.Duration(w.rng.Int64N(int64(2*time.Second)))}
+		}
 		w.boot(i)
 	}
 	return w
@@ -107,7 +111,7 @@ func (w *pair) boot(i int) {
 	n.life++
 	n.offset = raft.Time(w.rng.Int64N(int64(time.Hour))) + raft.Time(time.Hour)
 	var fx Effects
-	r, err := NewRules(RulesConfig{Node: n.id, BootEpoch: n.boot}, slices.Clone(n.disk), n.clock(w.real), &fx)
+	r, err := NewRules(RulesConfig{Node: n.id, BootEpoch: n.boot, Timing: n.timing}, slices.Clone(n.disk), n.clock(w.real), &fx)
 	if err != nil {
 		panic(err)
 	}

@@ -93,7 +93,11 @@ func (r *Rules) reply(p *peer, now raft.Time, c raft.Ctl, e *Effects) {
 	if c.Epoch != q.epoch {
 		return
 	}
-	until := s.at.Add(r.cfg.counted())
+	d := r.cfg.Duration
+	if c.Wall != 0 && c.Wall < uint64(d) {
+		d = time.Duration(c.Wall)
+	}
+	until := s.at.Add(r.cfg.counted(d))
 	if until <= now || until <= q.until {
 		return
 	}

@@ -34,7 +34,8 @@ type Record struct {
 }
 
 // Timing holds the three numbers the promises are made of. All nodes of a
-// cluster must agree on Duration and Rho.
+// cluster should agree on them. Where durations differ, the shorter one of a
+// pair counts: an answer carries the supporter's.
 type Timing struct {
 	// Interval (h) is the time between two heartbeats. Zero means 500 ms.
 	Interval time.Duration
@@ -75,9 +76,12 @@ func (t Timing) Validate() error {
 	return nil
 }
 
-// counted returns for how long after sending a heartbeat its answer is counted.
-func (t Timing) counted() time.Duration {
-	return t.Duration - time.Duration(float64(t.Duration)*t.Rho) - Slack
+// counted returns for how long after sending a heartbeat its answer is
+// counted, when the supporter's duration is d: the shorter of the two decides,
+// so that nodes with different settings stay safe.
+func (t Timing) counted(d time.Duration) time.Duration {
+	d = min(d, t.Duration)
+	return d - time.Duration(float64(d)*t.Rho) - Slack
 }
 
 // rebooted returns for how long after boot a promise from an earlier life stands.

@@ -25,7 +25,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected output in testda
 //	at 500ms                        the clock shows this much since boot
 //	tick [beat=no] [self=no]        Tick, with the gate closed where said
 //	heartbeat from=2 epoch=3.1 seq=1 [recv=1s]
-//	reply from=2 epoch=7.1 seq=1 [refused]
+//	reply from=2 epoch=7.1 seq=1 [refused] [duration=750ms]
 //	withdrawn from=2 epoch=7.1
 //	relinquished from=2 epoch=3.1   the peer gives our promise back
 //	relinquish                      this node gives back everything
@@ -113,6 +113,9 @@ func (s *scripted) do(t *testing.T, line string) []string {
 			c.Seq = num("seq")
 		}
 		_, c.Refused = arg["refused"]
+		if arg["duration"] != "" {
+			c.Wall = uint64(parseDuration(t, arg["duration"]))
+		}
 		recv := s.now
 		if arg["recv"] != "" {
 			recv = s.origin.Add(parseDuration(t, arg["recv"]))

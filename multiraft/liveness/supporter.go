@@ -156,6 +156,8 @@ func (r *Rules) persist(p *peer, rec Record, e *Effects) {
 	e.Persists = append(e.Persists, Persist{Token: r.lastToken, Record: rec})
 }
 
+// answer says yes. Wall, which answers have no other use for, carries this
+// node's support duration in nanoseconds.
 func (r *Rules) answer(p *peer, seq uint64, e *Effects) {
-	e.send(p.node, raft.Ctl{Kind: raft.CtlReply, Epoch: p.sup.epoch, Seq: seq, Score: r.score})
+	e.send(p.node, raft.Ctl{Kind: raft.CtlReply, Epoch: p.sup.epoch, Seq: seq, Score: r.score, Wall: uint64(r.cfg.Duration)})
 }
