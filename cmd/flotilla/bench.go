@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/flotillakv/flotilla"
+	"github.com/flotillakv/flotilla/bench"
+	"github.com/flotillakv/flotilla/bench/workload"
+	"github.com/flotillakv/flotilla/internal/localcluster"
+)
+
+const (
+	// benchNodes is the number of nodes, and of replicas of each shard, of an
+	// embedded cluster.
+	benchNodes = 3
+	// benchConns is the number of connections to a remote cluster.
+	benchConns = 4
+	// benchSample is how many records are read back after a run.
+	benchSample = 1000
+)
+
+// benchFlags are what bench run can be told.
+type benchFlags struct {
+	clients, shards int
+	rate            float64
+	value           size
+	keys            uint64
+	duration, warm  time.Duration
+	dist, dir       string
+	seed            uint64
+}
+
+func newBench(a *app) *cobra.Command {
+	b := benchFlags{value: 128}
+	value := settingFlag{b.value.String(), "size"}
+	cmd := &cobra.Command{
+		Use:       "run WORKLOAD",
+		Short:     "Load records, run a YCSB workload, and print what it took",
+		ValidArgs: workload.Names(),
+		Long: `run loads records, lets clients work on them, and measures throughput, latency,
+CPU time, memory and bytes written to disk. Workloads are those of YCSB: A (50%
+read, 50% update), B (95/5), C (100% read), D (95% read of the latest, 5% insert),
+E (95% scan of 1 to 100, 5% insert), F (50% read, 50% read-modify-write).
+
+Without --addr it runs on a cluster of three nodes inside this process, with real
+sockets, real files and fsync; CPU and memory are then those of all three nodes
+and of the clients. Without --rate the loop is closed: each client sends its next
+operation when the last one was answered. With --rate the loop is open: latency
+counts from the planned send time, so that a stall shows in full.
+
+With -o json standard output gets one object on one line, and nothing else.`,
+		Example: lines(
+			"  flotilla bench run A",
+			"  flotilla bench run B --rate 20000 --shards 48 --value 1KiB --duration 1m -o json"),
+		Args: arguments("WORKLOAD"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec, err := workload.Parse(args[0])
+			if err != nil {
+				return usageError("%v", err)
+			}
+			if err := b.value.UnmarshalText([]byte(value.text)); err != nil {
+				return usageError("--value: %v", err)
+			}
+			if err := b.check(cmd.Flags().Changed("clients")); err != nil {
+				return err
+			}
+			return a.bench(cmd.Context(), spec, &b, cmd.Flags().Changed("addr"))
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&b.clients, "clients", 64, "number of clients; in an open loop the most operations in flight (default then 1024)")
+	f.Float64Var(&b.rate, "rate", 0, "operations per second planned over all clients (open loop); 0: closed loop")
+	f.IntVar(&b.shards, "shards", 48, "shards of the embedded cluster")
+	f.Var(&value, "value", "size of a value, such as 128 or 1KiB")
+	f.Uint64Var(&b.keys, "keys", 100_000, "records loaded before the run")
+	f.DurationVar(&b.duration, "duration", 30*time.Second, "measured time")
+	f.DurationVar(&b.warm, "warmup", 3*time.Second, "time worked before that, not measured")
+	f.StringVar(&b.dist, "distribution", "", "zipfian, uniform or latest; empty: the workload's own")
+	f.StringVar(&b.dir, "dir", "", "directory of the embedded cluster's data, removed from it at the end; empty: a temporary one")
+	f.Uint64Var(&b.seed, "seed", 1, "seed of the generator")
+	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd))
+}
+
+func (b *benchFlags) check(clientsGiven bool) error {
+	if b.rate > 0 && !clientsGiven {
+		b.clients = 1024
+	}
+	switch {
+	case b.clients < 1 || b.clients > 1<<20:
+		return usageError("--clients %d: must lie between 1 and %d", b.clients, 1<<20)
+	case b.rate < 0:
+		return usageError("--rate %g: must not be negative", b.rate)
+	case b.shards < 1 || b.shards > 65536:
+		return usageError("--shards %d: must lie between 1 and 65536", b.shards)
+	case b.keys < 1:
+		return usageError("--keys 0: at least one record is needed")
+	case b.value < 0 || b.value > workload.MaxValueBytes:
+		return usageError("--value %s: must lie between 0 and %s", b.value, size(workload.MaxValueBytes))
+	case b.duration <= 0 || b.warm < 0:
+		return usageError("--duration %s, --warmup %s: must be more than 0, and at least 0", b.duration, b.warm)
+	}
+	return nil
+}
+
+// benchStore is what a bench runs on.
+type benchStore struct {
+	targets []bench.Target
+	dir     string // of the data, if it is on this machine
+	shards  int
+	scope   string // what the CPU time covers
+	close   func()
+}
+
+func (a *app) bench(ctx context.Context, spec workload.Spec, b *benchFlags, remote bool) error {
+	dist := spec.Dist
+	if b.dist != "" {
+		d, err := workload.ParseDist(b.dist)
+		if err != nil {
+			return usageError("--distribution: %v", err)
+		}
+		dist = d
+	}
+	set, err := workload.New(workload.Config{Spec: spec, Dist: dist, Records: b.keys, ValueBytes: int(b.value), Seed: b.seed})
+	if err != nil {
+		return usageError("%v", err)
+	}
+	open := a.embedded
+	if remote {
+		open = a.remote
+	}
+	store, err := open(ctx, b)
+	if err != nil {
+		return err
+	}
+	defer store.close()
+	machine, err := bench.Inspect(store.dir)
+	if err != nil {
+		return err
+	}
+
+	live := a.out
+	if a.json() {
+		live = a.errOut
+	}
+	if a.quiet {
+		live = io.Discard
+	}
+	a.benchHeader(live, spec, set, b, store, &machine)
+	if err := a.load(ctx, set, store, live); err != nil {
+		return err
+	}
+	lines := &bench.Lines{W: live}
+	res, err := bench.Run(ctx, bench.Config{
+		Set: set, Targets: store.targets, Clients: b.clients, Rate: b.rate, Warmup: b.warm, Duration: b.duration,
+		Timeout: a.timeout, DataDir: store.dir, Classify: errorKind, OnSecond: lines.Second,
+	})
+	if err != nil {
+		return err
+	}
+	if err := bench.Sample(ctx, set, store.targets, benchSample); err != nil {
+		return failure(exitFailed, err, "", "the records do not read back as written: %v", err)
+	}
+	res.Engine, res.Workload, res.Shards, res.Replicas = "flotilla", spec.Name, store.shards, benchNodes
+	res.CPUScope = store.scope
+	res.Fsync, res.FsyncP50Ms, res.FsyncP99Ms = machine.Durable || remote, machine.FsyncP50Ms, machine.FsyncP99Ms
+	res.Machine, res.Commit = machine.String(), machine.Commit
+	if a.json() {
+		return res.WriteJSON(a.out)
+	}
+	return res.WriteTable(a.out)
+}
+
+func (a *app) benchHeader(w io.Writer, spec workload.Spec, set *workload.Set, b *benchFlags, store *benchStore, m *bench.Machine) {
+	loop := fmt.Sprintf("CLOSED LOOP %d clients", b.clients)
+	if b.rate > 0 {
+		loop = fmt.Sprintf("OPEN LOOP %s/s", countText(int64(b.rate)))
+	}
+	fmt.Fprintf(w, "machine  %s\n", m)
+	fmt.Fprintf(w, "load     YCSB %s (%s), %s, %s keys, values of %d bytes, %d shards, 3 replicas, fsync on, %s\n",
+		spec.Name, spec.Note, set.Dist(), countText(int64(b.keys)), b.value, store.shards, loop)
+	if store.dir != "" && !m.Durable {
+		a.note("note: %s is in memory (%s), where fsync does nothing; --dir names a directory on a disk", store.dir, m.FileSystem)
+	}
+	if m.Busy() {
+		a.note("note: the machine is busy (load average %.1f on %d cores); the numbers will be low", m.Load, m.Cores)
+	}
+}
+
+func (a *app) load(ctx context.Context, set *workload.Set, store *benchStore, live io.Writer) error {
+	start := time.Now()
+	var done atomic.Uint64
+	show := a.startProgress(func() (float64, string) {
+		n := done.Load()
+		return float64(n) / float64(set.Records()), "loading " + countText(int64(n)) + " keys"
+	})
+	err := bench.Load(ctx, set, store.targets, func(n uint64) { done.Store(n) })
+	show.stop()
+	if err != nil {
+		return err
+	}
+	took := time.Since(start)
+	fmt.Fprintf(live, "loaded   %s keys in %s, %s keys/s\n", countText(int64(set.Records())), secondsText(took), countText(int64(float64(set.Records())/took.Seconds())))
+	return nil
+}
+
+// embedded starts a cluster in this process.
+func (a *app) embedded(ctx context.Context, b *benchFlags) (*benchStore, error) {
+	dir, err := os.MkdirTemp(b.dir, "flotilla-bench-")
+	if err != nil {
+		return nil, failure(exitUsage, err, "--dir names a directory that can be written", "cannot make a directory for the data: %v", err)
+	}
+	c, err := localcluster.Start(ctx, localcluster.Options{Nodes: benchNodes, Dir: dir, SplitAt: workload.Splits(b.shards), Logger: a.logger("error", "auto")})
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	s := &benchStore{dir: dir, shards: b.shards, scope: "three nodes and the clients"}
+	for _, n := range c.Nodes() {
+		s.targets = append(s.targets, kvTarget{n})
+	}
+	s.close = func() {
+		c.Close()
+		os.RemoveAll(dir)
+	}
+	return s, nil
+}
+
+// remote connects to a running cluster.
+func (a *app) remote(ctx context.Context, b *benchFlags) (*benchStore, error) {
+	s := &benchStore{scope: "the clients only"}
+	var clients []client
+	s.close = func() {
+		for _, c := range clients {
+			c.Close()
+		}
+	}
+	for range min(benchConns, b.clients) {
+		c, err := a.connect(ctx)
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		clients = append(clients, c)
+		s.targets = append(s.targets, kvTarget{c})
+	}
+	all, err := clients[0].Shards(ctx)
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("counting the shards of %s: %w", strings.Join(a.addrs, ","), err)
+	}
+	for _, sh := range all {
+		if userShard(&sh) {
+			s.shards++
+		}
+	}
+	return s, nil
+}
+
+// userShard reports whether a shard holds records, and not the catalog.
+func userShard(s *flotilla.ShardInfo) bool { return s.Keyspace != 0 }
