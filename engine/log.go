@@ -130,9 +130,12 @@ func (e *Engine) setOwnFrom(s raft.ShardID, low raft.Index) {
 	defer t.Unlock()
 	if low == 0 {
 		delete(t.low, s)
-	} else {
-		t.low[s] = low
+		return
 	}
+	if t.low == nil {
+		t.low = make(map[raft.ShardID]raft.Index)
+	}
+	t.low[s] = low
 }
 
 // Entries appends the entries [lo, hi] of the log of s to dst, at least one,

@@ -12,10 +12,13 @@ import (
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
-// Defaults of Options.
+// Defaults of Options. The memtable is a compromise: inserting into a larger one
+// costs more processor time per write once it outgrows the caches (measured
+// per entry appended and applied: 4 MiB 4.7 us, 16 MiB 5.5 us, 64 MiB 6.3 us,
+// 128 MiB 8.7 us), a smaller one makes more compactions.
 const (
 	DefaultCacheBytes    = 64 << 20
-	DefaultMemTableBytes = 64 << 20
+	DefaultMemTableBytes = 32 << 20
 )
 
 // format pins Pebble's on-disk format: columnar tables, sync chunks in the

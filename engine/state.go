@@ -210,7 +210,7 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 			break
 		}
 		if k.Index != st.Last+1 {
-			return bad(k.Index, "entry follows index %d: %w", st.Last, raft.ErrCorrupt)
+			return bad(k.Index, "entry %d follows index %d (applied %d, truncated %d): %w", k.Index, st.Last, as.Applied, as.TruncIndex, raft.ErrCorrupt)
 		}
 		v, err := logs.ValueAndErr()
 		if err != nil {
