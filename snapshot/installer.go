@@ -20,7 +20,12 @@ type reception struct {
 	from  raft.NodeID
 	since raft.Time // when a chunk came last
 	busy  bool
-	have  int
+	// complete: all chunks came, the snapshot waits for its installation.
+	complete bool
+	// gone: the slot was given to another snapshot, because the stream stood
+	// still for RetainFor.
+	gone bool
+	have int
 
 	dir   string
 	file  engine.File // the table being written
@@ -52,7 +57,7 @@ func (s *Store) Handle(from raft.NodeID, header []byte, next func() ([]byte, err
 	if err == nil {
 		return &Staged{Meta: r.meta, s: s, r: r}, nil
 	}
-	keep := errors.Is(err, ErrTruncated)
+	keep := errors.Is(err, ErrTruncated) // release drops it all the same if it gave way
 	have := r.have
 	s.release(r, keep)
 	return nil, verdictOf(err, have)
@@ -82,7 +87,12 @@ func (s *Store) enlist(m *Meta, from raft.NodeID, now raft.Time) (r, old *recept
 		return nil, nil, ErrClosed
 	}
 	busy := 0
-	for _, o := range s.mu.in {
+	for _, o := range slices.Clone(s.mu.in) {
+		if o.busy && !o.complete && now.Sub(o.since) >= RetainFor && o.meta.ID != m.ID {
+			o.gone = true // its Handle ends when its stream does, and cleans up
+			s.forgetLocked(o)
+			continue
+		}
 		if o.busy {
 			busy++
 		}
@@ -177,12 +187,21 @@ func (s *Store) receive(r *reception, next func() ([]byte, error)) error {
 			return err
 		}
 		r.have++
-		s.touch(r)
+		if !s.touch(r) {
+			return fmt.Errorf("%w: the stream stood still for %v and gave way to another", ErrBusy, RetainFor)
+		}
 	}
 	if r.dir != "" {
 		if err := s.syncDir(r.dir); err != nil {
 			return err
 		}
+	}
+	s.mu.Lock()
+	r.complete = true
+	gone := r.gone
+	s.mu.Unlock()
+	if gone {
+		return ErrBusy
 	}
 	// Drain what a confused sender may still send, within a bound, so that the
 	// stream ends in order.

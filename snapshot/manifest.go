@@ -19,9 +19,11 @@ const (
 
 	// ChunkBytes is the size of every chunk of a file but the last.
 	ChunkBytes = 512 << 10
-	// MaxFiles, MaxFileBytes and MaxManifestBytes bound what a manifest may say.
-	MaxFiles         = 4096
-	MaxFileBytes     = 256 << 20
+	// MaxFiles bounds the files of a snapshot.
+	MaxFiles = 4096
+	// MaxFileBytes bounds one file.
+	MaxFileBytes = 256 << 20
+	// MaxManifestBytes bounds an encoded manifest.
 	MaxManifestBytes = 1 << 20
 	// maxBoundBytes is how much of the first and last key of a file the manifest holds.
 	maxBoundBytes = 64

@@ -699,6 +699,43 @@ func TestCloseBeforeInstall(t *testing.T) {
 	}
 }
 
+// TestStalledStreamGivesWay: a stream that stands still for RetainFor keeps no
+// slot and blocks no other snapshot of its shard; when it moves again it is
+// refused and leaves nothing behind.
+func TestStalledStreamGivesWay(t *testing.T) {
+	p := newPair(t, 2000)
+	old, err := p.send.Build(t.Context(), &p.desc)
+	check(t, err)
+	defer old.Close()
+	next, arrived, ended := make(chan struct{}), make(chan struct{}), make(chan error)
+	chunks := chunksOf(old)
+	n := 0
+	go func() {
+		_, err := p.recv.Handle(3, old.Meta.Encode(nil), func() ([]byte, error) {
+			if n++; n == 3 {
+				close(arrived)
+				<-next
+			}
+			return chunks()
+		})
+		ended <- err
+	}()
+	<-arrived
+	clock := p.recv.o.Clock.(*handClock)
+	check(t, clock.Sleep(t.Context(), RetainFor-1))
+	if err := p.run(t); !errors.Is(err, ErrBusy) {
+		t.Fatalf("before its time: %v", err)
+	}
+	check(t, clock.Sleep(t.Context(), 1))
+	check(t, p.run(t))
+	close(next)
+	if err := <-ended; !errors.Is(err, ErrBusy) {
+		t.Fatalf("the stalled stream ended with %v", err)
+	}
+	check(t, old.Close())
+	p.same(t)
+}
+
 // TestRottenTableIsNotSent: a table that changed on the sender's disk after it
 // was built is found by the sender.
 func TestRottenTableIsNotSent(t *testing.T) {

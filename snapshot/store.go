@@ -237,18 +237,20 @@ func (s *Store) dropIdle(f func(*reception) bool) {
 	}
 }
 
-func (s *Store) touch(r *reception) {
+// touch notes that a chunk came; false: the reception gave way to another.
+func (s *Store) touch(r *reception) bool {
 	now := s.o.Clock.Now()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	r.since = now
-	s.mu.Unlock()
+	return !r.gone
 }
 
 // release ends the ownership of r by a Handle or a Staged.
 func (s *Store) release(r *reception, keep bool) {
 	s.mu.Lock()
 	r.busy = false
-	keep = keep && !s.mu.closed
+	keep = keep && !s.mu.closed && !r.gone
 	if !keep {
 		s.forgetLocked(r)
 	}
