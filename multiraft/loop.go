@@ -439,7 +439,6 @@ func (l *loop) applyAll(now raft.Time) {
 			}
 			l.applyEntry(now, r, t.Entries[j])
 		}
-		clear(t.Entries) // nothing below this line needs them
 	}
 }
 
