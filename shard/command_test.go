@@ -206,6 +206,8 @@ func TestCheckCommandRefuses(t *testing.T) {
 		{"a big user command", raft.Command{Op: OpUser, Body: make([]byte, MaxUserBytes+1)}, &LimitError{"bytes of a command", MaxUserBytes, MaxUserBytes + 1}},
 		{"a cut body", raft.Command{Op: OpPut, Body: []byte{5, 'k'}}, &ArgumentError{Field: "command body"}},
 		{"a delete with more behind it", raft.Command{Op: OpDelete, Body: []byte{1, 'k', 0}}, &ArgumentError{Field: "command body"}},
+		{"a batch with more behind it", raft.Command{Op: OpBatch, Body: append(must(sampleBatch().Command()).Body, 0)}, &ArgumentError{Field: "command body"}},
+		{"a transaction with more behind it", raft.Command{Op: OpTxn, Body: append(must(sampleTxn().Command()).Body, 0)}, &ArgumentError{Field: "command body"}},
 		{"a batch whose count lies", raft.Command{Op: OpBatch, Body: binary.BigEndian.AppendUint32(nil, 3)}, &ArgumentError{Field: "command body"}},
 	} {
 		sameError(t, c.name, CheckCommand(c.cmd), c.want)
