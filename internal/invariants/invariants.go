@@ -13,3 +13,12 @@ func Must(cond bool, format string, args ...any) {
 		panic("invariant violated: " + fmt.Sprintf(format, args...))
 	}
 }
+
+// Fail panics with the formatted message. Hot paths write
+//
+//	if !cond { invariants.Fail(...) }
+//
+// because the arguments of Must are allocated even when cond holds.
+func Fail(format string, args ...any) {
+	panic("invariant violated: " + fmt.Sprintf(format, args...))
+}

@@ -102,10 +102,15 @@ func EntrySize(cmds []Command) int {
 }
 
 func entryCRC(index Index, v []byte) uint32 {
-	var pre [11]byte
-	binary.BigEndian.PutUint64(pre[:], uint64(index))
-	copy(pre[8:], v[:3])
-	return crc32.Update(crc32.Checksum(pre[:], castagnoli), castagnoli, v[entryFixed:])
+	// The first bytes by hand: a buffer for them would be allocated.
+	crc := ^uint32(0)
+	for shift := 56; shift >= 0; shift -= 8 {
+		crc = castagnoli[byte(crc)^byte(index>>shift)] ^ crc>>8
+	}
+	for _, b := range v[:3] {
+		crc = castagnoli[byte(crc)^b] ^ crc>>8
+	}
+	return crc32.Update(^crc, castagnoli, v[entryFixed:])
 }
 
 // DecodeEntry checks the encoded entry for the given index (version, type,

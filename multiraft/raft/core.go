@@ -430,7 +430,9 @@ func (c *Core) Applied(idx Index, _ Term, bytes int, _ *Out) {
 	if idx <= c.log.applied {
 		return
 	}
-	invariants.Must(idx <= c.log.applying, "applied %d, handed out through %d", idx, c.log.applying)
+	if idx > c.log.applying {
+		invariants.Fail("applied %d, handed out through %d", idx, c.log.applying)
+	}
 	c.log.applied = idx
 	c.applyBytes = max(0, c.applyBytes-bytes)
 	if idx == c.log.applying {
@@ -477,7 +479,9 @@ func (c *Core) flushApply(o *Out) {
 	l := &c.log
 	for l.applying < l.commit && c.applyBytes < c.tun.ApplyBytes {
 		e := l.slice(l.applying+1, l.commit, c.tun.ApplyBytes-c.applyBytes)
-		invariants.Must(len(e) > 0, "committed entry %d is not in memory", l.applying+1)
+		if len(e) == 0 {
+			invariants.Fail("committed entry %d is not in memory", l.applying+1)
+		}
 		for i := range e {
 			c.applyBytes += len(e[i].Value)
 		}
@@ -794,7 +798,9 @@ func (c *Core) commitTo(i Index) {
 	if i <= l.commit {
 		return
 	}
-	invariants.Must(i <= l.last, "commit %d behind the end %d of the log", i, l.last)
+	if i > l.last {
+		invariants.Fail("commit %d behind the end %d of the log", i, l.last)
+	}
 	if c.uncommitted > 0 && !mutants.On("B10") {
 		for j := max(l.commit, c.preLeading) + 1; j <= i && c.uncommitted > 0; j++ {
 			c.uncommitted -= len(l.ents[j-l.prev-1].Value)

@@ -157,7 +157,9 @@ func (l *raftLog) hint(i Index, t Term) (Index, Term) {
 func (l *raftLog) append(ents []Entry) {
 	for i := range ents {
 		e := &ents[i]
-		invariants.Must(e.Index == l.last+1 && e.Term >= l.lastTerm, "append of (%d,%d) behind (%d,%d)", e.Term, e.Index, l.lastTerm, l.last)
+		if e.Index != l.last+1 || e.Term < l.lastTerm {
+			invariants.Fail("append of (%d,%d) behind (%d,%d)", e.Term, e.Index, l.lastTerm, l.last)
+		}
 		if e.Term != l.lastTerm || len(l.runs) == 0 {
 			l.runs = append(l.runs, TermRun{First: e.Index, Term: e.Term})
 		}
@@ -227,7 +229,9 @@ func (l *raftLog) truncated(i Index, t Term) {
 	if i <= l.trunc {
 		return
 	}
-	invariants.Must(i <= l.applied, "log cut through %d, applied only through %d", i, l.applied)
+	if i > l.applied {
+		invariants.Fail("log cut through %d, applied only through %d", i, l.applied)
+	}
 	if span := l.last - l.trunc; span > 0 {
 		l.diskBytes = l.diskBytes / uint64(span) * uint64(l.last-i)
 	}
