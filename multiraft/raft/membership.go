@@ -138,6 +138,9 @@ func (c *Core) ConfApplied(now Time, desc Descriptor, idx Index, _ *Out) {
 	c.setDesc(desc)
 	c.due = true
 	c.quorumFrom = max(c.quorumFrom, now.Add(c.tun.QuorumGrace))
+	if c.role != RoleLeader && !c.isVoter() {
+		c.role = RoleFollower // a campaign ends with the right to vote
+	}
 	if c.role != RoleLeader && c.lead == 0 {
 		c.armElection(now)
 	}
