@@ -51,8 +51,8 @@ read, 50% update), B (95/5), C (100% read), D (95% read of the latest, 5% insert
 E (95% scan of 1 to 100, 5% insert), F (50% read, 50% read-modify-write).
 
 Without --addr it runs on a cluster of three nodes inside this process, with real
-sockets, real files and fsync; CPU and memory are then those of all three nodes
-and of the clients. Without --rate the loop is closed: each client sends its next
+sockets, real files and fsync; calls are made at the node that leads the key's
+shard, and CPU and memory are those of all three nodes and of the clients. Without --rate the loop is closed: each client sends its next
 operation when the last one was answered. With --rate the loop is open: latency
 counts from the planned send time, so that a stall shows in full.
 
@@ -223,10 +223,10 @@ func (a *app) embedded(ctx context.Context, b *benchFlags) (*benchStore, error) 
 		return nil, err
 	}
 	s := &benchStore{dir: dir, shards: b.shards, scope: "three nodes and the clients"}
-	for _, n := range c.Nodes() {
-		s.targets = append(s.targets, kvTarget{n})
-	}
+	target := newLeaderTarget(ctx, c.Nodes())
+	s.targets = []bench.Target{target}
 	s.close = func() {
+		target.close()
 		c.Close()
 		os.RemoveAll(dir)
 	}
