@@ -590,12 +590,12 @@ func (c *Core) LivenessChanged(now Time, node NodeID, o *Out) {
 	}
 	if c.lead != 0 && c.leadNode == node {
 		e, live := c.live.SupportFor(node)
-		if live && c.leadEpoch != 0 && e != c.leadEpoch {
-			// The leader's node restarted or lost its epoch: it has to report soon.
+		if live && e != c.leadEpoch {
+			// The leader's node restarted, lost its epoch, or was not supported when
+			// it was last heard (then it may have restarted since): it has to report
+			// soon. A node that lives but leads no more would be waited for for ever.
 			c.leadEpoch, c.contactAt, c.suspect = e, now, true
 			c.queryLeader(now, c.leadNode, c.lead, o)
-		} else if live && c.leadEpoch == 0 {
-			c.leadEpoch = e
 		}
 		c.checkLeader(now)
 	}
