@@ -176,6 +176,9 @@ type Core struct {
 	contactAt Time  // last message of lead
 	lagAt     Time  // ask lead for the rest; Never: not lagging
 	queryAt   Time  // not before: next LeadQuery
+	// released: the leader of hs.Lead leads no more, the promise to it is void.
+	// The disk learns that with the next term.
+	released bool
 
 	// Elections.
 	electionAt  Time // Never: a leader is known or this replica may not campaign
@@ -266,7 +269,7 @@ func (c *Core) load(now Time, st State) error {
 			c.confIndex = e.Index
 		}
 	}
-	c.role = RoleFollower
+	c.role, c.released = RoleFollower, false
 	c.lagAt, c.commitAt, c.truncAt, c.transferAt = Never, Never, Never, Never
 	c.compactTo = l.trunc
 	c.applyBytes = 0

@@ -17,7 +17,7 @@ const maxElectionBackoff = time.Second
 // nor votes nor takes over a higher term from anyone but a leader, apart from
 // the exceptions in blocksElection.
 func (c *Core) fortified() bool {
-	if c.hs.Lead == 0 || c.hs.LeadEpoch == 0 || c.hs.Lead == c.id {
+	if c.released || c.hs.Lead == 0 || c.hs.LeadEpoch == 0 || c.hs.Lead == c.id {
 		return false
 	}
 	e, live := c.live.SupportFor(c.hs.LeadNode)
@@ -429,14 +429,14 @@ func (c *Core) stepLeadQuery(now Time, m *Msg, o *Out) {
 	}
 }
 
-// stepStepDown forgets a leader that says it leads no more. The promise is
-// forgotten on disk with the next write.
+// stepStepDown forgets a leader that says it leads no more. Its promise is void;
+// the disk still has it until the next term, so a restart has to ask again.
 func (c *Core) stepStepDown(now Time, m *Msg) {
 	if c.role == RoleLeader || m.FromReplica != c.hs.Lead && m.FromReplica != c.lead {
 		return
 	}
 	if m.FromReplica == c.hs.Lead {
-		c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = 0, 0, 0
+		c.released = true
 	}
 	if m.FromReplica == c.lead {
 		c.lead, c.leadNode, c.suspect = 0, 0, false
@@ -455,6 +455,7 @@ func (c *Core) fortify(o *Out) Epoch {
 		return 0
 	}
 	c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = c.lead, c.leadNode, e
+	c.released = false
 	c.writeHard(o)
 	return e
 }

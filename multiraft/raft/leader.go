@@ -87,7 +87,7 @@ func (c *Core) appendOwn(typ EntryType, h EntryHeader, cmds []Command, o *Out) L
 // it is lost.
 func (c *Core) Propose(now Time, h EntryHeader, cmds []Command, o *Out) (LogMark, error) {
 	c.touch(now)
-	if c.role != RoleLeader {
+	if !c.leads() {
 		return LogMark{}, ErrNotLeader
 	}
 	if c.transferTo != 0 {
@@ -105,6 +105,10 @@ func (c *Core) Propose(now Time, h EntryHeader, cmds []Command, o *Out) (LogMark
 	}
 	return c.appendOwn(EntryNormal, h, cmds, o), nil
 }
+
+// leads reports whether this replica leads and is going to: one that has just
+// applied a configuration without its vote steps down with the next Flush.
+func (c *Core) leads() bool { return c.role == RoleLeader && c.isVoter() }
 
 // flushLeader sends what the round made due.
 func (c *Core) flushLeader(now Time, o *Out) {
@@ -310,7 +314,7 @@ func (c *Core) startFetch(now Time, p *progress, o *Out) {
 func (c *Core) Fetched(now Time, to ReplicaID, prevTerm Term, ents []Entry, err error, o *Out) {
 	c.touch(now)
 	p := c.peer(to)
-	if c.role != RoleLeader || p == nil || !p.fetching {
+	if !c.leads() || p == nil || !p.fetching {
 		return
 	}
 	p.fetching = false
@@ -488,7 +492,7 @@ func (c *Core) fortifyDue(p *progress) Time {
 func (c *Core) ReadIndex(now Time, ctx uint64, o *Out) {
 	c.touch(now)
 	switch {
-	case c.role != RoleLeader:
+	case !c.leads():
 		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: ctx, Err: ErrNotLeader})
 	case c.ready && (c.soleVoter() || mutants.On("D6")):
 		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: ctx, Index: c.log.commit})
@@ -544,7 +548,7 @@ func (c *Core) confirmReads(o *Out) {
 // ErrNotLeader, ErrTransferring, ErrTransferTarget.
 func (c *Core) Transfer(now Time, to ReplicaID, o *Out) error {
 	c.touch(now)
-	if c.role != RoleLeader {
+	if !c.leads() {
 		return ErrNotLeader
 	}
 	if c.transferTo != 0 {

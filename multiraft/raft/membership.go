@@ -53,7 +53,7 @@ func (c *Core) setDesc(desc Descriptor) {
 		}
 	}
 	if _, ok := desc.Replica(c.hs.Lead); !ok && c.hs.Lead != 0 && c.hs.Lead < desc.NextReplica {
-		c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = 0, 0, 0 // gone for good
+		c.released = true // gone for good
 	}
 }
 
@@ -76,7 +76,7 @@ func (c *Core) soleVoter() bool {
 func (c *Core) ProposeConf(now Time, cc ConfChange, h EntryHeader, o *Out) (LogMark, error) {
 	c.touch(now)
 	switch {
-	case c.role != RoleLeader:
+	case !c.leads():
 		return LogMark{}, ErrNotLeader
 	case c.transferTo != 0:
 		return LogMark{}, ErrTransferring
