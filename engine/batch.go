@@ -96,14 +96,14 @@ func (b *Batch) deleteRange(start, end []byte) {
 
 // Len returns the size of the batch in bytes.
 func (b *Batch) Len() int {
-	if b.b.Empty() {
+	if b.Empty() {
 		return 0
 	}
 	return b.b.Len()
 }
 
 // Empty reports whether nothing was written.
-func (b *Batch) Empty() bool { return b.b.Empty() }
+func (b *Batch) Empty() bool { return b.b == nil || b.b.Empty() }
 
 // Mark returns the present position for RollbackTo.
 func (b *Batch) Mark() int { return b.b.Len() }

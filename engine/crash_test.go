@@ -356,7 +356,7 @@ type shot struct {
 func crashOptions(fs FS) Options {
 	return Options{
 		Dir: "/data/n1", FS: fs, Create: true, Node: 1, CacheBytes: 1 << 20, MemTableBytes: 256 << 10,
-		tune: func(o *pebble.Options) { o.MaxManifestFileSize = 1 },
+		tune: func(o *pebble.Options) { o.MaxManifestFileSize = 1 }, markAlways: true,
 	}
 }
 
@@ -487,6 +487,9 @@ func i1Script(seed uint64, n int) *script {
 	}
 	for len(s.steps) < n {
 		s.round()
+		if len(s.steps)%8 == 0 {
+			s.add("disk gate", true, (*Engine).SyncNow)
+		}
 	}
 	return s
 }
@@ -639,6 +642,7 @@ func ingestScript(seed uint64) *script {
 		}
 		s.install(shard, i%2 == 0)
 		s.round()
+		s.add("disk gate", true, (*Engine).SyncNow)
 	}
 	return s
 }
@@ -730,9 +734,9 @@ func TestCrashDuringRecovery(t *testing.T) {
 
 // TestManifestDirectorySync: with Pebble as it is, a power cut while the
 // MANIFEST is rotated can leave the marker without the MANIFEST it names, and
-// the store never opens again. With the directory sync of dirSyncFS it always
+// the store never opens again. With the directory sync of storeFS it always
 // opens. The first half is also a test of simfs: if it finds nothing, simfs is
-// broken (or Pebble was fixed, and dirSyncFS can go).
+// broken (or Pebble was fixed, and storeFS can go).
 func TestManifestDirectorySync(t *testing.T) {
 	// broken crashes at every sync and returns how many images did not open, or
 	// came back older than what was acknowledged.

@@ -45,7 +45,7 @@
 // Close. The engine itself starts none while it is open. Batches are owned by
 // one goroutine at a time. Engine methods may be called from any goroutine.
 // Engine locks are leaves: none is held while another one is taken, or across
-// I/O, except identMu (the identity file).
+// I/O, except identMu and markMu (the identity file and the watermark).
 //
 // The idea of deleting log entries by SINGLEDEL in the batch that applies them
 // so that they die in the memtable, and the care it takes, come from

@@ -50,6 +50,10 @@ type Engine struct {
 	// open counts calls that use Pebble, so that Close waits for them.
 	open sync.RWMutex
 
+	// markMu guards the watermark file; it is held across the file's I/O.
+	markMu sync.Mutex
+	mark   marker
+
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *[]byte
 	tracks  [trackStripes]trackStripe
@@ -100,9 +104,7 @@ func (e *Engine) openFiles() error {
 	if e.opts.FS == nil && !e.opts.NoDiskWatch {
 		fs, e.watch = vfs.WithDiskHealthChecks(fs, diskSlow, nil, e.onDiskSlow)
 	}
-	if !e.opts.noDirSync {
-		fs = dirSyncFS{fs}
-	}
+	fs = storeFS{fs, e}
 	e.fs = fs
 	if !found {
 		if err := mkdirSynced(fs, e.dir); err != nil {
@@ -129,6 +131,9 @@ func (e *Engine) openFiles() error {
 		if err := e.openDB(false); err != nil {
 			return err
 		}
+	}
+	if err := e.openWatermark(); err != nil {
+		return err
 	}
 	if err := e.loadIdent(); err != nil {
 		return err
@@ -184,7 +189,7 @@ func (e *Engine) inspect(fs FS) (rec identRecord, found bool, err error) {
 		return rec, false, e.openErr(NotWritable, "check the path and its permissions", err)
 	}
 	for _, n := range names {
-		if n != identName && n != lockName && n != stagingName && n != "lost+found" {
+		if n != identName && n != markName && n != lockName && n != stagingName && n != "lost+found" {
 			return rec, false, e.openErr(NotAStore, "choose an empty directory", fmt.Errorf("the directory holds %q, which is no part of a store", n))
 		}
 	}
@@ -317,7 +322,10 @@ func isIO(err error) bool {
 
 // release gives up what Open had taken.
 func (e *Engine) release() {
-	if e.db != nil && e.failed.Load() == nil {
+	if e.failed.Load() != nil {
+		return // Pebble may still be at work: the directory stays locked
+	}
+	if e.db != nil {
 		if err := e.db.Close(); err != nil {
 			e.log.Error("close after failed open", "err", err)
 		}
@@ -372,7 +380,14 @@ func (e *Engine) closeDB() (err error) {
 			err = fmt.Errorf("engine: close: %v", p)
 		}
 	}()
-	return e.db.Close()
+	seq, err := e.syncLogSeq()
+	if err != nil {
+		return err
+	}
+	if err := e.db.Close(); err != nil {
+		return err
+	}
+	return e.noteDurable(seq, true)
 }
 
 // usable says whether the store may be used.

@@ -52,6 +52,7 @@ func TestGolden(t *testing.T) {
 	line("support", SupportRecord{Node: 1, Epoch: 3<<32 | 2, Withdrawn: true}.encode(nil))
 	line("tombstone", encodeTombstone(nil, 6))
 	line("intent", intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
+	line("watermark", watermark{Seq: 100, BootEpoch: 4}.encode(nil))
 	const name = "testdata/layout.golden"
 	if *rewrite {
 		must(t, os.WriteFile(name, []byte(b.String()), 0o644))
@@ -132,6 +133,7 @@ func FuzzRecords(f *testing.F) {
 	f.Add(encodeRequester(nil, 4))
 	f.Add(SupportRecord{Epoch: 5, Withdrawn: true}.encode(nil))
 	f.Add(encodeTombstone(nil, 6))
+	f.Add(watermark{Seq: 100, BootEpoch: 4}.encode(nil))
 	f.Add(intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		same := func(name string, err error, enc func() []byte) {
@@ -147,6 +149,9 @@ func FuzzRecords(f *testing.F) {
 		same("support", err, func() []byte { return sup.encode(nil) })
 		r, err := decodeTombstone(b)
 		same("tombstone", err, func() []byte { return encodeTombstone(nil, r) })
+		if w, err := decodeWatermark(b); err == nil && len(b) == markLen && [7]byte(b[9:16]) == [7]byte{} {
+			same("watermark", nil, func() []byte { return w.encode(nil) })
+		}
 		in, err := decodeIntent(b)
 		same("intent", err, func() []byte { return in.encode(nil) })
 	})

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,15 +41,28 @@ func (r reuseFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory)
 
 func (r reuseFS) Unwrap() vfs.FS { return r.FS }
 
-// dirSyncFS syncs the directory after a MANIFEST was created in it. Pebble
-// v2.1.7 syncs the MANIFEST's content, then creates the marker file that names
-// it, then syncs the directory: a power cut in between can keep the marker and
+// storeFS is what Pebble sees: the file system with two cures.
+//
+// It syncs the directory after a MANIFEST was created in it. Pebble v2.1.7
+// syncs the MANIFEST's content, then creates the marker file that names it,
+// then syncs the directory: a power cut in between can keep the marker and
 // lose the MANIFEST, and the store does not open again.
-type dirSyncFS struct{ FS }
+//
+// It stops the node at the first failed operation on a write-ahead log. Pebble
+// panics when the log cannot be rotated, in a place where the panic itself
+// dies of an unlocked mutex, so the reason would be lost.
+type storeFS struct {
+	FS
+	e *Engine
+}
 
-func (d dirSyncFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	f, err := d.FS.Create(name, c)
-	if err != nil || !strings.HasPrefix(d.FS.PathBase(name), "MANIFEST-") {
+	base := d.FS.PathBase(name)
+	if strings.HasSuffix(base, ".log") {
+		return d.wal(name, f, err)
+	}
+	if err != nil || d.e.opts.noDirSync || !strings.HasPrefix(base, "MANIFEST-") {
 		return f, err
 	}
 	if err := syncDir(d.FS, d.FS.PathDir(name)); err != nil {
@@ -58,7 +72,58 @@ func (d dirSyncFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error
 	return f, nil
 }
 
-func (d dirSyncFS) Unwrap() vfs.FS { return d.FS }
+func (d storeFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := d.FS.ReuseForWrite(oldname, newname, c)
+	return d.wal(newname, f, err)
+}
+
+func (d storeFS) Unwrap() vfs.FS { return d.FS }
+
+func (d storeFS) wal(name string, f vfs.File, err error) (vfs.File, error) {
+	if err != nil {
+		d.e.fail(fmt.Errorf("make write-ahead log %s: %w", name, err))
+		park()
+	}
+	return &walFile{File: f, e: d.e, name: name}, nil
+}
+
+// walFile is a write-ahead log. Failed writes and syncs go on to Pebble, which
+// hands them to whoever waits; but a goroutine that would rotate a failed log
+// is parked.
+type walFile struct {
+	vfs.File
+	e    *Engine
+	name string
+}
+
+func (w *walFile) check(what string, err error) error {
+	if err != nil {
+		w.e.fail(fmt.Errorf("%s write-ahead log %s: %w", what, w.name, err))
+	}
+	return err
+}
+
+func (w *walFile) Write(p []byte) (int, error) {
+	n, err := w.File.Write(p)
+	return n, w.check("write", err)
+}
+
+func (w *walFile) Sync() error { return w.check("sync", w.File.Sync()) }
+
+func (w *walFile) SyncData() error { return w.check("sync", w.File.SyncData()) }
+
+func (w *walFile) SyncTo(n int64) (bool, error) {
+	full, err := w.File.SyncTo(n)
+	return full, w.check("sync", err)
+}
+
+func (w *walFile) Close() error {
+	err := w.check("close", w.File.Close())
+	if w.e.failed.Load() != nil {
+		park()
+	}
+	return err
+}
 
 func syncDir(fs FS, dir string) error {
 	f, err := fs.OpenDir(dir)

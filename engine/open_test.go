@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -445,6 +446,130 @@ func intentBesideLiveGroup(t *testing.T) error {
 // TestIntentBesideLiveGroup: an intent removes its span minus those of live groups.
 func TestIntentBesideLiveGroup(t *testing.T) {
 	must(t, intentBesideLiveGroup(t))
+}
+
+// TestAmnesia: a store that lost the end of its log, or went back to an old
+// copy of its database, is refused; one that lost only what was never synced
+// is not.
+func TestAmnesia(t *testing.T) {
+	fs := simfs.New()
+	o := crashOptions(fs)
+	e, err := Open(o)
+	must(t, err)
+	write := func(k string) {
+		t.Helper()
+		b := e.NewBatch()
+		defer b.Close()
+		b.Set(1, []byte(k), make([]byte, 100))
+		must(t, errors.Join(b.Commit(true), b.Wait()))
+	}
+	write("a")
+	must(t, e.SyncNow())
+	old := fs.Image(simfs.None, 1)
+	write("b")
+	must(t, e.SyncNow())
+	write("c")
+	now := fs.Crash(simfs.None, 1)
+
+	o.FS = now.Image(simfs.All, 1)
+	e2, err := Open(o)
+	must(t, err)
+	must(t, e2.Close())
+
+	for name, spoil := range map[string]func(img *simfs.FS){
+		"log cut": func(img *simfs.FS) {
+			replaceFiles(t, img, old, ".log")
+		},
+		"old database": func(img *simfs.FS) {
+			must(t, img.RemoveAll("/data/n1/db"))
+			must(t, img.MkdirAll("/data/n1/db", 0o755))
+			replaceFiles(t, img, old, "")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			img := now.Image(simfs.All, 1)
+			spoil(img)
+			o.FS = img
+			wantReason(t, o, Amnesia)
+		})
+	}
+}
+
+// replaceFiles overwrites the database files whose names end in suffix by
+// those of another disk.
+func replaceFiles(t *testing.T, img, from *simfs.FS, suffix string) {
+	t.Helper()
+	names, err := from.List("/data/n1/db")
+	must(t, err)
+	for _, name := range names {
+		if !strings.HasSuffix(name, suffix) {
+			continue
+		}
+		r, err := from.Open("/data/n1/db/" + name)
+		must(t, err)
+		content, err := io.ReadAll(r)
+		must(t, errors.Join(err, r.Close()))
+		w, err := img.Create("/data/n1/db/"+name, "")
+		must(t, err)
+		_, err = w.Write(content)
+		must(t, errors.Join(err, w.Close()))
+	}
+}
+
+// TestFailedRotation: when the log cannot be rotated, the node hears why, once.
+// The goroutine that committed is parked inside Pebble.
+func TestFailedRotation(t *testing.T) {
+	fs := simfs.New()
+	o := crashOptions(fs)
+	told := make(chan error, 2)
+	o.OnFatal = func(err error) { told <- err }
+	e, err := Open(o)
+	must(t, err)
+	boom := errors.New("boom")
+	fs.Inject(func(op simfs.Op) error {
+		if op.Class == simfs.ClassWAL && (op.Kind == simfs.OpCreate || op.Kind == simfs.OpRename) {
+			return boom
+		}
+		return nil
+	})
+	go func() {
+		for i := 0; ; i++ {
+			b := e.NewBatch()
+			b.Set(1, fmt.Append(nil, i), make([]byte, 2000))
+			if b.Commit(false) != nil {
+				return
+			}
+			b.Close()
+		}
+	}()
+	select {
+	case err := <-told:
+		if !errors.Is(err, boom) || !errors.Is(err, ErrFailed) {
+			t.Errorf("reason: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody was told")
+	}
+	if err := e.Close(); !errors.Is(err, ErrFailed) {
+		t.Errorf("close: %v", err)
+	}
+}
+
+// TestLargeBatch: a batch larger than a memtable is committed and its memory
+// can be used again.
+func TestLargeBatch(t *testing.T) {
+	e := openTest(t, NewMemFS())
+	for round := range 3 {
+		b := e.NewBatch()
+		for i := range 300 {
+			b.Set(1, fmt.Appendf(nil, "%d/%d", round, i), make([]byte, 10_000))
+		}
+		must(t, errors.Join(b.Commit(round%2 == 0), b.Wait()))
+		b.Close()
+		if v, ok, err := e.Get(1, fmt.Appendf(nil, "%d/299", round), nil); err != nil || !ok || len(v) != 10_000 {
+			t.Fatalf("%v %v %d", err, ok, len(v))
+		}
+	}
 }
 
 // resum writes the checksum of an identity record again.

@@ -70,6 +70,8 @@ type Options struct {
 	// noDirSync leaves out the directory sync after a MANIFEST was created
 	// (the test that shows why it is needed).
 	noDirSync bool
+	// markAlways writes a watermark at every SyncNow.
+	markAlways bool
 }
 
 func (o Options) withDefaults() Options {

@@ -7,27 +7,53 @@ import (
 )
 
 // SyncNow makes everything committed so far durable: the proof that the disk
-// is alive. An error means that the store has failed.
+// is alive. At most once a second it also moves the watermark. An error means
+// that the store has failed.
 func (e *Engine) SyncNow() error {
 	if err := e.enter(); err != nil {
 		return err
 	}
 	defer e.leave()
-	return e.syncLog()
+	seq, err := e.syncLogSeq()
+	if err != nil {
+		return err
+	}
+	if err := e.noteDurable(seq, false); err != nil {
+		return e.fail(fmt.Errorf("write watermark: %w", err))
+	}
+	return nil
 }
 
 // syncLog writes an empty record and syncs the log. It precedes every act
 // outside the log (I4, I6). It is called between enter and leave.
 func (e *Engine) syncLog() error {
+	_, err := e.syncLogSeq()
+	return err
+}
+
+// syncLogSeq is syncLog; it returns the sequence number up to which (excluded)
+// writes are durable now.
+func (e *Engine) syncLogSeq() (seq uint64, err error) {
 	pb := e.db.NewBatch()
-	if err := pb.LogData(nil, nil); err != nil {
-		return err
+	_ = pb.LogData(nil, nil) // never fails
+	err = e.commitSynced(pb)
+	if err != nil {
+		return 0, err
 	}
-	return e.applySynced(pb)
+	seq = uint64(pb.SeqNum())
+	return seq, pb.Close()
 }
 
 // applySynced commits pb durably and closes it. It is called between enter and leave.
-func (e *Engine) applySynced(pb *pebble.Batch) (err error) {
+func (e *Engine) applySynced(pb *pebble.Batch) error {
+	if err := e.commitSynced(pb); err != nil {
+		return err
+	}
+	return pb.Close()
+}
+
+// commitSynced commits pb durably.
+func (e *Engine) commitSynced(pb *pebble.Batch) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = e.fail(fmt.Errorf("commit: %v", p))
@@ -41,7 +67,7 @@ func (e *Engine) applySynced(pb *pebble.Batch) (err error) {
 		return e.fail(fmt.Errorf("sync: %w", err))
 	}
 	e.stats.noteSync(e.stats.now().Sub(t))
-	return pb.Close()
+	return nil
 }
 
 // setSynced writes one raw key durably.
