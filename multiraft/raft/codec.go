@@ -25,6 +25,7 @@ const (
 	// CoalesceBytes and CoalesceCmds bound the commands that an owner puts into
 	// one entry. One larger command makes an entry of its own.
 	CoalesceBytes = 64 << 10
+	// CoalesceCmds bounds the commands of one entry.
 	CoalesceCmds  = 256
 	// MaxReplicas bounds the replicas of one descriptor.
 	MaxReplicas = 16

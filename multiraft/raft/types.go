@@ -427,5 +427,5 @@ type Ctl struct {
 	Epoch   Epoch
 	Seq     uint64
 	Echo    uint64 // reserved: closed-time echo
-	Wall    uint64 // sender's wall clock, Unix nanoseconds (heartbeats only; clock-skew guard)
+	Wall    uint64 // heartbeats: the sender's wall clock, Unix nanoseconds (clock-skew guard); replies: the supporter's duration, nanoseconds (zero: the asker's own)
 }
