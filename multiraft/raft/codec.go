@@ -26,7 +26,7 @@ const (
 	// one entry. One larger command makes an entry of its own.
 	CoalesceBytes = 64 << 10
 	// CoalesceCmds bounds the commands of one entry.
-	CoalesceCmds  = 256
+	CoalesceCmds = 256
 	// MaxReplicas bounds the replicas of one descriptor.
 	MaxReplicas = 16
 	// maxEntryCmds bounds the commands of a decoded entry.

@@ -637,6 +637,17 @@ func (c *Core) PeerReset(now Time, node NodeID, o *Out) {
 	}
 }
 
+// StillHolds reports whether a message that waited for the disk (Out.Held) is
+// still worth sending. What is not may be dropped, and better is: by the time a
+// slow disk has synced, the term may be over, the entries overwritten, or the
+// right to campaign gone.
+func (c *Core) StillHolds(m *Msg) bool {
+	if m.Type == MsgVote && (c.role == RoleFollower || c.role == RoleLeader || !c.isVoter()) {
+		return false
+	}
+	return m.Term == c.hs.Term
+}
+
 // HardState returns the newest hard state, durable or on its way.
 func (c *Core) HardState() HardState {
 	h := c.hs

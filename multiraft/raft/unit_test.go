@@ -646,3 +646,21 @@ func BenchmarkPropose(b *testing.B) {
 		}
 	}
 }
+
+// TestStillHolds shows which promises a slow disk makes worthless.
+func TestStillHolds(t *testing.T) {
+	r := newRig(t, stateOf(three, HardState{}, nil))
+	r.do(true, func(o *Out) { r.c.Campaign(r.now, o) })
+	vote := r.want(r.step(Msg{Type: MsgPreVoteResp, From: 2, Term: 1}), MsgVote, 3)
+	if !r.c.StillHolds(&vote) {
+		t.Error("a running campaign's request")
+	}
+	ack := r.want(r.step(Msg{Type: MsgApp, From: 2, Term: 1, Entries: terms(1)}), MsgAppResp, 2)
+	if r.c.StillHolds(&vote) || !r.c.StillHolds(&ack) {
+		t.Error("the campaign is over, the acknowledgement is not")
+	}
+	r.step(Msg{Type: MsgApp, From: 3, Term: 2})
+	if r.c.StillHolds(&ack) {
+		t.Error("an acknowledgement to the leader of an older term")
+	}
+}
