@@ -347,8 +347,10 @@ type DropTask struct {
 // of a loop and reused from round to round; slices keep the order in which
 // effects were produced. The owner must, per round: (1) send Msgs at any time;
 // (2) write Appends and HardStates of the round in one batch in order and sync
-// it; (3) send Held only after that batch is durable, and call Appended with
-// each AppendTask's Mark then; (4) carry out the others.
+// it; (3) send Held only after that batch and all earlier ones are durable (what
+// Core.StillHolds refuses by then may be dropped), and call Appended with each
+// AppendTask's Mark and with LogMark{Term: State.Term} for each HardStateTask;
+// (4) carry out the others.
 type Out struct {
 	Msgs       []Msg
 	Held       []Msg
