@@ -266,6 +266,15 @@ func (c *Core) load(now Time, st State) error {
 	c.confIndex = 0
 	for i := range l.ents {
 		if e := &l.ents[i]; e.Type == EntryConf && e.Index > l.applied {
+			// A leader proposes a change only when it has applied the one before,
+			// so all but the last one in a log are committed. The commit index of
+			// the disk does not know that: it is only a hint. Whoever campaigned by
+			// the configuration before two such changes could win with voters that
+			// the group does not consist of any more:
+			//  1. A log holds the changes c1 (joint) and c2, applied is c0.
+			//  2. c0's majority elects its owner, and commits by c0,
+			//  3. while the majority of c2 has gone on with a leader of its own.
+			c.log.commit = max(c.log.commit, c.confIndex)
 			c.confIndex = e.Index
 		}
 	}
