@@ -3,6 +3,7 @@ package liveness
 import (
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -98,6 +99,9 @@ func (r *Rules) reply(p *peer, now raft.Time, c raft.Ctl, e *Effects) {
 		d = time.Duration(c.Wall)
 	}
 	until := s.at.Add(r.cfg.counted(d))
+	if mutants.On("D14c") {
+		until = now.Add(d)
+	}
 	if until <= now || until <= q.until {
 		return
 	}

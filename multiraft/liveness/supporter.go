@@ -1,6 +1,9 @@
 package liveness
 
-import "github.com/flotillakv/flotilla/multiraft/raft"
+import (
+	"github.com/flotillakv/flotilla/internal/mutants"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
 
 // supportState is where a promise stands.
 type supportState uint8
@@ -45,7 +48,7 @@ type supporter struct {
 // stands until the time given: longer than any extension that was lost.
 func (s *supporter) restore(rec Record, until raft.Time) {
 	s.epoch, s.shown = rec.Epoch, rec.Epoch
-	if rec.Withdrawn {
+	if rec.Withdrawn || mutants.On("D14d") {
 		return
 	}
 	s.state, s.shownLive, s.until = supportLive, true, until
@@ -83,7 +86,13 @@ func (r *Rules) heartbeat(p *peer, now, recv raft.Time, epoch raft.Epoch, seq ui
 		// standing promise may be replaced; it is shown until the new one is durable.
 		s.state, s.epoch, s.seq, s.until = supportAccepting, epoch, seq, recv.Add(r.cfg.Duration)
 		r.persist(p, Record{Node: p.node, Epoch: epoch}, e)
-	case epoch == s.epoch && s.state == supportLive:
+		if mutants.On("D14b") {
+			r.answer(p, seq, e)
+		}
+	case epoch == s.epoch && (s.state == supportLive || mutants.On("D14e")):
+		if mutants.On("D14e") {
+			s.state, s.shownLive = supportLive, true
+		}
 		s.until = max(s.until, recv.Add(r.cfg.Duration))
 		r.answer(p, seq, e)
 	default:
@@ -147,6 +156,10 @@ func (r *Rules) relinquishedBy(p *peer, now raft.Time, epoch raft.Epoch, e *Effe
 // nor answered; it is shown as standing until the record is durable.
 func (r *Rules) withdraw(p *peer, e *Effects) {
 	p.sup.state = supportWithdrawing
+	if mutants.On("D14") {
+		p.sup.shownLive = false
+		p.publish(e, true)
+	}
 	r.persist(p, Record{Node: p.node, Epoch: p.sup.epoch, Withdrawn: true}, e)
 }
 

@@ -274,7 +274,9 @@ func (c *Core) load(now Time, st State) error {
 			//  1. A log holds the changes c1 (joint) and c2, applied is c0.
 			//  2. c0's majority elects its owner, and commits by c0,
 			//  3. while the majority of c2 has gone on with a leader of its own.
-			c.log.commit = max(c.log.commit, c.confIndex)
+			if !mutants.On("A19b") {
+				c.log.commit = max(c.log.commit, c.confIndex)
+			}
 			c.confIndex = e.Index
 		}
 	}
@@ -379,7 +381,7 @@ func (c *Core) accept(m *Msg, o *Out) bool {
 	if m.Type == MsgStepDown {
 		return true // names the leader it is about, who may be gone
 	}
-	if m.FromReplica < c.desc.NextReplica && !mutants.On("S11") {
+	if m.FromReplica < c.desc.NextReplica {
 		r, ok := c.desc.Replica(m.FromReplica)
 		return ok && r.Node == m.From
 	}
@@ -397,9 +399,6 @@ func (c *Core) adopt(now Time, m *Msg, o *Out) bool {
 		if c.role != RoleLeader && c.fortified() {
 			return false
 		}
-	}
-	if mutants.On("K16") && c.role == RoleLeader {
-		return true // goes on leading
 	}
 	c.becomeFollower(now, m.Term, o)
 	return true
@@ -602,7 +601,7 @@ func (c *Core) LivenessChanged(now Time, node NodeID, o *Out) {
 	}
 	if c.lead != 0 && c.leadNode == node {
 		e, live := c.live.SupportFor(node)
-		if live && e != c.leadEpoch {
+		if live && e != c.leadEpoch && !(mutants.On("A10") && c.leadEpoch == 0) {
 			// The leader's node restarted, lost its epoch, or was not supported when
 			// it was last heard (then it may have restarted since): it has to report
 			// soon. A node that lives but leads no more would be waited for for ever.

@@ -76,9 +76,7 @@ func (c *Core) becomeFollower(now Time, term Term, o *Out) {
 	}
 	if term > c.hs.Term {
 		c.hs = HardState{Term: term, Leased: c.hs.Leased}
-		if !mutants.On("K17") {
-			c.writeHard(o)
-		}
+		c.writeHard(o)
 	}
 	c.role = RoleFollower
 	c.lead, c.leadNode = 0, 0
@@ -523,7 +521,7 @@ func (c *Core) stepApp(now Time, m *Msg, o *Out) {
 	case mutants.On("K11"):
 		c.commitTo(min(m.Commit, l.last))
 	case mutants.On("B5"):
-		l.commit = max(l.applying, min(m.Commit, lastNew))
+		l.commit = min(m.Commit, lastNew)
 	default:
 		c.commitTo(min(m.Commit, lastNew))
 	}

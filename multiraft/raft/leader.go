@@ -16,10 +16,7 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 	c.electionAt, c.attempts = Never, 0
 	c.preLeading, c.ready, c.uncommitted = c.log.last, false, 0
 	c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
-	if !mutants.On("D4") {
-		c.reads = c.reads[:0]
-	}
-	c.readRound, c.readSent = 0, 0
+	c.reads, c.readRound, c.readSent = c.reads[:0], 0, 0
 	c.commitAt, c.leaving = Never, c.leaving[:0]
 	c.quorumFrom, c.quorumLost = now.Add(c.tun.QuorumGrace), false
 	for i := range c.peers {
@@ -46,14 +43,12 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 func (c *Core) stopLeading(o *Out) {
 	for i := range c.reads {
 		if mutants.On("D4") {
-			c.reads[i].round = 0
+			o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[i].ctx, Index: c.reads[i].index})
 			continue
 		}
 		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[i].ctx, Err: ErrNotLeader})
 	}
-	if !mutants.On("D4") {
-		c.reads = c.reads[:0]
-	}
+	c.reads = c.reads[:0]
 	for i := range c.peers {
 		if p := &c.peers[i]; i != c.self {
 			c.send(o, p.node, p.id, Msg{Type: MsgStepDown, Epoch: p.epoch})
@@ -112,7 +107,7 @@ func (c *Core) leads() bool { return c.role == RoleLeader && c.isVoter() }
 
 // flushLeader sends what the round made due.
 func (c *Core) flushLeader(now Time, o *Out) {
-	if !c.isVoter() {
+	if !c.isVoter() && !(mutants.On("C6") && c.self >= 0) {
 		c.becomeFollower(now, c.hs.Term, o) // the configuration took the right away
 		return
 	}
@@ -196,9 +191,8 @@ func (c *Core) sendAppends(now Time, p *progress, o *Out) {
 	for p.state != stateSnapshot && !p.paused {
 		prevTerm, ok := l.term(p.next - 1)
 		if mutants.On("B4") && !ok {
-			prevTerm, ok = 0, true
-		}
-		if !ok || p.next <= l.trunc && p.next <= l.prev {
+			prevTerm = 0
+		} else if !ok || p.next <= l.trunc && p.next <= l.prev {
 			c.startSnapshot(now, p, o)
 			return
 		}

@@ -180,7 +180,7 @@ func (l *raftLog) cutSuffix(i Index) {
 		l.diskBytes -= min(l.diskBytes, uint64(len(e.Value)))
 	}
 	l.ents = l.ents[:keep:keep]
-	for len(l.runs) > 0 && !mutants.On("B20") && l.runs[len(l.runs)-1].First >= i {
+	for len(l.runs) > 0 && l.runs[len(l.runs)-1].First >= i {
 		l.runs = l.runs[:len(l.runs)-1]
 	}
 	t, ok := l.term(i - 1)
