@@ -77,6 +77,10 @@ func (w *World) act(a Action) {
 		w.ask(w.target(a), event{kind: inTransfer, x: a.R >> 8 % uint64(len(w.nodes))})
 	case ActCampaign:
 		w.ask(n, event{kind: inCampaign})
+	case ActDuel:
+		for _, n := range w.nodes {
+			w.ask(n, event{kind: inCampaign})
+		}
 	case ActConf:
 		w.ask(w.target(a), event{kind: inConf, x: a.R})
 	}
@@ -196,7 +200,7 @@ func (n *node) proposeConf(now raft.Time, r uint64) {
 			i := rng.IntN(len(learners))
 			s.Remove, s.Replica = true, learners[i]
 			learners = slices.Delete(learners, i, i+1)
-		case len(voters) > 2: // remove or demote a voter
+		case len(voters) > 2 || len(voters) == 2 && rng.IntN(4) == 0: // remove or demote a voter
 			i := rng.IntN(len(voters))
 			s.Replica = voters[i]
 			if rng.IntN(2) == 0 {
@@ -258,6 +262,7 @@ func (w *World) liveness() {
 	limit := 6*int64(w.p.Support) + int64(15*time.Second)
 	reads, probes := w.res.Reads, 0
 	var target raft.Index
+	var moved raft.Term // the term from which a transfer was asked
 	for w.now < start+limit {
 		w.runUntil(w.now + int64(50*time.Millisecond))
 		l := w.pickLeader(0)
@@ -271,13 +276,21 @@ func (w *World) liveness() {
 		}
 		if target == 0 || target > w.orc.last() {
 			w.ask(l, event{kind: inPropose, x: uint64(probes) << 8})
-			w.ask(l, event{kind: inRead})
 			probes++
+		}
+		if w.res.Reads == reads {
+			w.ask(l, event{kind: inRead})
 		}
 		if probes == 3 && target == 0 {
 			target = w.orc.last() + 1
 		}
 		if target > 0 && w.orc.last() >= target && w.res.Reads > reads && w.caughtUp(set) {
+			to := w.heir(l, set)
+			if st := l.core.Status(); to >= 0 && (moved == 0 || st.Term == moved) {
+				moved = st.Term
+				w.ask(l, event{kind: inTransfer, x: uint64(to)})
+				continue
+			}
 			w.log(-1, "live", uint64(w.now-start), uint64(target))
 			return
 		}
@@ -288,6 +301,8 @@ func (w *World) liveness() {
 		w.fail("L1", "nodes %b are healthy for %v and there is no leader: %s", bits, d, w.describe(set))
 	case target == 0 || w.orc.last() < target:
 		w.fail("L1", "nodes %b are healthy for %v and nothing new is committed (last %d): %s", bits, d, w.orc.last(), w.describe(set))
+	case moved != 0:
+		w.fail("L1", "nodes %b are healthy for %v and the leadership cannot be handed over: %s", bits, d, w.describe(set))
 	case w.res.Reads == reads:
 		w.fail("L1", "nodes %b are healthy for %v and no read was answered: %s", bits, d, w.describe(set))
 	}
@@ -309,6 +324,16 @@ func (w *World) caughtUp(set []bool) bool {
 		}
 	}
 	return true
+}
+
+// heir returns a healthy node whose replica may take over from l, or -1.
+func (w *World) heir(l *node, set []bool) int {
+	for _, r := range l.desc.Replicas {
+		if i := int(r.Node) - 1; i != l.idx && set[i] && (r.Role == raft.Voter || r.Role == raft.VoterIncoming) {
+			return i
+		}
+	}
+	return -1
 }
 
 // describe returns the state of the group: the newest configuration, and every

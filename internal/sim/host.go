@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -801,7 +802,7 @@ func (n *node) buildSnapshot(t raft.SnapshotTask) {
 	first, _ := w.net.route(n.idx, s.to)
 	sent := &snapSent{life: n.coreLife, to: t.ToReplica, index: s.applied.Applied, term: s.applied.AppliedTerm, ok: first > 0}
 	if first > 0 {
-		first += int64(w.exp(5 * time.Millisecond))
+		first += int64(w.exp(w.p.SnapMean))
 		w.at(event{at: first, kind: evSnapArrive, node: s.to, arg: s})
 	} else {
 		first = w.now + int64(w.exp(20*time.Millisecond))
@@ -822,9 +823,14 @@ func (n *node) install(now raft.Time, s *snapshot) {
 		status.Flags |= raft.FlagReject
 		n.out.Msgs = append(n.out.Msgs, status)
 		return
-	case old && me.ID == n.replica && n.hasSnapshot(s):
+	case old && me.ID == n.replica && !n.wants(s):
+		// The log holds all of it already (an install would throw away entries
+		// behind it that were acknowledged), or this replica believes to lead.
 		w.log(n.idx, "snap-old", uint64(s.applied.Applied), 2)
 		status.Term = n.core.Status().Term
+		if n.core.Status().Role == raft.RoleLeader {
+			status.Flags |= raft.FlagReject
+		}
 		n.out.Msgs = append(n.out.Msgs, status)
 		return
 	}
@@ -868,16 +874,12 @@ func (n *node) install(now raft.Time, s *snapshot) {
 	n.out.Msgs = append(n.out.Msgs, status)
 }
 
-// hasSnapshot reports whether the replica's log holds the snapshot's last
-// entry already; then it holds all before it, too, and installing would throw
-// away entries behind it that were acknowledged.
-func (n *node) hasSnapshot(s *snapshot) bool {
-	im := &n.disk.visible
-	if s.applied.Applied <= im.applied.Applied {
-		return true
+// wants asks the core whether the snapshot brings it forward.
+func (n *node) wants(s *snapshot) bool {
+	if mutants.On("B2") {
+		return s.applied.Applied > n.disk.visible.applied.Applied
 	}
-	t, ok := im.term(s.applied.Applied)
-	return ok && t == s.applied.AppliedTerm
+	return n.core.WantsSnapshot(s.applied.Applied, s.applied.AppliedTerm)
 }
 
 // at is the instant the liveness rules see.

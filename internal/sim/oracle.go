@@ -223,6 +223,10 @@ func (o *oracle) appending(n *node, t *raft.AppendTask, b *batch) {
 		k := entryKey{e.Index, e.Term}
 		switch known, ok := o.entries[k]; {
 		case !ok:
+			if _, ok := o.byTerm[e.Term]; !ok && e.Type == raft.EntryEmpty {
+				// Elected and deposed within one round: nobody was told.
+				o.role(n, &raft.RoleChange{Shard: shard, Term: e.Term, Lead: n.replica, LeadNode: n.id, IsLeader: true, FirstIndex: e.Index})
+			}
 			if l, ok := o.byTerm[e.Term]; !ok || o.leaders[l].replica != n.replica {
 				o.w.fail("S2", "node %d creates entry %d of term %d without leading it", n.id, e.Index, e.Term)
 			}
@@ -232,7 +236,7 @@ func (o *oracle) appending(n *node, t *raft.AppendTask, b *batch) {
 		case known.prev != prev:
 			o.w.fail("S2", "node %d: entry %d of term %d follows term %d here and term %d elsewhere", n.id, e.Index, e.Term, prev, known.prev)
 		}
-		if e.Index <= n.obs.commit && o.log[e.Index-1].term != e.Term {
+		if e.Index <= n.obs.commit && o.log[e.Index-1].term != e.Term && !overwritten(n, t, e.Index) {
 			o.w.fail("S3", "node %d overwrites entry %d, which it knows to be committed", n.id, e.Index)
 		}
 		prev = e.Term
@@ -240,6 +244,19 @@ func (o *oracle) appending(n *node, t *raft.AppendTask, b *batch) {
 	if t.Mark.Index != t.Entries[len(t.Entries)-1].Index {
 		o.w.fail("S18", "node %d: mark %d of an append that ends at %d", n.id, t.Mark.Index, t.Entries[len(t.Entries)-1].Index)
 	}
+}
+
+// overwritten reports whether a later append of the same round replaces index i of t.
+func overwritten(n *node, t *raft.AppendTask, i raft.Index) bool {
+	after := false
+	for k := range n.out.Appends {
+		a := &n.out.Appends[k]
+		if after && a.Entries[0].Index <= i {
+			return true
+		}
+		after = after || a.Mark == t.Mark && a.Entries[0].Index == t.Entries[0].Index
+	}
+	return false
 }
 
 // durable records what a batch that has just become durable promises: S5, S7.
@@ -299,7 +316,14 @@ func (o *oracle) sending(n *node, m *raft.Msg) {
 		if v := o.votes[k]; v.cand != m.ToReplica {
 			o.w.fail("S6", "node %d grants replica %d a vote in term %d, durable is a vote for replica %d", n.id, m.ToReplica, m.Term, v.cand)
 		}
+	case raft.MsgVote, raft.MsgPreVote:
+		if me, ok := n.desc.Replica(m.FromReplica); m.FromReplica == n.replica && (!ok || me.Role == raft.Learner) {
+			o.w.fail("S11", "node %d campaigns and is no voter of configuration %d: %s", n.id, n.desc.ConfVer, FormatMsg(m))
+		}
 	case raft.MsgApp:
+		if me, ok := n.desc.Replica(m.FromReplica); m.FromReplica == n.replica && (!ok || me.Role == raft.Learner) {
+			o.w.fail("S10", "node %d leads and is no voter of configuration %d: %s", n.id, n.desc.ConfVer, FormatMsg(m))
+		}
 		if l, ok := o.byTerm[m.Term]; !ok || o.leaders[l].replica != m.FromReplica {
 			o.w.fail("S1", "node %d sends appends in term %d, which it never led", n.id, m.Term)
 		}
@@ -599,6 +623,9 @@ func (o *oracle) read(n *node, q *readWait, index raft.Index) {
 func (o *oracle) support(n *node, t *liveness.Entry) {
 	if t.Node == n.id || t.For == 0 {
 		return
+	}
+	if d := n.disk.durable.support[t.Node-1]; !t.ForLive && (d.epoch != t.For || !d.withdrawn) {
+		o.w.fail("S6", "node %d shows epoch %x of node %d as ended, durable is %x withdrawn=%v", n.id, t.For, t.Node, d.epoch, d.withdrawn)
 	}
 	p := o.w.nodes[t.Node-1]
 	if !p.up || p.pairs == nil {

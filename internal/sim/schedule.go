@@ -35,6 +35,7 @@ type Params struct {
 	Loss, Dup           float64       // probabilities per message
 	Stream              bool          // links are FIFO and a loss resets the link
 	SyncMin, SyncMean   time.Duration
+	SnapMean            time.Duration // mean travel time of a snapshot
 	RoundDelay          time.Duration // mean time a message waits in the inbox
 	ApplyDelay          time.Duration // mean delay of apply; zero: applied in the round
 	ApplyChunk          bool          // apply tasks are cut at random places
@@ -71,6 +72,7 @@ const (
 	ActTransfer                         // leadership transfer
 	ActConf                             // a membership change
 	ActCampaign                         // somebody campaigns
+	ActDuel                             // everybody campaigns
 )
 
 var actionNames = [...]string{
@@ -78,7 +80,7 @@ var actionNames = [...]string{
 	ActSplit: "split", ActCut: "cut", ActCutBoth: "cut-both", ActClog: "clog", ActSlowDisk: "slow-disk",
 	ActPause: "pause", ActReset: "reset", ActDropType: "drop-type", ActFollow: "isolate-leader",
 	ActKillLeader: "kill-leader", ActStorm: "storm", ActPropose: "propose", ActRead: "read",
-	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign",
+	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign", ActDuel: "duel",
 }
 
 // String returns the action's name in traces.
@@ -94,12 +96,13 @@ type Action struct {
 }
 
 // Profiles lists the names [Draw] accepts.
-var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny"}
+var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny", "eight"}
 
 // Draw draws the schedule of seed under profile. Every profile is swarm with
 // some rates fixed: "calm" has no faults, "conf" many membership changes,
 // "elect" many transfers, campaigns and leader faults, "log" many crashes and
-// resets under load, "reads" many reads, "tiny" the smallest limits.
+// resets under load, "reads" many reads, "tiny" the smallest limits, "eight"
+// five nodes whose leaders die young (figure 8 of the Raft paper).
 // A zero duration means the profile's own; zero nodes means drawn.
 func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedule {
 	rng := rand.New(rand.NewPCG(seed, 0x5eed))
@@ -143,6 +146,7 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 		{ActTransfer, rate(1.5), 0},
 		{ActConf, rate(2.5), 0},
 		{ActCampaign, rate(1.0), 0},
+		{ActDuel, rate(3.0), 0},
 		{ActRead, 20 * rng.Float64(), 0},
 		{ActPropose, 10 + 90*rng.Float64(), 0},
 	}
@@ -153,10 +157,18 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 			src.perSec = 3 + 3*rng.Float64()
 		case profile == "elect" && (src.kind == ActTransfer || src.kind == ActCampaign || src.kind == ActKillLeader || src.kind == ActFollow):
 			src.perSec = 0.4 + rng.Float64()
-		case profile == "log" && (src.kind == ActCrash || src.kind == ActReset || src.kind == ActKillLeader):
+		case profile == "elect" && src.kind == ActDuel:
+			src.perSec = 6
+		case profile == "log" && (src.kind == ActCrash || src.kind == ActReset || src.kind == ActKillLeader || src.kind == ActSlowDisk || src.kind == ActFollow):
 			src.perSec = 0.4 + rng.Float64()
 		case profile == "reads" && src.kind == ActRead:
 			src.perSec = 80
+		case profile == "reads" && (src.kind == ActFollow || src.kind == ActTransfer):
+			src.perSec = 0.4 + rng.Float64()
+		case profile == "eight" && src.kind == ActPropose:
+			src.perSec = 15
+		case profile == "eight" && (src.kind == ActKillLeader || src.kind == ActFollow || src.kind == ActSplit):
+			src.perSec = 1 + rng.Float64()
 		}
 		if src.perSec <= 0 {
 			continue
@@ -172,6 +184,12 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 			s.Actions = append(s.Actions, a)
 		}
 	}
+	if end := int64(duration); profile == "elect" && rng.IntN(2) == 0 {
+		// The last transfer is lost on its way.
+		s.Actions = append(s.Actions,
+			Action{At: end - int64(20*time.Millisecond), Kind: ActDropType, R: 7, Dur: time.Second, Peer: 1},
+			Action{At: end - int64(10*time.Millisecond), Kind: ActTransfer, R: rng.Uint64() | 7, Peer: 1})
+	}
 	slices.SortStableFunc(s.Actions, func(a, b Action) int { return cmp.Compare(a.At, b.At) })
 	return s
 }
@@ -179,6 +197,9 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 	p := Params{Nodes: nodes}
 	p.Voters = 3 + rng.IntN(3)
+	if profile == "eight" {
+		p.Voters = 5
+	}
 	spare := rng.IntN(3)
 	if p.Nodes == 0 {
 		p.Nodes = p.Voters + spare
@@ -204,6 +225,13 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 	p.RoundDelay = time.Duration(rng.IntN(300)) * time.Microsecond
 	if rng.IntN(2) == 0 {
 		p.ApplyDelay = time.Duration(rng.IntN(5000)) * time.Microsecond
+		if rng.IntN(3) == 0 {
+			p.ApplyDelay *= 20
+		}
+	}
+	p.SnapMean = 5 * time.Millisecond
+	if rng.IntN(2) == 0 {
+		p.SnapMean = time.Duration(rng.IntN(800)) * time.Millisecond
 	}
 	p.ApplyChunk = rng.IntN(2) == 0
 	p.KeepAll, p.KeepNone = 0.2*rng.Float64(), 0.5*rng.Float64()
@@ -219,7 +247,7 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 		t.LogKeepEntries = 4 << rng.IntN(6)
 		t.LogKeepBytes = 1024 << rng.IntN(6)
 	}
-	t.ElectionRank = time.Duration(5+rng.IntN(36)) * time.Millisecond
+	t.ElectionRank = time.Duration(1+rng.IntN(40)) * time.Millisecond
 	t.ElectionJitter = t.ElectionRank
 	return p
 }
