@@ -1,0 +1,163 @@
+package flotillatest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/flotillakv/flotilla"
+)
+
+// AwaitLeaders waits until every shard has a leader that a majority of its nodes
+// can hear.
+func (c *Cluster) AwaitLeaders() {
+	c.t.Helper()
+	c.await(func(_ context.Context, shards []flotilla.ShardInfo) (string, error) {
+		for _, s := range shards {
+			if s.Leader == 0 {
+				return fmt.Sprintf("shard %d has no leader", s.ID), nil
+			}
+		}
+		return "", nil
+	})
+}
+
+// AwaitCaughtUp waits until every replica on a node that runs has applied what
+// its shard has committed.
+func (c *Cluster) AwaitCaughtUp() {
+	c.t.Helper()
+	c.await(c.behind)
+}
+
+// behind says which replica is behind, if any.
+func (c *Cluster) behind(_ context.Context, shards []flotilla.ShardInfo) (string, error) {
+	for _, s := range shards {
+		if s.Leader == 0 {
+			return fmt.Sprintf("shard %d has no leader", s.ID), nil
+		}
+		last := uint64(0)
+		for _, r := range s.Replicas {
+			last = max(last, r.Last)
+		}
+		for _, r := range s.Replicas {
+			if c.Node(int(r.Node)-1) != nil && (r.State != "up" || r.Applied < last) {
+				return fmt.Sprintf("the replica of shard %d on node %d is %s and has applied %d of %d", s.ID, r.Node-1, r.State, r.Applied, last), nil
+			}
+		}
+	}
+	return "", nil
+}
+
+// AwaitEqualReplicas waits until all replicas on nodes that run have caught up
+// and stand at one applied index per shard, and fails the test if two replicas
+// of a shard then differ in any key, value or version. It waits as long as
+// somebody writes.
+func (c *Cluster) AwaitEqualReplicas() {
+	c.t.Helper()
+	c.await(func(ctx context.Context, shards []flotilla.ShardInfo) (string, error) {
+		if why, err := c.behind(ctx, shards); why != "" || err != nil {
+			return why, err
+		}
+		for _, s := range shards {
+			type state struct{ applied, digest uint64 }
+			var first state
+			var at uint32
+			for _, r := range s.Replicas {
+				n := c.Node(int(r.Node) - 1)
+				if n == nil {
+					continue
+				}
+				applied, digest, err := n.LocalDigest(ctx, s.ID)
+				if err != nil {
+					return "", err
+				}
+				is := state{applied, digest}
+				switch {
+				case at == 0:
+					first, at = is, r.Node
+				case is.applied != first.applied:
+					return fmt.Sprintf("shard %d is applied up to %d on one node and %d on another", s.ID, first.applied, applied), nil
+				case is.digest != first.digest:
+					return "", fmt.Errorf("shard %d differs between node %d and node %d, both at index %d", s.ID, at-1, r.Node-1, applied)
+				}
+			}
+		}
+		return "", nil
+	})
+}
+
+// await calls done with the shards as the nodes tell them until it has nothing
+// more to wait for.
+func (c *Cluster) await(done func(context.Context, []flotilla.ShardInfo) (wait string, err error)) {
+	c.t.Helper()
+	ctx, cancel := c.context()
+	defer cancel()
+	for d := time.Millisecond; ; d = min(2*d, 50*time.Millisecond) {
+		shards := c.shards(ctx)
+		why := "no node runs"
+		if len(shards) > 0 {
+			var err error
+			if why, err = done(ctx, shards); err != nil {
+				c.t.Fatalf("flotillatest: %v", err)
+			}
+			if why == "" {
+				return
+			}
+		}
+		if ctx.Err() != nil {
+			c.t.Fatalf("flotillatest: waited for %v: %s", c.o.timeout, why)
+		}
+		pause(ctx, d)
+	}
+}
+
+// shards asks every node that runs, since partitions keep them from asking each
+// other, and takes what each says of itself.
+func (c *Cluster) shards(ctx context.Context) []flotilla.ShardInfo {
+	ctx, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
+	defer cancel()
+	nodes := c.Nodes()
+	views := make([][]flotilla.ShardInfo, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		wg.Go(func() { views[i], _ = n.Shards(ctx) }) // a node that is closed now says nothing
+	}
+	wg.Wait()
+	var out []flotilla.ShardInfo
+	at := map[uint64]int{}
+	// A leader counts if a majority of the replicas' nodes can hear it: one that
+	// is cut off still takes itself for the leader.
+	type vote struct {
+		shard  uint64
+		leader uint32
+		term   uint64
+	}
+	votes := map[vote]int{}
+	for i, n := range nodes {
+		for _, s := range views[i] {
+			k, ok := at[s.ID]
+			if !ok {
+				k, at[s.ID] = len(out), len(out)
+				out = append(out, s)
+			}
+			have := &out[k]
+			for j, r := range s.Replicas {
+				if r.Node == n.ID() && j < len(have.Replicas) {
+					have.Replicas[j] = r
+					votes[vote{s.ID, s.Leader, s.Term}]++
+				}
+			}
+		}
+	}
+	for i := range out {
+		s := &out[i]
+		s.Leader, s.Term = 0, 0
+		for v, n := range votes {
+			if v.shard == s.ID && v.leader != 0 && n > len(s.Replicas)/2 {
+				s.Leader, s.Term = v.leader, v.term
+			}
+		}
+	}
+	return out
+}
