@@ -50,6 +50,10 @@ type node struct {
 	lastTs   uint64
 	removed  raft.Index // of the entry that took this replica out; zero: a member
 	obs      observed
+	before   struct { // when the round began
+		voter bool
+		role  raft.RaftRole
+	}
 }
 
 // proposal is an entry of this node's log that a client waits for.
@@ -280,7 +284,7 @@ func (n *node) round() {
 		in = in[:k]
 		n.wake()
 	}
-	n.out.Reset()
+	n.beginRound()
 	now := n.clock()
 	for i := range in {
 		n.step(now, &in[i])
@@ -289,6 +293,16 @@ func (n *node) round() {
 		n.core.Flush(now, &n.out)
 	}
 	n.commitRound(now)
+}
+
+// beginRound notes what the oracles compare the end of the round with.
+func (n *node) beginRound() {
+	n.out.Reset()
+	if n.core != nil {
+		me, ok := n.desc.Replica(n.replica)
+		n.before.voter = ok && me.Role != raft.Learner
+		n.before.role = n.core.Status().Role
+	}
 }
 
 // step hands one input to the core.
@@ -455,7 +469,7 @@ func (n *node) applyRound() {
 		return
 	}
 	w := n.w
-	n.out.Reset()
+	n.beginRound()
 	now := n.clock()
 	k := len(n.applyQ)
 	if w.p.ApplyChunk {
@@ -564,7 +578,7 @@ func (n *node) acknowledge(e raft.Entry) {
 func (n *node) writeRound(now raft.Time, b *batch) {
 	w, o := n.w, &n.out
 	for i := range o.Drops {
-		w.orc.dropped(n, o.Drops[i].Index)
+		w.orc.dropped(n, &o.Drops[i])
 	}
 	for i := range o.Reads {
 		n.answerRead(&o.Reads[i])

@@ -316,14 +316,7 @@ func (o *oracle) sending(n *node, m *raft.Msg) {
 		if v := o.votes[k]; v.cand != m.ToReplica {
 			o.w.fail("S6", "node %d grants replica %d a vote in term %d, durable is a vote for replica %d", n.id, m.ToReplica, m.Term, v.cand)
 		}
-	case raft.MsgVote, raft.MsgPreVote:
-		if me, ok := n.desc.Replica(m.FromReplica); m.FromReplica == n.replica && (!ok || me.Role == raft.Learner) {
-			o.w.fail("S11", "node %d campaigns and is no voter of configuration %d: %s", n.id, n.desc.ConfVer, FormatMsg(m))
-		}
 	case raft.MsgApp:
-		if me, ok := n.desc.Replica(m.FromReplica); m.FromReplica == n.replica && (!ok || me.Role == raft.Learner) {
-			o.w.fail("S10", "node %d leads and is no voter of configuration %d: %s", n.id, n.desc.ConfVer, FormatMsg(m))
-		}
 		if l, ok := o.byTerm[m.Term]; !ok || o.leaders[l].replica != m.FromReplica {
 			o.w.fail("S1", "node %d sends appends in term %d, which it never led", n.id, m.Term)
 		}
@@ -356,8 +349,18 @@ func (o *oracle) claim(n *node, m *raft.Msg) {
 
 // round checks a node after a round: S3, S5, S6.
 func (o *oracle) round(n *node) {
-	if n.core != nil {
-		o.commit(n, n.core)
+	if n.core == nil {
+		return
+	}
+	o.commit(n, n.core)
+	// Who was no voter when the round began neither campaigns in it nor leads after it.
+	st := n.core.Status()
+	me, ok := n.desc.Replica(n.replica)
+	if st.Role == raft.RoleFollower || n.before.voter || ok && me.Role != raft.Learner {
+		return
+	}
+	if st.Role == raft.RoleLeader || st.Role != n.before.role {
+		o.w.fail("S11", "node %d is %v in term %d and no voter of configuration %d", n.id, st.Role, st.Term, n.desc.ConfVer)
 	}
 }
 
@@ -592,12 +595,12 @@ func (o *oracle) definite(ids []uint64) {
 	}
 }
 
-// dropped takes a core's word that what was proposed at from and above is lost.
-func (o *oracle) dropped(n *node, from raft.Index) {
-	o.w.log(n.idx, "drop", uint64(from), 0)
+// dropped takes a core's word that proposals are lost for good.
+func (o *oracle) dropped(n *node, t *raft.DropTask) {
+	o.w.log(n.idx, "drop", uint64(t.Index), uint64(t.Term))
 	keep := n.waiting[:0]
 	for _, p := range n.waiting {
-		if p.mark.Index >= from && p.mark.Term < n.obs.term {
+		if p.mark.Index >= t.Index && p.mark.Term <= t.Term {
 			o.definite(p.ids)
 			continue
 		}
