@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"slices"
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/invariants"
@@ -526,6 +527,14 @@ func (c *Core) stepApp(now Time, m *Msg, o *Out) {
 		c.commitTo(min(m.Commit, lastNew))
 	}
 	c.compactTo = max(c.compactTo, min(m.CompactTo, lastNew))
+	if slices.ContainsFunc(ents, func(e Entry) bool { return e.Type == EntryConf }) {
+		// A change is proposed only when the one before it is applied, so who
+		// holds the second knows that the first is committed. It must not forget
+		// that in a crash which comes before it applied the first: it would
+		// campaign in a configuration two steps old, whose majorities need not
+		// meet those of the newest. The commit index rides along here.
+		c.writeHard(o)
+	}
 
 	resp := Msg{Type: MsgAppResp, Index: lastNew, Epoch: epoch, Round: m.Round}
 	if len(ents) == 0 && epoch == 0 {

@@ -664,3 +664,28 @@ func TestStillHolds(t *testing.T) {
 		t.Error("an acknowledgement to the leader of an older term")
 	}
 }
+
+// TestTwoChangesOverACrash shows why the commit index is written along with a
+// configuration entry. The log of node 1 holds the changes C2 and C3, C2 is
+// known to be committed, but neither is applied when the process dies. It must
+// not come back and campaign in C1: a majority of C1 need not meet one of C3.
+func TestTwoChangesOverACrash(t *testing.T) {
+	conf := func(idx Index, ver uint64, n NodeID) Entry {
+		cc := ConfChange{ConfVer: ver, Steps: []ConfStep{{Remove: true, Replica: Replica{Node: n}}}}
+		return Entry{Index: idx, Term: 1, Type: EntryConf, Value: EncodeEntry(nil, idx, 1, EntryConf, EntryHeader{}, []Command{{Body: cc.Encode(nil)}})}
+	}
+	r := newRig(t, stateOf(five, HardState{}, nil))
+	log := append(terms(1), conf(2, 1, 5), conf(3, 2, 4))
+	r.step(Msg{Type: MsgApp, From: 2, Term: 1, Entries: log[:2], Commit: 1})
+	r.step(Msg{Type: MsgApp, From: 2, Term: 1, Index: 2, LogTerm: 1, Entries: log[2:], Commit: 2})
+	if r.hard.Commit != 2 {
+		t.Fatalf("commit index on disk %d", r.hard.Commit)
+	}
+	r = newRig(t, stateOf(five, r.hard, log)) // nothing was applied
+	var ms []Msg
+	r.c.Campaign(r.now, &r.o)
+	ms = append(ms, r.o.Msgs...)
+	if find(ms, MsgPreVote, 2) != nil || r.c.log.commit != 2 {
+		t.Fatalf("campaigns in an old configuration: %+v", ms)
+	}
+}
