@@ -587,12 +587,18 @@ func (n *Node) close(tell bool) error {
 // are elected anew by the others.
 func (n *Node) Shutdown(ctx context.Context) error {
 	pause := 5 * time.Millisecond
+	// A shard that comes back, because its other nodes are stopping too, is kept.
+	given := map[raft.ShardID]raft.Term{}
 	for ctx.Err() == nil {
 		led := 0
 		for _, v := range n.host.Views() {
 			if !v.IsLeader {
 				continue
 			}
+			if term, ok := given[v.Shard]; ok && term != v.Term {
+				continue
+			}
+			given[v.Shard] = v.Term
 			to := n.successor(&v)
 			if to == 0 {
 				continue
