@@ -303,7 +303,10 @@ func (c *Core) Step(now Time, m *Msg, o *Out) {
 	case MsgPreVote, MsgVote:
 		c.stepVoteRequest(now, m, o)
 		return
+	case MsgVoteResp:
+		c.learnCommit(m)
 	case MsgPreVoteResp:
+		c.learnCommit(m)
 		c.stepPreVoteResp(now, m, o)
 		return
 	case MsgLeadQuery:
@@ -495,6 +498,9 @@ func (c *Core) flushApply(o *Out) {
 		}
 		for i := range e {
 			c.applyBytes += len(e[i].Value)
+			if e[i].Type == EntryConf && c.hs.Commit < e[i].Index {
+				c.writeHard(o) // a configuration must not be forgotten once others act on it
+			}
 		}
 		l.applying = e[len(e)-1].Index
 		o.Applies = append(o.Applies, ApplyTask{Shard: c.shard, Entries: e})

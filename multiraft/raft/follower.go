@@ -264,9 +264,17 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	if mutants.On("A14") && !c.isVoter() {
 		return
 	}
+	resp.Commit = c.log.commit
+	resp.LogTerm, _ = c.log.term(c.log.commit)
 	if m.Term < c.hs.Term || pre && m.Term == c.hs.Term {
 		c.send(o, m.From, m.FromReplica, resp)
 		return
+	}
+	if pre && c.lead == m.FromReplica && c.role == RoleFollower {
+		// Does the believed leader campaign? Then it leads no more, unless this
+		// request is late. Its log may be too short to win (it crashed before its
+		// own disk had what the others got), so it must not be waited for.
+		c.queryLeader(now, m.From, m.FromReplica, o)
 	}
 	if m.Term > c.hs.Term && c.blocksElection(m) {
 		if c.role != RoleLeader {
@@ -286,9 +294,16 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	if mutants.On("K7") || mutants.On("A1") && m.Index >= c.log.last || mutants.On("A1b") && m.LogTerm >= c.log.lastTerm {
 		upToDate = true
 	}
+	if !upToDate {
+		// What is committed is worth knowing: the asker may sit in an older
+		// configuration in which it needs this vote, while this replica may not
+		// even campaign in the newer one.
+		resp.Commit = c.log.commit
+		resp.LogTerm, _ = c.log.term(resp.Commit)
+	}
 	if pre {
 		if upToDate {
-			resp.Flags, resp.Term = 0, m.Term
+			resp.Flags, resp.Term, resp.Commit, resp.LogTerm = 0, m.Term, 0, 0
 			if mutants.On("A5") {
 				resp.Term = 0 // the voter's own
 			}
@@ -317,7 +332,7 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	if c.electionAt != Never {
 		c.electionAt = c.electionAt.Add(c.tun.PreVoteRetry)
 	}
-	resp.Flags = 0
+	resp.Flags, resp.Commit, resp.LogTerm = 0, 0, 0
 	if mutants.On("K1") {
 		c.send(o, m.From, m.FromReplica, resp)
 		return
@@ -325,7 +340,29 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	c.hold(o, m.From, m.FromReplica, resp)
 }
 
+// learnCommit takes the refusing voter's commit index over, if the log holds
+// that entry: what is committed is so for everyone who has it. Without this a
+// group can stand still for ever: {2, 3} becomes {3} while 3 leads, 3 crashes
+// and forgets that this was committed, and 2, which is no voter any more, holds
+// a longer log and refuses the vote that 3 believes to need.
+func (c *Core) learnCommit(m *Msg) {
+	if m.Reject() && c.role != RoleLeader && c.log.matches(m.Commit, m.LogTerm) {
+		c.commitTo(m.Commit)
+	}
+}
+
+// learnCommit takes over from a refused vote what is committed. That an entry
+// is committed stays true for ever, whatever the terms of the two replicas are;
+// and by log matching everything before it is the same here.
+func (c *Core) learnCommit(m *Msg) {
+	if m.Reject() && m.Commit > c.log.commit && c.role != RoleLeader && c.log.matches(m.Commit, m.LogTerm) {
+		c.commitTo(m.Commit)
+		c.due = true
+	}
+}
+
 func (c *Core) stepPreVoteResp(now Time, m *Msg, o *Out) {
+	c.learnCommit(m)
 	if !m.Reject() {
 		if c.role == RolePreCandidate && m.Term == c.hs.Term+1 {
 			c.countPreVote(now, m.FromReplica, true, o)
@@ -366,6 +403,7 @@ func (c *Core) countPreVote(now Time, from ReplicaID, granted bool, o *Out) {
 }
 
 func (c *Core) stepVoteResp(now Time, m *Msg, o *Out) {
+	c.learnCommit(m)
 	if (c.role == RoleCandidate || c.role == RolePreCandidate) && c.campaigned == c.hs.Term {
 		c.countVote(now, m.FromReplica, !m.Reject(), o)
 	}

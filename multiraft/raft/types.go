@@ -195,9 +195,9 @@ const (
 	// MsgVote and MsgPreVote ask for a vote [Index, LogTerm: last entry; FlagGrant:
 	// campaign by leadership transfer, Epoch unused].
 	MsgVote        MsgType = 3
-	MsgVoteResp    MsgType = 4 // [FlagReject]
+	MsgVoteResp    MsgType = 4 // [FlagReject, then Commit, LogTerm: the voter's commit index and its term]
 	MsgPreVote     MsgType = 5
-	MsgPreVoteResp MsgType = 6 // [FlagReject; Term = the term asked for when granted, else the voter's]
+	MsgPreVoteResp MsgType = 6 // [FlagReject as above; Term = the term asked for when granted, else the voter's]
 	// MsgTimeoutNow tells the target to campaign at once (transfer).
 	MsgTimeoutNow MsgType = 7
 	// MsgCommit is a commit record, or a read-round ping [Commit, CompactTo, Round].

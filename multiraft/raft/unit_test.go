@@ -689,3 +689,27 @@ func TestTwoChangesOverACrash(t *testing.T) {
 		t.Fatalf("campaigns in an old configuration: %+v", ms)
 	}
 }
+
+// TestRefusalTellsCommit shows how a group of {1, 2} that became {1} gets going
+// again when 1 forgot that the change was committed and 2, a voter no more,
+// refuses its vote for a longer log: the refusal carries the commit index.
+func TestRefusalTellsCommit(t *testing.T) {
+	cc := ConfChange{ConfVer: 1, Steps: []ConfStep{{Remove: true, Replica: Replica{Node: 2}}}}
+	conf := Entry{Index: 2, Term: 1, Type: EntryConf, Value: EncodeEntry(nil, 2, 1, EntryConf, EntryHeader{}, []Command{{Body: cc.Encode(nil)}})}
+	r := newRig(t, stateOf(testDesc(Voter, Voter), HardState{}, append(terms(1), conf)))
+	r.do(true, func(o *Out) { r.c.Campaign(r.now, o) })
+	r.step(Msg{Type: MsgPreVoteResp, From: 2, Term: 1, Flags: FlagReject, Commit: 2, LogTerm: 9})
+	if r.c.log.commit != 0 {
+		t.Fatal("a commit index of another log was taken over")
+	}
+	r.step(Msg{Type: MsgPreVoteResp, From: 2, Term: 1, Flags: FlagReject, Commit: 2, LogTerm: 1})
+	if r.c.log.commit != 2 || len(r.done) != 2 || r.hard.Commit != 2 {
+		t.Fatalf("commit %d, applied %d, on disk %d", r.c.log.commit, len(r.done), r.hard.Commit)
+	}
+
+	v := newRig(t, stateOf(three, HardState{Commit: 1}, terms(1, 1)))
+	a := v.want(v.step(Msg{Type: MsgPreVote, From: 2, Term: 5, Index: 1, LogTerm: 1}), MsgPreVoteResp, 2)
+	if !a.Reject() || a.Commit != 1 || a.LogTerm != 1 {
+		t.Fatalf("refusal %+v", a)
+	}
+}
