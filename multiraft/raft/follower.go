@@ -294,13 +294,6 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	if mutants.On("K7") || mutants.On("A1") && m.Index >= c.log.last || mutants.On("A1b") && m.LogTerm >= c.log.lastTerm {
 		upToDate = true
 	}
-	if !upToDate {
-		// What is committed is worth knowing: the asker may sit in an older
-		// configuration in which it needs this vote, while this replica may not
-		// even campaign in the newer one.
-		resp.Commit = c.log.commit
-		resp.LogTerm, _ = c.log.term(resp.Commit)
-	}
 	if pre {
 		if upToDate {
 			resp.Flags, resp.Term, resp.Commit, resp.LogTerm = 0, m.Term, 0, 0
@@ -348,16 +341,6 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 func (c *Core) learnCommit(m *Msg) {
 	if m.Reject() && c.role != RoleLeader && c.log.matches(m.Commit, m.LogTerm) {
 		c.commitTo(m.Commit)
-	}
-}
-
-// learnCommit takes over from a refused vote what is committed. That an entry
-// is committed stays true for ever, whatever the terms of the two replicas are;
-// and by log matching everything before it is the same here.
-func (c *Core) learnCommit(m *Msg) {
-	if m.Reject() && m.Commit > c.log.commit && c.role != RoleLeader && c.log.matches(m.Commit, m.LogTerm) {
-		c.commitTo(m.Commit)
-		c.due = true
 	}
 }
 
