@@ -77,6 +77,14 @@ func (w *World) act(a Action) {
 		w.ask(w.target(a), event{kind: inTransfer, x: a.R >> 8 % uint64(len(w.nodes))})
 	case ActCampaign:
 		w.ask(n, event{kind: inCampaign})
+	case ActSlowLeader:
+		if l := w.pickLeader(a.R); l != nil {
+			l.slowUntil, l.slow = w.now+int64(a.Dur)*3, a.Dur
+		}
+	case ActSnap:
+		if to, ok := n.desc.ReplicaOn(raft.NodeID(a.Peer + 1)); ok && n.up && n.core != nil {
+			n.buildSnapshot(raft.SnapshotTask{Shard: shard, To: to.Node, ToReplica: to.ID}, true)
+		}
 	case ActDuel:
 		for _, n := range w.nodes {
 			w.ask(n, event{kind: inCampaign})

@@ -249,7 +249,7 @@ func (n *node) handle(e *event) {
 	case evFetch:
 		n.fetch(e.arg.(raft.FetchTask))
 	case evSnapBuild:
-		n.buildSnapshot(e.arg.(raft.SnapshotTask))
+		n.buildSnapshot(e.arg.(raft.SnapshotTask), false)
 	case evSnapArrive:
 		n.input(event{kind: inSnapArrived, arg: e.arg})
 	case evDeliver:
@@ -456,10 +456,18 @@ func (n *node) commitRound(now raft.Time) {
 		}
 		if len(n.applyQ) > 0 && !n.applySet {
 			n.applySet = true
-			w.after(w.exp(w.p.ApplyDelay), event{kind: evApply, node: n.idx, gen: n.gen})
+			w.after(n.applyDelay(), event{kind: evApply, node: n.idx, gen: n.gen})
 		}
 	}
 	n.writeRound(now, &b)
+}
+
+func (n *node) applyDelay() time.Duration {
+	d := n.w.exp(n.w.p.ApplyDelay)
+	if n.w.calm {
+		return d
+	}
+	return min(d*time.Duration(n.w.p.ApplyFactor[n.idx]), 2*time.Second)
 }
 
 // applyRound applies queued entries in a round of its own.
@@ -492,7 +500,7 @@ func (n *node) applyRound() {
 	}
 	if len(n.applyQ) > 0 {
 		n.applySet = true
-		w.after(w.exp(w.p.ApplyDelay), event{kind: evApply, node: n.idx, gen: n.gen})
+		w.after(n.applyDelay(), event{kind: evApply, node: n.idx, gen: n.gen})
 	}
 	n.writeRound(now, &b)
 }
@@ -766,6 +774,9 @@ func (n *node) persistOne() {
 	b := n.disk.persist()
 	w.orc.durable(n, &b)
 	for i := range b.held {
+		if w.p.DropHeld && n.core != nil && b.life == n.coreLife && !n.core.StillHolds(&b.held[i]) {
+			continue
+		}
 		w.orc.sending(n, &b.held[i])
 		w.net.send(&b.held[i])
 	}
@@ -804,8 +815,9 @@ func (n *node) fetch(t raft.FetchTask) {
 	n.input(event{kind: inFetched, arg: f})
 }
 
-// buildSnapshot takes the visible applied state and sends it.
-func (n *node) buildSnapshot(t raft.SnapshotTask) {
+// buildSnapshot takes the visible applied state and sends it. Of an unasked
+// one the core is not told.
+func (n *node) buildSnapshot(t raft.SnapshotTask, unasked bool) {
 	if n.core == nil {
 		return
 	}
@@ -820,6 +832,9 @@ func (n *node) buildSnapshot(t raft.SnapshotTask) {
 		w.at(event{at: first, kind: evSnapArrive, node: s.to, arg: s})
 	} else {
 		first = w.now + int64(w.exp(20*time.Millisecond))
+	}
+	if unasked {
+		return
 	}
 	w.at(event{at: first + int64(w.exp(time.Millisecond)), kind: inSnapSent, node: n.idx, gen: n.gen, arg: sent})
 }

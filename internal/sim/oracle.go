@@ -289,8 +289,8 @@ func (o *oracle) sending(n *node, m *raft.Msg) {
 	mine := d.exists && d.replica == m.FromReplica
 	switch m.Type {
 	case raft.MsgAppResp:
-		if m.Reject() || !mine {
-			break
+		if m.Reject() || !mine || d.hard.Term > m.Term {
+			break // of the past: the same batch brought a newer leader's entries, too
 		}
 		if m.Index > d.last() {
 			o.w.fail("S6", "node %d acknowledges entry %d, its durable log ends at %d: %s", n.id, m.Index, d.last(), FormatMsg(m))

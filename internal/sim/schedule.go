@@ -38,9 +38,11 @@ type Params struct {
 	SnapMean            time.Duration // mean travel time of a snapshot
 	RoundDelay          time.Duration // mean time a message waits in the inbox
 	ApplyDelay          time.Duration // mean delay of apply; zero: applied in the round
+	ApplyFactor         [maxNodes]int // of a node that applies slowly
 	ApplyChunk          bool          // apply tasks are cut at random places
 	KeepAll             float64       // probability that a crash keeps every unsynced batch
 	KeepNone            float64       // probability that it keeps none of them
+	DropHeld            bool          // held messages that a slow disk outdated are dropped
 	Payload             int           // bytes of a command, at most
 	Tuning              raft.Tuning
 }
@@ -72,6 +74,8 @@ const (
 	ActTransfer                         // leadership transfer
 	ActConf                             // a membership change
 	ActCampaign                         // somebody campaigns
+	ActSlowLeader                       // syncs of whoever leads take up to Dur
+	ActSnap                             // an unasked snapshot from Node to Peer
 	ActDuel                             // everybody campaigns
 )
 
@@ -81,6 +85,7 @@ var actionNames = [...]string{
 	ActPause: "pause", ActReset: "reset", ActDropType: "drop-type", ActFollow: "isolate-leader",
 	ActKillLeader: "kill-leader", ActStorm: "storm", ActPropose: "propose", ActRead: "read",
 	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign", ActDuel: "duel",
+	ActSlowLeader: "slow-leader", ActSnap: "unasked",
 }
 
 // String returns the action's name in traces.
@@ -137,6 +142,8 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 		{ActCutBoth, rate(0.7), 700 * time.Millisecond},
 		{ActClog, rate(0.7), 500 * time.Millisecond},
 		{ActSlowDisk, rate(0.7), 300 * time.Millisecond},
+		{ActSlowLeader, rate(0.6), 500 * time.Millisecond},
+		{ActSnap, rate(1.5), 0},
 		{ActPause, rate(0.5), 500 * time.Millisecond},
 		{ActReset, rate(1.5), 0},
 		{ActDropType, rate(0.5), 600 * time.Millisecond},
@@ -159,7 +166,7 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 			src.perSec = 0.4 + rng.Float64()
 		case profile == "elect" && src.kind == ActDuel:
 			src.perSec = 6
-		case profile == "log" && (src.kind == ActCrash || src.kind == ActReset || src.kind == ActKillLeader || src.kind == ActSlowDisk || src.kind == ActFollow):
+		case profile == "log" && (src.kind == ActCrash || src.kind == ActReset || src.kind == ActKillLeader || src.kind == ActSlowLeader || src.kind == ActSnap || src.kind == ActFollow):
 			src.perSec = 0.4 + rng.Float64()
 		case profile == "reads" && src.kind == ActRead:
 			src.perSec = 80
@@ -229,6 +236,12 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 			p.ApplyDelay *= 20
 		}
 	}
+	for i := range p.ApplyFactor {
+		p.ApplyFactor[i] = 1
+		if rng.IntN(5) == 0 {
+			p.ApplyFactor[i] = 100
+		}
+	}
 	p.SnapMean = 5 * time.Millisecond
 	if rng.IntN(2) == 0 {
 		p.SnapMean = time.Duration(rng.IntN(800)) * time.Millisecond
@@ -237,6 +250,7 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 	p.KeepAll, p.KeepNone = 0.2*rng.Float64(), 0.5*rng.Float64()
 	p.Payload = []int{16, 64, 256, 3000}[rng.IntN(4)]
 
+	p.DropHeld = rng.IntN(2) == 0
 	t := &p.Tuning
 	if profile == "tiny" || rng.IntN(2) == 0 {
 		t.MaxMsgBytes = 256 << rng.IntN(6)
