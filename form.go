@@ -203,6 +203,8 @@ type joinReply struct {
 	Nonce   string `json:"nonce"`
 	Formed  bool   `json:"formed"`
 	Cluster string `json:"cluster,omitempty"`
+	// Lowest answers joinHello of a formed cluster: the member that formed it.
+	Lowest uint32 `json:"lowest,omitempty"`
 	// Refused is a sentence for the other node's user; empty: not refused.
 	Refused string `json:"refused,omitempty"`
 	// Formation answers joinLate.
@@ -299,6 +301,9 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 			return f.meet(q)
 		}
 		r := joinReply{Formed: true, Cluster: form.Cluster}
+		if len(form.Members) > 0 {
+			r.Lowest = form.Members[0].ID
+		}
 		i := slices.IndexFunc(form.Members, func(m member) bool { return m.ID == q.From.ID })
 		switch {
 		case i < 0:
@@ -412,7 +417,7 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 			}
 			if r.Formed {
 				someFormed = true
-				if f.lowest(r.From.ID) {
+				if r.Lowest == f.self.ID {
 					return nil, &errJoinRefused{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it as a new node with another id", r.Cluster)}
 				}
 				continue
@@ -448,8 +453,6 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 		pause = min(2*pause, time.Second)
 	}
 }
-
-func (f *former) lowest(other uint32) bool { return f.self.ID < other }
 
 // handOut gives the formation to all members until everybody has it.
 func (f *former) handOut(ctx context.Context, form *formation) error {

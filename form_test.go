@@ -1,0 +1,33 @@
+package flotilla
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+)
+
+// TestGatherBetweenOthers: a node that is not the lowest finds a higher one that
+// has the formation already, and waits for its own copy.
+func TestGatherBetweenOthers(t *testing.T) {
+	form := &formation{Version: formationVersion, Cluster: "c", Members: []member{{ID: 1, Addr: "n1"}, {ID: 2, Addr: "n2"}, {ID: 3, Addr: "n3"}}}
+	for _, tc := range []struct {
+		self uint32
+		ok   bool
+	}{{1, false}, {2, true}} {
+		high := newFormer(member{ID: 3, Addr: "n3"}, 3, "", nil)
+		high.set(form)
+		var f *former
+		f = newFormer(member{ID: tc.self, Addr: "self"}, 3, "", func(ctx context.Context, _ string, in []byte) ([]byte, error) {
+			out, err := high.serve(ctx, in)
+			if tc.ok {
+				f.accept(form) // meanwhile the lowest id hands it to this node as well
+			}
+			return out, err
+		})
+		members, err := f.gather(testContext(t), []string{"n3"})
+		if (err == nil) != tc.ok || members != nil {
+			b, _ := json.Marshal(members)
+			t.Errorf("node %d: %s, %v", tc.self, b, err)
+		}
+	}
+}
