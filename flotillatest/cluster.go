@@ -36,12 +36,22 @@ type Cluster struct {
 	closed  bool
 }
 
+// ErrStopped is the result of the start of a node that was stopped meanwhile.
+var ErrStopped = errors.New("flotillatest: stopped while it started")
+
 // place is where a node lives: the node, nil while it is down, and its disk.
 type place struct {
 	index int
 	node  *flotilla.Node
 	disk  *disk
 	shard uint64 // one that has a replica here; zero: none
+	start *start // under way; nil: none
+}
+
+// start is the start of a node that Begin began.
+type start struct {
+	cancel context.CancelFunc
+	over   chan struct{}
 }
 
 // NewCluster starts a cluster and returns when every shard has a leader. It is
@@ -147,14 +157,17 @@ func (c *Cluster) open(ctx context.Context, i int) error {
 		}
 	}
 	n, err := flotilla.Open(ctx, o)
-	if err != nil {
-		return fmt.Errorf("node %d: %w", i, err)
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err != nil {
+		if c.closed || p.disk != d || errors.Is(err, context.Canceled) {
+			err = ErrStopped
+		}
+		return fmt.Errorf("node %d: %w", i, err)
+	}
 	if c.closed || p.disk != d || p.node != nil {
 		n.Close()
-		return fmt.Errorf("node %d: it was stopped while it started", i)
+		return fmt.Errorf("node %d: %w", i, ErrStopped)
 	}
 	p.node = n
 	return nil
@@ -168,6 +181,13 @@ func (c *Cluster) Node(i int) *flotilla.Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.members[i].node
+}
+
+// Starting reports whether node i is about to start; see Begin.
+func (c *Cluster) Starting(i int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.members[i].start != nil
 }
 
 // Nodes returns the nodes that run.
@@ -216,6 +236,26 @@ func (c *Cluster) Dial(o flotilla.ClientOptions) (*flotilla.Client, error) {
 	return cl, nil
 }
 
+// Stop closes node i in order. It does nothing to a node that is down.
+func (c *Cluster) Stop(i int) {
+	c.t.Helper()
+	c.mu.Lock()
+	p := c.members[i]
+	n, s := p.node, p.start
+	p.node = nil
+	c.mu.Unlock()
+	if s != nil {
+		s.cancel()
+		<-s.over
+	}
+	if n == nil {
+		return
+	}
+	if err := n.Close(); err != nil {
+		c.t.Errorf("flotillatest: close node %d: %v", i, err)
+	}
+}
+
 // Kill ends node i as a killed process ends: nothing is handed over, nobody is
 // told, and what it had handed to its operating system stays on its disk.
 func (c *Cluster) Kill(i int) {
@@ -251,7 +291,7 @@ func (c *Cluster) crash(nodes []int, mode func() simfs.Mode) {
 	}
 	for _, old := range olds {
 		p := c.members[old.index]
-		p.node, p.disk = nil, newDisk(old.disk.fs.Image(mode(), c.rand.Uint64()))
+		p.node, p.start, p.disk = nil, nil, newDisk(old.disk.fs.Image(mode(), c.rand.Uint64()))
 	}
 	c.mu.Unlock()
 	var wg sync.WaitGroup
@@ -264,7 +304,11 @@ func (c *Cluster) crash(nodes []int, mode func() simfs.Mode) {
 // stop ends a node whose syncs are held back.
 func (c *Cluster) stop(p *place) {
 	if p.node == nil {
-		p.disk.release(true) // of a node that is about to start
+		p.disk.release(true)
+		if p.start != nil {
+			p.start.cancel()
+			<-p.start.over
+		}
 		return
 	}
 	gone := make(chan struct{})
@@ -309,7 +353,7 @@ func (c *Cluster) RestartAll() {
 	c.t.Helper()
 	var waits []<-chan error
 	for i := range c.members {
-		if c.Node(i) == nil {
+		if c.Node(i) == nil && !c.Starting(i) {
 			waits = append(waits, c.Begin(i))
 		}
 	}
@@ -321,18 +365,30 @@ func (c *Cluster) RestartAll() {
 }
 
 // Begin starts a node that is down without waiting until it serves, which may
-// be never if the other nodes cannot be reached. The channel gets one result.
-// The node must not be killed before.
+// be never if the other nodes cannot be reached. The channel gets one result,
+// which is ErrStopped if the node is stopped or crashes meanwhile.
 func (c *Cluster) Begin(i int) <-chan error {
 	out := make(chan error, 1)
-	if c.Node(i) != nil {
-		out <- fmt.Errorf("node %d runs", i)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.members[i]
+	if p.node != nil || p.start != nil || c.closed {
+		out <- fmt.Errorf("flotillatest: node %d runs or is about to", i)
 		return out
 	}
+	ctx, cancel := c.context()
+	s := &start{cancel: cancel, over: make(chan struct{})}
+	p.start = s
 	go func() {
-		ctx, cancel := c.context()
+		defer close(s.over)
 		defer cancel()
-		out <- c.open(ctx, i)
+		err := c.open(ctx, i)
+		c.mu.Lock()
+		if p.start == s {
+			p.start = nil
+		}
+		c.mu.Unlock()
+		out <- err
 	}()
 	return out
 }
@@ -346,8 +402,18 @@ func (c *Cluster) Close() {
 		return
 	}
 	c.closed = true
-	clients, members := c.clients, c.members
+	clients := c.clients
+	var members []place
+	for _, p := range c.members {
+		members = append(members, *p)
+	}
 	c.mu.Unlock()
+	for _, p := range members {
+		if p.start != nil {
+			p.start.cancel()
+			<-p.start.over
+		}
+	}
 	for _, cl := range clients {
 		if err := cl.Close(); err != nil {
 			c.t.Errorf("flotillatest: close a client: %v", err)
