@@ -47,6 +47,7 @@ var layers = []struct {
 	{"bench/...", 8, "all", "github.com/HdrHistogram/hdrhistogram-go golang.org/x/sync"},
 	{"cmd/flotilla/...", 9, "all", "github.com/spf13/cobra github.com/spf13/pflag github.com/pelletier/go-toml/v2 golang.org/x/term golang.org/x/sync github.com/HdrHistogram/hdrhistogram-go"},
 	{"examples/...", 8, "all", ""},
+	{"e2e", 9, "", ""},
 }
 
 // pure packages decide; they have no clock, goroutine, lock, logger or shared random source.
