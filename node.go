@@ -356,7 +356,7 @@ func (n *Node) openGroups() error {
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
 		Snapshots: snapshotEvents{n}, Tuning: timing.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals,
-		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync,
+		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
 	})
 	if err != nil {
 		return err
@@ -514,9 +514,23 @@ func (n *Node) onFatal(err error) {
 }
 
 // onRole runs on a loop: it must not block.
-func (n *Node) onRole(v multiraft.View) {
-	n.events.leader(LeaderEvent{Shard: uint64(v.Shard), Term: uint64(v.Term), Leader: uint32(v.Leader), Here: v.IsLeader})
-	if v.IsLeader {
+func (n *Node) onRole(old, v multiraft.View) {
+	if old.Leader != v.Leader || old.Term != v.Term {
+		n.events.leader(LeaderEvent{Shard: uint64(v.Shard), Term: uint64(v.Term), Leader: uint32(v.Leader), Here: v.IsLeader})
+	}
+	if (old.NoQuorum == nil) != (v.NoQuorum == nil) {
+		e := QuorumEvent{Shard: uint64(v.Shard), Lost: v.NoQuorum != nil}
+		if e.Lost {
+			for _, d := range v.NoQuorum.Down {
+				e.Down = append(e.Down, uint32(d))
+			}
+		}
+		n.events.quorum(e)
+	}
+	if v.Leader != 0 && n.router != nil {
+		n.router.Table().SetLeader(v.Desc.Keyspace, v.Desc.Start, v.Shard, v.Leader, v.Term)
+	}
+	if v.IsLeader && v.IsReady {
 		select {
 		case n.reports <- struct{}{}:
 		default:
@@ -736,7 +750,7 @@ func (n *Node) receiveSnapshot(from raft.NodeID, header []byte, next func() ([]b
 	defer staged.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	err = n.host.InstallSnapshot(ctx, staged.Meta.Shard, staged.InstallOn)
+	err = n.host.InstallSnapshot(ctx, staged.Meta.Shard, staged.Meta.Index, staged.Meta.Term, staged.InstallOn)
 	n.events.snapshot(SnapshotEvent{Shard: uint64(staged.Meta.Shard), Peer: uint32(from), Index: uint64(staged.Meta.Index), Err: err})
 	return err
 }

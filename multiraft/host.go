@@ -52,8 +52,12 @@ type Config struct {
 	// ProposalBytes bounds the bytes of proposals that wait on this node. Zero: 256 MiB.
 	ProposalBytes int64
 	Logger        *slog.Logger
-	// OnRole is called on a loop when a replica's view of its leadership changed. It must not block.
-	OnRole func(View)
+	// OnRole is called on a loop when a replica's view of its leadership or its
+	// quorum changed. It must not block.
+	OnRole func(old, now View)
+	// ClockOK says whether this node's wall clock agrees with its peers' well
+	// enough to stamp entries. While it does not, proposals are refused. Nil: always.
+	ClockOK func() bool
 	// OnSync is told when a batch was made durable, on a syncer's goroutine. It must not block.
 	OnSync func(at raft.Time)
 	// OnFatal is called once when the node cannot go on (a failed log write, a
@@ -73,7 +77,8 @@ type Host struct {
 	tuning   raft.Tuning
 	seed     uint64
 	logger   *slog.Logger
-	onRole   func(View)
+	onRole   func(old, now View)
+	clockOK  func() bool
 	onSync   func(raft.Time)
 	onFatal  func(error)
 	loops    []*loop
@@ -122,7 +127,7 @@ func New(c Config) (*Host, error) {
 	}
 	h := &Host{
 		node: c.Node, engine: c.Engine, net: c.Net, live: c.Liveness, clock: c.Clock, machine: c.Machine,
-		snaps: c.Snapshots, tuning: c.Tuning, seed: c.Seed, logger: c.Logger, onRole: c.OnRole, onSync: c.OnSync, onFatal: c.OnFatal,
+		snaps: c.Snapshots, tuning: c.Tuning, seed: c.Seed, logger: c.Logger, onRole: c.OnRole, clockOK: c.ClockOK, onSync: c.OnSync, onFatal: c.OnFatal,
 		maxBytes: c.ProposalBytes, stop: make(chan struct{}),
 	}
 	for i := range c.Loops {
@@ -262,6 +267,10 @@ func (h *Host) Propose(shard raft.ShardID, cmd raft.Command, done func(data []by
 		done(nil, 0, 0, err)
 		return
 	}
+	if h.clockOK != nil && !h.clockOK() {
+		done(nil, 0, 0, &OverloadedError{RetryAfter: time.Second, Why: "this node's clock is too far ahead of the others'; set it right"})
+		return
+	}
 	p := proposal{shard: shard, cmd: cmd, done: done, size: len(cmd.Body) + 32}
 	if n := h.pending.Add(int64(p.size)); n > h.maxBytes && n > int64(p.size) {
 		h.pending.Add(-int64(p.size))
@@ -377,6 +386,14 @@ func (h *Host) OnMessages(_ raft.NodeID, msgs []raft.Msg) {
 // onUnknownShard drops a message for a shard that has no replica here.
 func (h *Host) onUnknownShard(m *raft.Msg, o *raft.Out) {
 	h.stats.unknown.Add(1)
+	if m.Type == raft.MsgLeadQuery {
+		// Whoever believes in a leader here shall not wait for it.
+		o.Msgs = append(o.Msgs, raft.Msg{
+			Type: raft.MsgStepDown, Shard: m.Shard, From: m.To, To: m.From,
+			FromReplica: m.ToReplica, ToReplica: m.FromReplica, Term: m.Term,
+		})
+		return
+	}
 	if m.Type != raft.MsgApp || m.ToReplica == 0 {
 		return
 	}
@@ -493,15 +510,15 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 	})
 }
 
-// InstallSnapshot replaces the state of shard on this node. install runs on the
+// InstallSnapshot replaces the state of shard on this node by a snapshot of (index, term). install runs on the
 // shard's loop with the hard state to be kept; it must make the new state
 // durable in one step and return it, or leave the old one whole. A shard without
 // a replica here is created from the installed state.
-func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, install func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error)) error {
+func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, index raft.Index, term raft.Term, install func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error)) error {
 	ch := make(chan error, 1)
 	l := h.loopOf(shard)
 	ok := l.in.put(func(it *items) {
-		it.funcs = append(it.funcs, func(now raft.Time) { ch <- l.install(now, shard, install) })
+		it.funcs = append(it.funcs, func(now raft.Time) { ch <- l.install(now, shard, index, term, install) })
 	})
 	if !ok {
 		return ErrClosed
@@ -516,7 +533,7 @@ func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, install 
 	}
 }
 
-func (l *loop) install(now raft.Time, shard raft.ShardID, install func(raft.HardState, raft.AppliedState, bool) (raft.State, error)) error {
+func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term raft.Term, install func(raft.HardState, raft.AppliedState, bool) (raft.State, error)) error {
 	r := l.byID[shard]
 	if r == nil {
 		st, err := install(raft.HardState{}, raft.AppliedState{}, false)
@@ -529,6 +546,9 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, install func(raft.Hard
 			}
 		})
 		return nil
+	}
+	if !r.core.WantsSnapshot(index, term) {
+		return fmt.Errorf("multiraft: shard %d does not need a snapshot of index %d", shard, index)
 	}
 	st, err := install(r.core.HardState(), r.as, true)
 	if err != nil {

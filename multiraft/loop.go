@@ -162,10 +162,10 @@ func (l *loop) touch(r *replica) {
 func (l *loop) onAck(now raft.Time, a *ack) {
 	l.inFlight--
 	l.acked++
-	l.sendMsgs(a.held)
+	l.sendHeld(a.held)
 	n := 0
 	for n < len(l.heldLater) && l.heldLater[n].after <= l.acked {
-		l.sendMsgs(l.heldLater[n].msgs)
+		l.sendHeld(l.heldLater[n].msgs)
 		n++
 	}
 	l.heldLater = slices.Delete(l.heldLater, 0, n)
@@ -395,8 +395,9 @@ func (l *loop) commitRound(now raft.Time) {
 		if wall.IsZero() {
 			wall = time.Unix(0, int64(l.h.clock.Wall()))
 		}
+		old := r.pub.Load()
 		if r.publish(now, wall) && l.h.onRole != nil {
-			l.h.onRole(*r.pub.Load())
+			l.h.onRole(*old, *r.pub.Load())
 		}
 		if d := r.core.Deadline(); d != r.deadline || r.heapPos < 0 {
 			l.timers.set(r, d)
@@ -409,6 +410,17 @@ func (l *loop) commitRound(now raft.Time) {
 	l.done.flush()
 }
 
+// sendHeld sends what was held, but for promises that newer ones have outdated.
+func (l *loop) sendHeld(held []raft.Msg) {
+	keep := held[:0]
+	for i := range held {
+		if r := l.byID[held[i].Shard]; r != nil && !r.removed && r.core.StillHolds(&held[i]) {
+			keep = append(keep, held[i])
+		}
+	}
+	l.sendMsgs(keep)
+}
+
 // sendHeldAfterEarlier sends messages that rest on durable state in a round
 // that syncs nothing itself. They may rest on what earlier rounds wrote, so they
 // wait for the newest sync in flight.
@@ -417,7 +429,7 @@ func (l *loop) sendHeldAfterEarlier(held []raft.Msg) {
 		return
 	}
 	if l.inFlight == 0 {
-		l.sendMsgs(held)
+		l.sendHeld(held)
 		return
 	}
 	l.heldLater = append(l.heldLater, heldMsgs{after: l.submitted, msgs: slices.Clone(held)})

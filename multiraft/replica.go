@@ -101,7 +101,8 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 		}
 	}
 	r.pub.Store(v)
-	return old == nil || old.Leader != v.Leader || old.IsLeader != v.IsLeader || old.Term != v.Term
+	return old != nil && (old.Leader != v.Leader || old.IsLeader != v.IsLeader || old.IsReady != v.IsReady ||
+		old.Term != v.Term || (old.NoQuorum == nil) != (v.NoQuorum == nil))
 }
 
 // failQueued refuses everything not yet in the log. Nothing of it was proposed.
