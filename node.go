@@ -48,17 +48,18 @@ type Node struct {
 	form atomic.Pointer[formation]
 	book addressBook
 
-	ready    chan struct{}
-	stop     chan struct{} // closed first at Close
-	closing  sync.Once
-	closed   chan struct{} // closed when Close is through
-	closeErr error
-	wg       sync.WaitGroup // "reporter"
-	requests sync.WaitGroup // requests that this node's router carries out for others
-	reports  chan struct{}  // capacity 1: leaderships to be reported
-	fatal    atomic.Pointer[error]
-	alone    bool // without peers, now and later; written by Open alone
-	serving  bool // doors were opened; written by Open alone
+	ready     chan struct{}
+	stop      chan struct{} // closed first at Close
+	closing   sync.Once
+	closed    chan struct{} // closed when Close is through
+	closeErr  error
+	wg        sync.WaitGroup // "reporter"
+	requests  sync.WaitGroup // requests that this node's router carries out for others
+	reports   chan struct{}  // capacity 1: leaderships to be reported
+	fatal     atomic.Pointer[error]
+	collector *collector
+	alone     bool // without peers, now and later; written by Open alone
+	serving   bool // doors were opened; written by Open alone
 }
 
 var _ KV = (*Node)(nil)
@@ -100,6 +101,9 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 	if err := n.awaitReady(ctx); err != nil {
 		return nil, err
 	}
+	if err := n.register(); err != nil {
+		return nil, err
+	}
 	close(n.ready)
 	return n, nil
 }
@@ -132,7 +136,7 @@ func (n *Node) openEngine() error {
 	}
 	eo := engine.Options{
 		Dir: n.dir, Create: true, CacheBytes: mem / 2, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
-		MemTableBytes: max(4<<20, min(64<<20, mem/4)), Node: raft.NodeID(o.NodeID),
+		MemTableBytes: max(4<<20, min(64<<20, mem/16)), Node: raft.NodeID(o.NodeID),
 	}
 	if o.FS != engine.OSFS() {
 		eo.FS = o.FS
@@ -550,6 +554,7 @@ func (n *Node) Kill() error { return n.close(false) }
 func (n *Node) close(tell bool) error {
 	n.closing.Do(func() {
 		close(n.stop)
+		n.unregister()
 		var errs []error
 		if n.former != nil {
 			n.former.setLate(nil)

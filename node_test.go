@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/flotillakv/flotilla/transport"
 )
@@ -94,6 +97,43 @@ func TestThreeNodesInProcess(t *testing.T) {
 		}
 		if count != 200 {
 			t.Fatalf("node %d scans %d keys", n.ID(), count)
+		}
+	}
+}
+
+// TestMetrics: the readings reach a registry while the node is open, and it is
+// free for the next one afterwards.
+func TestMetrics(t *testing.T) {
+	ctx := testContext(t)
+	reg := prometheus.NewRegistry()
+	for range 2 {
+		n, err := Open(ctx, Options{InMemory: true, Registerer: reg, Shards: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Put(ctx, []byte("a"), []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(ctx, Options{InMemory: true, Registerer: reg}); err == nil {
+			t.Fatal("a second node with the same id registered in the same registry")
+		}
+		fams, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]float64{}
+		for _, f := range fams {
+			m := f.GetMetric()[0]
+			got[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+		if got["flotilla_shard_leaders"] != 5 || got["flotilla_raft_commands_total"] < 2 || got["flotilla_engine_syncs_total"] == 0 {
+			t.Fatalf("readings: %v", got)
+		}
+		if s := n.Metrics().String(); !strings.Contains(s, "5 replicas, 5 led") {
+			t.Fatalf("metrics read %q", s)
+		}
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -1,0 +1,167 @@
+package flotilla
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft"
+	"github.com/flotillakv/flotilla/multiraft/liveness"
+	"github.com/flotillakv/flotilla/router"
+	"github.com/flotillakv/flotilla/transport"
+)
+
+// Metrics is a reading of a node's counters. Its String is meant for people.
+type Metrics struct {
+	Host   multiraft.Stats
+	Engine engine.Metrics
+	Live   liveness.Stats
+	Router router.Stats
+	Peers  []transport.PeerStats
+	// Leaders and Replicas count the shards led and replicated here.
+	Leaders, Replicas int
+	// NoQuorum counts the replicas here that cannot reach a majority.
+	NoQuorum int
+	// EventsDropped counts events the observer was too slow for.
+	EventsDropped uint64
+}
+
+// Metrics reads the node's counters.
+func (n *Node) Metrics() Metrics {
+	m := Metrics{
+		Host: n.host.Stats(), Engine: n.eng.Metrics(), Live: n.live.Stats(), Router: n.router.Stats(),
+		Peers: n.net.get().Stats(), EventsDropped: n.events.dropped.Load(),
+	}
+	for _, v := range n.host.Views() {
+		m.Replicas++
+		if v.IsLeader {
+			m.Leaders++
+		}
+		if v.NoQuorum != nil {
+			m.NoQuorum++
+		}
+	}
+	return m
+}
+
+// String renders the readings in a few lines.
+func (m Metrics) String() string {
+	var b strings.Builder
+	perSync := 0.0
+	if m.Host.Syncs > 0 {
+		perSync = float64(m.Host.Entries) / float64(m.Host.Syncs)
+	}
+	fmt.Fprintf(&b, "shards  %d replicas, %d led, %d without quorum\n", m.Replicas, m.Leaders, m.NoQuorum)
+	fmt.Fprintf(&b, "writes  %d commands in %d entries, %d rounds, %d syncs (%.1f own entries per sync)\n", m.Host.Commands, m.Host.Entries, m.Host.Rounds, m.Host.Syncs, perSync)
+	fmt.Fprintf(&b, "disk    %d MiB, fsync p50 %s p99 %s, %d write stalls\n", m.Engine.DiskBytes>>20, m.Engine.FsyncP50.Round(10*time.Microsecond), m.Engine.FsyncP99.Round(10*time.Microsecond), m.Engine.Stalls)
+	for _, p := range m.Peers {
+		fmt.Fprintf(&b, "peer %d  up %t, sent %d frames %d messages, received %d frames\n", p.Node, p.Up, p.FramesSent, p.MsgsSent, p.FramesReceived)
+	}
+	return b.String()
+}
+
+// collector hands Metrics to Prometheus: one reading per scrape.
+type collector struct {
+	n      *Node
+	gauges []metric
+}
+
+type metric struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(m *Metrics) float64
+}
+
+func newCollector(n *Node) *collector {
+	c := &collector{n: n}
+	label := prometheus.Labels{"store": fmt.Sprint(n.ID())}
+	add := func(kind prometheus.ValueType, name, help string, f func(m *Metrics) float64) {
+		c.gauges = append(c.gauges, metric{prometheus.NewDesc("flotilla_"+name, help, nil, label), kind, f})
+	}
+	g, k := prometheus.GaugeValue, prometheus.CounterValue
+	add(g, "shard_leaders", "Shards led by this node.", func(m *Metrics) float64 { return float64(m.Leaders) })
+	add(g, "shard_replicas", "Replicas on this node.", func(m *Metrics) float64 { return float64(m.Replicas) })
+	add(g, "shard_without_quorum", "Replicas that cannot reach a majority.", func(m *Metrics) float64 { return float64(m.NoQuorum) })
+	add(k, "raft_commands_total", "Commands proposed on this node.", func(m *Metrics) float64 { return float64(m.Host.Commands) })
+	add(k, "raft_entries_total", "Entries proposed on this node.", func(m *Metrics) float64 { return float64(m.Host.Entries) })
+	add(k, "raft_applied_entries_total", "Entries applied on this node.", func(m *Metrics) float64 { return float64(m.Host.Applied) })
+	add(k, "raft_rounds_total", "Rounds of the loops.", func(m *Metrics) float64 { return float64(m.Host.Rounds) })
+	add(g, "raft_pending_bytes", "Bytes of proposals whose outcome is open.", func(m *Metrics) float64 { return float64(m.Host.PendingBytes) })
+	add(k, "engine_syncs_total", "Synced batches.", func(m *Metrics) float64 { return float64(m.Engine.Syncs) })
+	add(k, "engine_write_stalls_total", "How often writes waited for flushes or compactions.", func(m *Metrics) float64 { return float64(m.Engine.Stalls) })
+	add(g, "engine_fsync_p99_seconds", "99th percentile from commit to durable.", func(m *Metrics) float64 { return m.Engine.FsyncP99.Seconds() })
+	add(g, "engine_disk_bytes", "Bytes of all files of the store.", func(m *Metrics) float64 { return float64(m.Engine.DiskBytes) })
+	add(g, "engine_wal_bytes", "Bytes of write-ahead logs in use.", func(m *Metrics) float64 { return float64(m.Engine.WALBytes) })
+	add(k, "liveness_withdrawn_total", "Promises of support to other nodes that ended.", func(m *Metrics) float64 { return float64(m.Live.Withdrawn) })
+	add(k, "liveness_lost_total", "Promises of support by other nodes that ended.", func(m *Metrics) float64 { return float64(m.Live.Lost) })
+	add(k, "liveness_late_beats_total", "Heartbeats put off by a slow disk or loop.", func(m *Metrics) float64 { return float64(m.Live.LateBeats) })
+	add(k, "router_requests_total", "Requests routed by this node.", func(m *Metrics) float64 { return float64(m.Router.Requests) })
+	add(k, "router_redirects_total", "Replies that corrected the routing table.", func(m *Metrics) float64 { return float64(m.Router.Redirects) })
+	add(k, "transport_bytes_sent_total", "Bytes of frames sent to peers.", func(m *Metrics) float64 {
+		sum := uint64(0)
+		for _, p := range m.Peers {
+			sum += p.BytesSent
+		}
+		return float64(sum)
+	})
+	add(k, "transport_frames_refused_total", "Frames of peers that were refused.", func(m *Metrics) float64 {
+		sum := uint64(0)
+		for _, p := range m.Peers {
+			sum += p.Refused
+		}
+		return float64(sum)
+	})
+	add(g, "transport_peers_up", "Peers whose stream is open.", func(m *Metrics) float64 {
+		up := 0
+		for _, p := range m.Peers {
+			if p.Up {
+				up++
+			}
+		}
+		return float64(up)
+	})
+	add(k, "events_dropped_total", "Events the observer was too slow for.", func(m *Metrics) float64 { return float64(m.EventsDropped) })
+	return c
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, g := range c.gauges {
+		ch <- g.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	m := c.n.Metrics()
+	for _, g := range c.gauges {
+		ch <- prometheus.MustNewConstMetric(g.desc, g.kind, g.value(&m))
+	}
+}
+
+// register hands the node's metrics to the registry of its options, if there is one.
+func (n *Node) register() error {
+	if n.o.Registerer == nil {
+		return nil
+	}
+	c := newCollector(n)
+	if err := n.o.Registerer.Register(c); err != nil {
+		var dup prometheus.AlreadyRegisteredError
+		if errors.As(err, &dup) {
+			return &OptionError{Field: "Registerer", Value: fmt.Sprintf("%T", n.o.Registerer), Reason: fmt.Sprintf("it holds the metrics of another node %d already; give each its own registry", n.ID())}
+		}
+		return wrapOpen("register metrics", err)
+	}
+	n.collector = c
+	return nil
+}
+
+func (n *Node) unregister() {
+	if n.collector != nil {
+		n.o.Registerer.Unregister(n.collector)
+	}
+}
