@@ -358,7 +358,9 @@ func (n *node) step(now raft.Time, e *event) {
 		n.w.log(n.idx, "campaign", 0, 0)
 		c.Campaign(now, o)
 	case inConf:
-		n.proposeConf(now, e.x)
+		if !n.w.calm { // the healthy set was chosen for the changes known by then
+			n.proposeConf(now, e.x)
+		}
 	case inFetched:
 		f := e.arg.(*fetched)
 		if f.life == n.coreLife {
