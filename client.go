@@ -180,7 +180,7 @@ func (c *Client) routes(ctx context.Context, q routesQuery) (a routesAnswer, err
 		return a, err
 	}
 	if c.cluster != "" && a.Cluster != c.cluster {
-		return a, fmt.Errorf("flotilla: the node belongs to cluster %s, not %s", a.Cluster, c.cluster)
+		return a, &RefusedError{Reason: transport.RefusedCluster, Detail: fmt.Sprintf("the node is of cluster %s, not %s", a.Cluster, c.cluster), ByUs: true}
 	}
 	for _, m := range a.Nodes {
 		c.book.set(m)

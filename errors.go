@@ -5,6 +5,7 @@ import (
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/shard"
+	"github.com/flotillakv/flotilla/transport"
 )
 
 // Sentinel errors; branch with errors.Is.
@@ -40,6 +41,9 @@ type (
 	ArgumentError = shard.ArgumentError
 	// UnavailableError: no node could be reached to take the request.
 	UnavailableError = shard.UnavailableError
+	// RefusedError: two processes do not talk to each other, because they are of
+	// different clusters or releases, or one is not the node it was taken for.
+	RefusedError = transport.RefusedError
 	// PartialError: a write that gave up atomicity was applied in part.
 	PartialError = shard.PartialError
 	// OpenError: the data directory was refused; Path and Reason say which and why. Nothing in it was changed.
@@ -59,6 +63,18 @@ const (
 // Outcome tells what became of the write that returned err: Applied for nil,
 // NotApplied when it certainly had no effect, MaybeApplied otherwise.
 func Outcome(err error) OutcomeCode { return shard.OutcomeOf(err) }
+
+// JoinError says that another node refused this one when it wanted to form or
+// join a cluster: two nodes have one id, the directory of a known node is empty,
+// the cluster is another one. Nothing of this node's data was changed.
+type JoinError struct {
+	Addr   string // of the node that refused, or that the refusal is about
+	Reason string
+}
+
+func (e *JoinError) Error() string {
+	return fmt.Sprintf("flotilla: the node at %s refuses: %s", e.Addr, e.Reason)
+}
 
 // OptionError says that a field of Options has a value it cannot have. Nothing
 // was created or opened.

@@ -216,7 +216,6 @@ type joinCaller func(ctx context.Context, addr string, in []byte) ([]byte, error
 
 // former takes part in forming or joining a cluster.
 type former struct {
-	self      member
 	nonce     string
 	bootstrap int
 	want      string // cluster id demanded by the options, or empty
@@ -224,6 +223,7 @@ type former struct {
 	late      func(ctx context.Context, from member) (*formation, error) // serves joinLate, once formed
 
 	mu     sync.Mutex // guards what follows; never held across a call
+	self   member
 	seen   map[uint32]member
 	nonces map[uint32]string
 	form   *formation
@@ -243,6 +243,23 @@ func newFormer(self member, bootstrap int, want string, call joinCaller) *former
 		f.seen[self.ID] = self
 	}
 	return f
+}
+
+// setSelf says who this node is, once that is known.
+func (f *former) setSelf(m member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.self = m
+	if m.ID != 0 {
+		f.seen[m.ID] = m
+	}
+}
+
+// me returns what setSelf set; ID zero: not known yet.
+func (f *former) me() member {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.self
 }
 
 // set makes the node a member of a formed cluster.
@@ -281,7 +298,7 @@ func (f *former) serve(ctx context.Context, in []byte) ([]byte, error) {
 		return nil, fmt.Errorf("flotilla: a join message does not decode: %w", err)
 	}
 	r := f.answer(ctx, &q)
-	r.From, r.Nonce = f.self, f.nonce
+	r.From, r.Nonce = f.me(), f.nonce
 	return json.Marshal(r)
 }
 
@@ -296,7 +313,7 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 				return joinReply{}
 			}
 			if q.Bootstrap != f.bootstrap {
-				return joinReply{Refused: fmt.Sprintf("node %d was started to bootstrap %d nodes, this one %d; start all of the first nodes with the same number", f.self.ID, f.bootstrap, q.Bootstrap)}
+				return joinReply{Refused: fmt.Sprintf("node %d was started to bootstrap %d nodes, this one %d; start all of the first nodes with the same number", f.me().ID, f.bootstrap, q.Bootstrap)}
 			}
 			return f.meet(q)
 		}
@@ -319,14 +336,17 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 		}
 		if form != nil {
 			if form.Cluster != q.Formation.Cluster {
-				return joinReply{Formed: true, Cluster: form.Cluster, Refused: fmt.Sprintf("node %d belongs to cluster %s already", f.self.ID, form.Cluster)}
+				return joinReply{Formed: true, Cluster: form.Cluster, Refused: fmt.Sprintf("node %d belongs to cluster %s already", f.me().ID, form.Cluster)}
 			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			return joinReply{Formed: f.durable, Cluster: form.Cluster}
 		}
 		if f.want != "" && f.want != q.Formation.Cluster {
-			return joinReply{Refused: fmt.Sprintf("node %d was told to be of cluster %s, not %s", f.self.ID, f.want, q.Formation.Cluster)}
+			return joinReply{Refused: fmt.Sprintf("node %d was told to be of cluster %s, not %s", f.me().ID, f.want, q.Formation.Cluster)}
+		}
+		if f.me().ID == 0 {
+			return joinReply{} // still reading its own directory; the sender asks again
 		}
 		return f.accept(q.Formation)
 	case joinLate:
@@ -364,13 +384,13 @@ func (f *former) meet(q *joinRequest) joinReply {
 // accept waits until the node has made the formation durable.
 func (f *former) accept(form *formation) joinReply {
 	mine := *form
-	mine.Node = f.self.ID
+	mine.Node = f.me().ID
 	f.set(&mine)
 	return joinReply{Cluster: form.Cluster}
 }
 
 func (f *former) send(ctx context.Context, addr string, q joinRequest) (joinReply, error) {
-	q.From, q.Nonce = f.self, f.nonce
+	q.From, q.Nonce = f.me(), f.nonce
 	in, err := json.Marshal(q)
 	if err != nil {
 		return joinReply{}, err
@@ -388,13 +408,6 @@ func (f *former) send(ctx context.Context, addr string, q joinRequest) (joinRepl
 	return r, nil
 }
 
-// errJoinRefused is what another node says no with.
-type errJoinRefused struct{ addr, text string }
-
-func (e *errJoinRefused) Error() string {
-	return fmt.Sprintf("flotilla: the node at %s refuses: %s", e.addr, e.text)
-}
-
 // gather runs the first phase: until N nodes are known, or a formation arrived.
 // It returns the members in order of id, or nil when the formation was set.
 func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
@@ -409,21 +422,21 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 				}
 				continue
 			}
-			if r.Nonce == f.nonce {
-				continue // ourselves
+			if r.Nonce == f.nonce || r.From.ID == 0 {
+				continue // ourselves, or a node that does not know its id yet
 			}
 			if r.Refused != "" {
-				return nil, &errJoinRefused{a, r.Refused}
+				return nil, &JoinError{a, r.Refused}
 			}
 			if r.Formed {
 				someFormed = true
-				if r.Lowest == f.self.ID {
-					return nil, &errJoinRefused{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it as a new node with another id", r.Cluster)}
+				if r.Lowest == f.me().ID {
+					return nil, &JoinError{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it as a new node with another id", r.Cluster)}
 				}
 				continue
 			}
 			if rep := f.meet(&joinRequest{From: r.From, Nonce: r.Nonce}); rep.Refused != "" {
-				return nil, &errJoinRefused{a, rep.Refused}
+				return nil, &JoinError{a, rep.Refused}
 			}
 		}
 		f.mu.Lock()
@@ -440,7 +453,7 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 		if n > f.bootstrap {
 			return nil, fmt.Errorf("flotilla: %d nodes answered for a cluster to be formed of %d; check the lists of addresses", n, f.bootstrap)
 		}
-		if n == f.bootstrap && !someFormed && members[0].ID == f.self.ID {
+		if n == f.bootstrap && !someFormed && members[0].ID == f.me().ID {
 			return members, nil
 		}
 		select {
@@ -456,7 +469,7 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 
 // handOut gives the formation to all members until everybody has it.
 func (f *former) handOut(ctx context.Context, form *formation) error {
-	todo := slices.DeleteFunc(slices.Clone(form.Members), func(m member) bool { return m.ID == f.self.ID })
+	todo := slices.DeleteFunc(slices.Clone(form.Members), func(m member) bool { return m.ID == f.me().ID })
 	pause := 20 * time.Millisecond
 	for len(todo) > 0 {
 		rest := todo[:0]
@@ -466,7 +479,7 @@ func (f *former) handOut(ctx context.Context, form *formation) error {
 			case err != nil:
 				rest = append(rest, m)
 			case r.Refused != "":
-				return &errJoinRefused{m.Addr, r.Refused}
+				return &JoinError{m.Addr, r.Refused}
 			case !r.Formed:
 				rest = append(rest, m) // accepted, not yet durable there
 			}
@@ -497,10 +510,10 @@ func (f *former) joinExisting(ctx context.Context, addrs []string) (*formation, 
 				last = err
 			case r.Nonce == f.nonce:
 			case r.Refused != "":
-				return nil, &errJoinRefused{a, r.Refused}
+				return nil, &JoinError{a, r.Refused}
 			case r.Formation != nil:
 				if f.want != "" && f.want != r.Cluster {
-					return nil, &errJoinRefused{a, fmt.Sprintf("it is of cluster %s, not %s", r.Cluster, f.want)}
+					return nil, &JoinError{a, fmt.Sprintf("it is of cluster %s, not %s", r.Cluster, f.want)}
 				}
 				return r.Formation, nil
 			}

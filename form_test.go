@@ -31,3 +31,20 @@ func TestGatherBetweenOthers(t *testing.T) {
 		}
 	}
 }
+
+// TestGatherBeforeNamed: a node that answers before it knows its own id is not
+// counted as one more node.
+func TestGatherBeforeNamed(t *testing.T) {
+	other := newFormer(member{}, 2, "", nil)
+	calls := 0
+	f := newFormer(member{ID: 1, Addr: "n1"}, 2, "", func(ctx context.Context, _ string, in []byte) ([]byte, error) {
+		if calls++; calls == 2 {
+			other.setSelf(member{ID: 2, Addr: "n2"})
+		}
+		return other.serve(ctx, in)
+	})
+	members, err := f.gather(testContext(t), []string{"n2"})
+	if err != nil || len(members) != 2 || members[0].ID != 1 || members[1].ID != 2 {
+		t.Fatalf("%+v, %v", members, err)
+	}
+}
