@@ -58,6 +58,7 @@ type Node struct {
 	reports   chan struct{}  // capacity 1: leaderships to be reported
 	fatal     atomic.Pointer[error]
 	collector *collector
+	fresh     bool // the cluster is being formed in this run
 	alone     bool // without peers, now and later; written by Open alone
 	serving   bool // doors were opened; written by Open alone
 }
@@ -240,19 +241,20 @@ func (n *Node) openCluster(ctx context.Context) error {
 		return fmt.Errorf("flotilla: %s is missing, without which the node cannot find its cluster; copy it from another node of cluster %x and set \"node\" to %d", n.o.FS.PathJoin(n.dir, formationFile), id.Cluster, id.Node)
 	}
 	n.addr.ID = o.NodeID
+	n.fresh = form == nil
 	switch {
 	case form != nil:
 		if o.NodeID != 0 && o.NodeID != form.Node {
 			return &OpenError{Path: n.dir, Reason: engine.OtherNode, Err: fmt.Errorf("it is of node %d, not %d", form.Node, o.NodeID)}
 		}
 		n.addr.ID = form.Node
-		n.former.self = n.addr
+		n.former.setSelf(n.addr)
 		n.former.set(form)
 	case n.alone || o.Bootstrap == 1:
 		if n.addr.ID == 0 {
 			n.addr.ID = 1
 		}
-		n.former.self = n.addr
+		n.former.setSelf(n.addr)
 		cluster := n.newCluster()
 		if form, err = planFormation(cluster, []member{n.addr}, o); err != nil {
 			return err
@@ -265,8 +267,7 @@ func (n *Node) openCluster(ctx context.Context) error {
 				return err
 			}
 		}
-		n.former.self = n.addr
-		n.former.seen[n.addr.ID] = n.addr
+		n.former.setSelf(n.addr)
 		members, err := n.former.gather(ctx, o.Join)
 		if err != nil {
 			return err
@@ -280,12 +281,12 @@ func (n *Node) openCluster(ctx context.Context) error {
 		}
 		form = n.former.current()
 	default:
-		n.former.self = n.addr
+		n.former.setSelf(n.addr)
 		if form, err = n.former.joinExisting(ctx, o.Join); err != nil {
 			return err
 		}
 		n.addr.ID = form.Node
-		n.former.self = n.addr
+		n.former.setSelf(n.addr)
 		n.former.set(form)
 	}
 	return n.settle(ctx, form)
@@ -428,6 +429,9 @@ func (n *Node) openDoors(ctx context.Context) error {
 	} else if len(form.Shards) > 0 {
 		n.campaign(ctx, form)
 	}
+	if n.fresh {
+		n.dealLeaders(ctx, form)
+	}
 	n.wg.Go(n.reportLoop)
 	return nil
 }
@@ -455,6 +459,47 @@ func (n *Node) campaign(ctx context.Context, form *formation) {
 				n.host.Campaign(ctx, d.Shard)
 			}
 		}
+	}
+}
+
+// dealPatience bounds how long a new cluster settles who leads what.
+const dealPatience = 3 * time.Second
+
+// dealLeaders gives the leaderships of a cluster that was formed just now to the
+// nodes they were dealt to: elections that ran while some nodes were still
+// starting may have gone elsewhere. It is a matter of balance, not of safety.
+func (n *Node) dealLeaders(ctx context.Context, form *formation) {
+	descs, err := form.descriptors()
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, dealPatience)
+	defer cancel()
+	pause := 2 * time.Millisecond
+	for {
+		open := 0
+		for i, d := range descs {
+			to := raft.NodeID(form.Leaders[i])
+			v, ok := n.host.View(d.Shard)
+			if !ok || v.Leader == to && (to != raft.NodeID(form.Node) || v.IsReady) {
+				continue
+			}
+			open++
+			if v.IsLeader && v.IsReady {
+				n.host.Transfer(ctx, d.Shard, to)
+			}
+		}
+		if open == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.stop:
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 50*time.Millisecond)
 	}
 }
 

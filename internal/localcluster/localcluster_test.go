@@ -17,6 +17,12 @@ func TestKillAndRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	// First leaders are dealt round robin: nine groups, the meta shard included.
+	for _, n := range c.Nodes() {
+		if m := n.Metrics(); m.Leaders != 3 {
+			t.Errorf("node %d leads %d shards, want 3", n.ID(), m.Leaders)
+		}
+	}
 	put := func(i int) {
 		t.Helper()
 		n := c.Nodes()[i%len(c.Nodes())]
