@@ -150,7 +150,7 @@ func mix(x uint64) uint64 {
 }
 
 // AddGroups loads replicas from their durable states, before or after Start.
-// A state whose descriptor has no replica on this node is refused.
+// A state whose descriptor has no replica on this node is left alone.
 func (h *Host) AddGroups(states []raft.State) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -171,7 +171,10 @@ func (h *Host) AddGroups(states []raft.State) error {
 		}
 		me, ok := st.Desc.ReplicaOn(h.node)
 		if !ok {
-			return fmt.Errorf("multiraft: shard %d has no replica on node %d", id, h.node)
+			// It was removed by a configuration change. What is left of it waits for
+			// its destruction by an administrator; it must not keep the node from starting.
+			h.logger.Warn("a removed replica's state is left on this node", "shard", id)
+			continue
 		}
 		core, err := raft.NewCore(raft.Config{
 			Node: h.node, Replica: me.ID, Liveness: h.live,
@@ -505,7 +508,7 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 			return err
 		}
 		r.lastTs = ts
-		r.waiting = append(r.waiting, pendingEntry{mark: mark, dones: []ProposeFunc{done}})
+		r.await(pendingEntry{mark: mark, dones: []ProposeFunc{done}})
 		return nil
 	})
 }
@@ -558,20 +561,7 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 	r.lastTs = max(r.lastTs, st.Applied.GroupTs)
 	r.fenced = nil
 	r.core.Restore(now, st, &l.out)
-	// Entries up to the snapshot were applied elsewhere: the outcome of what
-	// waits below it is not known here.
-	k := 0
-	for k < len(r.waiting) && r.waiting[k].mark.Index <= r.as.Applied {
-		for _, d := range r.waiting[k].dones {
-			l.done.propose(d, nil, 0, 0, ErrAmbiguous)
-		}
-		k++
-	}
-	bytes := 0
-	for i := range k {
-		bytes += r.waiting[i].bytes
-	}
-	l.dropWaiting(r, k, bytes)
+	r.passOver(r.as.Applied, &l.done)
 	l.touch(r)
 	return nil
 }

@@ -274,8 +274,7 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 		for i := from; i < n; i++ {
 			w.dones = append(w.dones, r.queue[i].done)
 		}
-		// A new term may propose at an index an older, overwritten proposal still waits for.
-		r.waiting = append(r.waiting, w)
+		r.await(w)
 		l.h.stats.entries.Add(1)
 		l.h.stats.commands.Add(uint64(n - from))
 	}
@@ -463,22 +462,7 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) {
 		l.h.fatal(fmt.Errorf("multiraft: shard %d index %d: %w", r.shard, e.Index, err))
 		return
 	}
-	// Earlier waiters at this index, or waiters displaced by an entry of another term.
-	var dones []ProposeFunc
-	released := 0
-	k := 0
-	for k < len(r.waiting) && r.waiting[k].mark.Index <= e.Index {
-		w := &r.waiting[k]
-		k++
-		released += w.bytes
-		if w.mark.Index == e.Index && w.mark.Term == e.Term {
-			dones = w.dones
-			continue
-		}
-		for _, d := range w.dones {
-			l.done.propose(d, nil, 0, 0, ErrDropped)
-		}
-	}
+	dones := r.takeWaiters(e, &l.done)
 
 	ac := &l.applyCtx
 	*ac = ApplyContext{Desc: &r.desc, Entry: e, Header: hdr}
@@ -497,7 +481,6 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) {
 			for _, d := range dones {
 				l.done.propose(d, nil, 0, 0, ErrAmbiguous) // other replicas may have applied it
 			}
-			l.dropWaiting(r, k, released)
 			return
 		}
 		r.as.WrittenBytes += ac.WrittenBytes
@@ -512,18 +495,7 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) {
 	for i, d := range dones {
 		l.done.propose(d, ac.Results[i], e.Index, uint32(i), nil)
 	}
-	l.dropWaiting(r, k, released)
 	l.h.stats.applied.Add(1)
-}
-
-func (l *loop) dropWaiting(r *replica, n, bytes int) {
-	if n == 0 {
-		return
-	}
-	rest := copy(r.waiting, r.waiting[n:])
-	clear(r.waiting[rest:])
-	r.waiting = r.waiting[:rest]
-	l.h.release(bytes)
 }
 
 // applyMachine runs the state machine and turns a panic into an error.

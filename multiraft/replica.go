@@ -53,6 +53,7 @@ type replica struct {
 
 	queue      []proposal // not yet in the log
 	waiting    []pendingEntry
+	mixed      bool        // waiting holds entries of several terms, in no order of index
 	reads      []readGroup // asked, not answered; in order of ctx
 	readsReady []readGroup // answered, waiting for the applied index; in order of index
 	newReads   []ReadFunc  // of this round
@@ -113,6 +114,75 @@ func (r *replica) failQueued(err error, c *completions) {
 	}
 	clear(r.queue)
 	r.queue = r.queue[:0]
+}
+
+// await notes an entry that somebody waits for. Within one term indexes ascend;
+// a replica that leads again in a later term may propose at lower indexes than
+// its overwritten entries of before had, which still wait for their fate.
+func (r *replica) await(w pendingEntry) {
+	if n := len(r.waiting); n > 0 && r.waiting[n-1].mark.Term != w.mark.Term {
+		r.mixed = true
+	}
+	r.waiting = append(r.waiting, w)
+}
+
+// takeWaiters removes what waits at the index of e, which is applied now, and
+// returns those who proposed e itself. Who proposed another entry at that index
+// is told that it will never be applied.
+func (r *replica) takeWaiters(e raft.Entry, c *completions) (dones []ProposeFunc) {
+	if len(r.waiting) == 0 || !r.mixed && r.waiting[0].mark.Index != e.Index {
+		return nil
+	}
+	n, bytes := len(r.waiting), 0
+	if !r.mixed {
+		n = 1
+	}
+	keep := r.waiting[:0]
+	for i := range n {
+		w := r.waiting[i]
+		if w.mark.Index != e.Index {
+			keep = append(keep, w)
+			continue
+		}
+		bytes += w.bytes
+		if w.mark.Term == e.Term {
+			dones = w.dones
+			continue
+		}
+		for _, d := range w.dones {
+			c.propose(d, nil, 0, 0, ErrDropped)
+		}
+	}
+	r.forget(append(keep, r.waiting[n:]...), bytes)
+	return dones
+}
+
+// passOver ends what waits at or below index: a snapshot went over it, so its
+// outcome is not known here.
+func (r *replica) passOver(index raft.Index, c *completions) {
+	bytes := 0
+	keep := r.waiting[:0]
+	for _, w := range r.waiting {
+		if w.mark.Index > index {
+			keep = append(keep, w)
+			continue
+		}
+		bytes += w.bytes
+		for _, d := range w.dones {
+			c.propose(d, nil, 0, 0, ErrAmbiguous)
+		}
+	}
+	r.forget(keep, bytes)
+}
+
+// forget keeps a prefix of r.waiting's memory as what still waits.
+func (r *replica) forget(keep []pendingEntry, bytes int) {
+	clear(r.waiting[len(keep):])
+	r.waiting = keep
+	if len(keep) == 0 {
+		r.mixed = false
+	}
+	r.loop.h.release(bytes)
 }
 
 // failWaiting ends everything that was handed to Raft: outcome unknown.

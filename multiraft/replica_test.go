@@ -1,0 +1,67 @@
+package multiraft
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// TestWaitersOfSeveralTerms: a replica that led in term 1 and leads again in
+// term 3 waits at index 10 for an entry of term 1 and at lower indexes for
+// entries of term 3. Each learns its own fate: the entry applied at its index.
+func TestWaitersOfSeveralTerms(t *testing.T) {
+	r := &replica{loop: &loop{h: &Host{}}}
+	r.loop.h.pending.Store(6)
+	var log []string
+	wait := func(term raft.Term, index raft.Index, name string) {
+		r.await(pendingEntry{mark: raft.LogMark{Term: term, Index: index}, bytes: 1, dones: []ProposeFunc{
+			func(_ []byte, _ raft.Index, _ uint32, err error) {
+				what := name + " applied"
+				if errors.Is(err, ErrDropped) {
+					what = name + " dropped"
+				} else if err != nil {
+					what = name + " " + err.Error()
+				}
+				log = append(log, what)
+			}}})
+	}
+	apply := func(term raft.Term, index raft.Index) {
+		var c completions
+		for _, d := range r.takeWaiters(raft.Entry{Index: index, Term: term}, &c) {
+			c.propose(d, nil, index, 0, nil)
+		}
+		c.flush()
+	}
+	wait(1, 9, "a")
+	wait(1, 10, "b")
+	wait(3, 8, "c")
+	wait(3, 9, "d")
+	wait(3, 10, "e")
+	apply(2, 7)
+	apply(3, 8)
+	apply(3, 9)
+	apply(3, 10)
+	if want := []string{"c applied", "d applied", "a dropped", "e applied", "b dropped"}; !slices.Equal(sorted(log), sorted(want)) || log[0] != "c applied" {
+		t.Fatalf("fates: %q", log)
+	}
+	if len(r.waiting) != 0 || r.mixed {
+		t.Fatalf("%d still wait, mixed %t", len(r.waiting), r.mixed)
+	}
+	wait(5, 11, "f")
+	var c completions
+	r.passOver(20, &c)
+	if len(c.props) != 1 || !errors.Is(c.props[0].err, ErrAmbiguous) {
+		t.Fatalf("a snapshot went over it: %v", c.props)
+	}
+	if n := r.loop.h.pending.Load(); n != 0 {
+		t.Fatalf("%d bytes still counted", n)
+	}
+}
+
+func sorted(s []string) []string {
+	s = slices.Clone(s)
+	slices.Sort(s)
+	return s
+}
