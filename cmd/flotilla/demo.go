@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -71,6 +73,7 @@ type demo struct {
 	loaded    int
 	victim    int // index of the node to kill
 	writers   []*demoWriter
+	log       logBuffer
 	snapshots sync.Map // shard id -> installed by snapshot after the kill
 	steps     []demoStep
 }
@@ -136,7 +139,34 @@ func (d *demo) print(name, text string, err error) {
 	fmt.Fprintf(d.a.out, "  %s %5.1fs  %s\n", d.a.colour(d.a.outTTY, code, mark), took.Seconds(), text)
 }
 
+// logBuffer keeps what the nodes have to say, up to a bound: a killed node makes
+// the others complain, which is of interest only if the demo does not succeed.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+const logBufferMax = 64 << 10
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.buf.Len()+len(p) <= logBufferMax {
+		l.buf.Write(p)
+	}
+	return len(p), nil
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
 func (d *demo) stopped(ctx context.Context, step string, err error) error {
+	if log := d.log.String(); log != "" && !errors.Is(ctx.Err(), context.Canceled) {
+		d.a.note("what the nodes said meanwhile:\n%s", strings.TrimSuffix(log, "\n"))
+	}
 	if d.a.json() {
 		if err := d.a.printJSON(map[string]any{"ok": false, "seconds": time.Since(d.start).Seconds(), "steps": d.steps}); err != nil {
 			return err
@@ -155,7 +185,8 @@ func (d *demo) stopped(ctx context.Context, step string, err error) error {
 func (d *demo) form(ctx context.Context, dir string) (string, error) {
 	var err error
 	d.cluster, err = localcluster.Start(ctx, localcluster.Options{
-		Nodes: demoNodes, Dir: dir, SplitAt: workload.Splits(demoShards), Logger: d.a.logger("error", "auto"),
+		Nodes: demoNodes, Dir: dir, SplitAt: workload.Splits(demoShards),
+		Logger: slog.New(slog.NewTextHandler(&d.log, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Observer: flotilla.Observer{OnSnapshot: func(e flotilla.SnapshotEvent) {
 			if !e.Sent && e.Err == nil {
 				d.snapshots.Store(e.Shard, true)

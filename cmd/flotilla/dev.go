@@ -23,7 +23,7 @@ func newDev(a *app) *cobra.Command {
 		Short: "Run a cluster on this machine until it is told to stop",
 		Long: `dev runs a cluster of several nodes in this process, with real sockets and real
 files, until SIGTERM or an interrupt. It prints a line that begins with "ready"
-once it serves. Started again on the same directory, it goes on with the same data.`,
+once it serves.`,
 		Example: lines("  flotilla dev --dir ./data", "  flotilla dev --nodes 3 --dir ./data --client 127.0.0.1:7002 --shards 48"),
 		Args:    arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -50,13 +50,19 @@ func reachError(addrs []string, err error) error {
 	if code == exitFailed {
 		code = exitUnreachable
 	}
-	return failure(code, err, "check that the nodes run and that --addr names client addresses; a local cluster: flotilla dev",
-		"cannot connect to %s: %s", strings.Join(addrs, ", "), text)
+	try := "check that the nodes run and that --addr names client addresses; a local cluster: flotilla dev"
+	if code != exitUnreachable {
+		try = ""
+	}
+	return failure(code, err, try, "cannot connect to %s: %s", strings.Join(addrs, ", "), text)
 }
 
 // describe returns the exit code of an error, a sentence, and what to try.
 func describe(err error) (code int, text, try string) {
-	text = strings.TrimPrefix(err.Error(), "flotilla: ")
+	text = err.Error()
+	for _, pkg := range []string{"flotilla: ", "engine: ", "transport: "} {
+		text = strings.TrimPrefix(text, pkg)
+	}
 	var (
 		own         *cliError
 		partial     *flotilla.PartialError
@@ -71,6 +77,8 @@ func describe(err error) (code int, text, try string) {
 		cross       *flotilla.CrossShardError
 		option      *flotilla.OptionError
 		open        *flotilla.OpenError
+		join        *flotilla.JoinError
+		refused     *flotilla.RefusedError
 	)
 	switch {
 	case errors.As(err, &own):
@@ -79,7 +87,7 @@ func describe(err error) (code int, text, try string) {
 		return exitUnknown, text, ""
 	case errors.As(err, &conflict):
 		return exitConflict, text, "flotilla kv get KEY -o json shows the present version"
-	case errors.As(err, &overloaded), errors.Is(err, flotilla.ErrLogBudget), errors.As(err, &open):
+	case errors.As(err, &overloaded), errors.Is(err, flotilla.ErrLogBudget), errors.As(err, &open), errors.As(err, &join):
 		return exitConflict, text, ""
 	case errors.As(err, &limit), errors.As(err, &argument), errors.As(err, &cross), errors.As(err, &option):
 		return exitUsage, text, ""
@@ -88,6 +96,8 @@ func describe(err error) (code int, text, try string) {
 	case errors.As(err, &noQuorum), errors.As(err, &unavailable), errors.As(err, &notLeader), errors.As(err, &epoch),
 		errors.Is(err, flotilla.ErrClosed):
 		return exitUnreachable, text, "flotilla cluster status"
+	case errors.As(err, &refused):
+		return exitConflict, text, ""
 	case errors.Is(err, context.DeadlineExceeded):
 		return exitUnreachable, "no answer in time: " + text, "a larger --timeout, or flotilla cluster status"
 	case errors.Is(err, context.Canceled):

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// background runs a command that stays until its context ends, and returns its
+// first line that begins with "ready".
+func background(t *testing.T, args ...string) (ready string, stop func() int) {
+	t.Helper()
+	a := newApp()
+	a.env = func(string) (string, bool) { return "", false }
+	var notes bytes.Buffer
+	r, w := io.Pipe()
+	a.out, a.errOut = w, &notes
+	ctx, cancel := context.WithCancel(t.Context())
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, a, args)
+		w.Close()
+	}()
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		if ready = lines.Text(); strings.HasPrefix(ready, "ready") {
+			break
+		}
+	}
+	go io.Copy(io.Discard, r)
+	stop = func() int { cancel(); return <-code }
+	if !strings.HasPrefix(ready, "ready") {
+		c := stop()
+		t.Fatalf("flotilla %s ended with %d before it was ready:\n%s", strings.Join(args, " "), c, notes.String())
+	}
+	return ready, stop
+}
+
+// real runs a command against a real cluster.
+func real(t *testing.T, args ...string) (out, errOut string, code int) {
+	t.Helper()
+	a := newApp()
+	var o, e bytes.Buffer
+	a.out, a.errOut, a.outTTY, a.errTTY = &o, &e, false, false
+	a.env = func(string) (string, bool) { return "", false }
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	code = run(ctx, a, args)
+	return o.String(), e.String(), code
+}
+
+// A development cluster of three nodes takes a write at one node, gives it back
+// at another, and stops with exit code 0.
+func TestDevCluster(t *testing.T) {
+	ready, stop := background(t, "dev", "--nodes", "3", "--shards", "4", "--dir", t.TempDir(), "--client", "127.0.0.1:0", "--quiet", "--log-level", "error")
+	_, list, _ := strings.Cut(ready, "clients at ")
+	list, _, _ = strings.Cut(list, ", data")
+	addrs := strings.Split(list, ",")
+	if len(addrs) != 3 || !strings.Contains(ready, "4 shards") {
+		t.Fatalf("ready line %q", ready)
+	}
+	if _, e, code := real(t, "kv", "put", "user/1", "ada", "--addr", addrs[0]); code != 0 {
+		t.Fatalf("put: exit code %d: %s", code, e)
+	}
+	if out, e, code := real(t, "kv", "get", "user/1", "--addr", addrs[2]); code != 0 || out != "ada" {
+		t.Fatalf("get printed %q, exit code %d: %s", out, code, e)
+	}
+	if out, e, code := real(t, "cluster", "status", "--addr", addrs[1], "-o", "json"); code != 0 || !strings.Contains(out, `"state":"HEALTHY"`) {
+		t.Errorf("status printed %s, exit code %d: %s", out, code, e)
+	}
+	if _, e, code := real(t, "kv", "get", "user/1", "--addr", addrs[0], "--cluster-id", strings.Repeat("0", 31)+"1", "--timeout", "2s"); code != exitConflict || !strings.Contains(e, "another cluster") {
+		t.Errorf("another cluster's id: exit code %d: %s", code, e)
+	}
+	if code := stop(); code != 0 {
+		t.Fatalf("dev ended with %d", code)
+	}
+	if _, e, code := real(t, "kv", "get", "user/1", "--addr", addrs[0], "--timeout", "500ms"); code != exitUnreachable {
+		t.Errorf("get from a stopped node: exit code %d: %s", code, e)
+	}
+}
+
+// serve with a directory alone is a durable store of one node; what it cannot
+// open it names.
+func TestServeOneNode(t *testing.T) {
+	dir := t.TempDir()
+	_, stop := background(t, "serve", "--dir", dir, "--client-listen", "127.0.0.1:0", "--quiet", "--log-level", "error")
+	if _, e, code := real(t, "serve", "--dir", dir, "--client-listen", "127.0.0.1:0"); code != exitConflict || !strings.Contains(e, dir) {
+		t.Errorf("a directory in use: exit code %d: %s", code, e)
+	}
+	if code := stop(); code != 0 {
+		t.Fatalf("serve ended with %d", code)
+	}
+	if _, e, code := real(t, "serve", "--dir", dir, "--cluster-id", strings.Repeat("0", 31)+"1", "--client-listen", "127.0.0.1:0"); code != exitConflict || !strings.Contains(e, "other cluster") {
+		t.Errorf("another cluster's directory: exit code %d: %s", code, e)
+	}
+}
+
+// bench run on an embedded cluster prints exactly one JSON object on one line,
+// without an error, and removes its data.
+func TestBenchEmbedded(t *testing.T) {
+	dir := t.TempDir()
+	out, e, code := real(t, "bench", "run", "a", "--dir", dir, "--shards", "4", "--keys", "500", "--clients", "8", "--duration", "300ms", "--warmup", "50ms", "-o", "json")
+	if code != 0 {
+		t.Fatalf("exit code %d: %s", code, e)
+	}
+	if strings.Count(out, "\n") != 1 {
+		t.Errorf("standard output has %d lines", strings.Count(out, "\n"))
+	}
+	var res struct {
+		Engine, Workload             string
+		Shards, Clients, Ops, Errors int
+		ValueBytes                   int     `json:"value_bytes"`
+		CPU                          float64 `json:"cpu_s_per_1m_ops"`
+	}
+	if err := json.Unmarshal([]byte(out), &res); err != nil {
+		t.Fatal(err)
+	}
+	if res.Engine != "flotilla" || res.Workload != "A" || res.Shards != 4 || res.Clients != 8 || res.Ops < 1 || res.Errors != 0 || res.ValueBytes != 128 || res.CPU <= 0 {
+		t.Errorf("%s", out)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
