@@ -58,7 +58,7 @@ func DeleteOp(key []byte) Op { return shard.DeleteOp(key) }
 // DeleteRangeOp removes all keys of [start, end).
 func DeleteRangeOp(start, end []byte) Op { return shard.DeleteRangeOp(start, end) }
 
-// GetOp reads a key within a transaction, after the operations before it.
+// GetOp reads a key within a transaction, as it was before the transaction's own writes.
 func GetOp(key []byte) Op { return shard.GetOp(key) }
 
 // Range is a range of keys to scan or delete: [Start, End). An empty Start
