@@ -90,6 +90,10 @@ type Limits struct {
 	Memory int64
 	// Proposals bounds the writes waiting on the node. Zero: 256 MiB.
 	Proposals int64
+	// LogKeep bounds how much of one shard's log is kept for a replica that is
+	// away; one that was away for longer is sent a snapshot. A replica that is
+	// merely slow may hold back sixteen times as much. Zero: 16 MiB. At least 4 KiB.
+	LogKeep int64
 }
 
 // Timing holds durations. Zero fields have defaults.
@@ -165,6 +169,9 @@ func (o *Options) Validate() error {
 	if o.Limits.Proposals < 0 || o.Limits.Proposals > 0 && o.Limits.Proposals < 4<<20 {
 		bad("Limits.Proposals", o.Limits.Proposals, "must be 0 or at least 4 MiB")
 	}
+	if o.Limits.LogKeep < 0 || o.Limits.LogKeep > 0 && o.Limits.LogKeep < 4<<10 || o.Limits.LogKeep > 1<<40 {
+		bad("Limits.LogKeep", o.Limits.LogKeep, "must be 0 or between 4 KiB and 1 TiB")
+	}
 	t := o.Timing.withDefaults()
 	if t.Heartbeat < time.Millisecond || t.Heartbeat > time.Minute {
 		bad("Timing.Heartbeat", t.Heartbeat, "must be between 1ms and 1m")
@@ -196,6 +203,7 @@ func (t Timing) withDefaults() Timing {
 	return t
 }
 
-func (t Timing) tuning() raft.Tuning {
-	return raft.Tuning{ElectionRank: t.ElectionRank, ElectionJitter: t.ElectionRank}
+func (o *Options) tuning() raft.Tuning {
+	t := o.Timing.withDefaults()
+	return raft.Tuning{ElectionRank: t.ElectionRank, ElectionJitter: t.ElectionRank, LogKeepBytes: int(o.Limits.LogKeep)}
 }

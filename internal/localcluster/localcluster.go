@@ -31,9 +31,11 @@ type Options struct {
 	ClientListen string
 	// MemoryPerNode as flotilla.Limits.Memory. Zero: the default.
 	MemoryPerNode int64
-	Timing        flotilla.Timing
-	Logger        *slog.Logger
-	Observer      flotilla.Observer
+	// LogKeep as flotilla.Limits.LogKeep. Zero: the default.
+	LogKeep  int64
+	Timing   flotilla.Timing
+	Logger   *slog.Logger
+	Observer flotilla.Observer
 }
 
 // Cluster is a running local cluster.
@@ -150,7 +152,7 @@ func (c *Cluster) options(i int, peer, client net.Listener) flotilla.Options {
 		Dir: filepath.Join(c.o.Dir, fmt.Sprintf("n%d", i+1)), NodeID: uint32(i + 1),
 		PeerListener: peer, ClientListener: client,
 		Shards: c.o.Shards, SplitAt: c.o.SplitAt, Cache: c.cache, Observer: c.o.Observer, Timing: c.o.Timing,
-		Limits: flotilla.Limits{Memory: c.o.MemoryPerNode}, Bootstrap: c.o.Nodes,
+		Limits: flotilla.Limits{Memory: c.o.MemoryPerNode, LogKeep: c.o.LogKeep}, Bootstrap: c.o.Nodes,
 	}
 	if c.o.Logger != nil {
 		o.Logger = c.o.Logger.With("node", i+1)

@@ -1,10 +1,14 @@
 package localcluster
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/flotillakv/flotilla"
 )
 
 // TestKillAndRestart: three nodes over real sockets; one is killed, the others
@@ -52,6 +56,81 @@ func TestKillAndRestart(t *testing.T) {
 		v, err := c.Node(1).Get(ctx, fmt.Appendf(nil, "key%04d", i))
 		if err != nil || string(v.Bytes) != fmt.Sprintf("value%d", i) {
 			t.Fatalf("key %d: %q, %v", i, v.Bytes, err)
+		}
+	}
+}
+
+// TestCatchUpBySnapshot: a node is away for longer than its peers keep the log.
+// It comes back, is sent snapshots of a large and of a small shard while writes
+// go on, and ends with the same content as the others.
+func TestCatchUpBySnapshot(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	var installed atomic.Int64
+	c, err := Start(ctx, Options{
+		Dir: t.TempDir(), SplitAt: [][]byte{[]byte("m")}, LogKeep: 32 << 10,
+		Timing: flotilla.Timing{Heartbeat: 100 * time.Millisecond},
+		Observer: flotilla.Observer{OnSnapshot: func(e flotilla.SnapshotEvent) {
+			if !e.Sent && e.Err == nil {
+				installed.Add(1)
+			}
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	write := func(prefix string, n, size int) {
+		t.Helper()
+		for i := range n {
+			n := c.Nodes()[i%len(c.Nodes())]
+			for {
+				_, err := n.Put(ctx, fmt.Appendf(nil, "%s%05d", prefix, i), bytes.Repeat([]byte{byte(i)}, size))
+				if err == nil {
+					break
+				}
+				if ctx.Err() != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	write("a", 50, 100)
+	write("x", 50, 100)
+	if err := c.Kill(2); err != nil {
+		t.Fatal(err)
+	}
+	write("a", 600, 4096) // 2.4 MiB: tables
+	write("x", 200, 1024) // 200 KiB: a list
+	if _, err := c.Node(0).Delete(ctx, []byte("a00003")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Restart(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	write("b", 50, 100) // while it catches up
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		same := true
+		for _, id := range []uint64{2, 3} {
+			a0, d0, err0 := c.Node(0).LocalDigest(ctx, id)
+			a2, d2, err2 := c.Node(2).LocalDigest(ctx, id)
+			if err0 != nil || err2 != nil {
+				t.Fatal(err0, err2)
+			}
+			if a0 == a2 && d0 != d2 {
+				t.Fatalf("shard %d differs at index %d", id, a0)
+			}
+			same = same && a0 == a2
+		}
+		if same && installed.Load() >= 2 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("not caught up; %d snapshots installed", installed.Load())
+		case <-tick.C:
 		}
 	}
 }
