@@ -332,13 +332,19 @@ func (s *storm) readBack() {
 	for i := range s.c.Nodes() {
 		w := &worker{s: s, id: clients + i, rand: rand.New(rand.NewPCG(s.seed, 200)), node: s.c.Node(i), patient: true}
 		for g := range registers + pages {
-			if g < registers {
-				w.get(g, 0)
-			} else {
-				w.scan(g)
-			}
-			if w.err != nil {
-				s.t.Fatalf("read group %d back through node %d: %v", g, i, w.err)
+			// A node that was alone may need a moment to hear the others again.
+			for began := time.Now(); ; s.wait(5 * time.Millisecond) {
+				if g < registers {
+					w.get(g, 0)
+				} else {
+					w.scan(g)
+				}
+				if w.err == nil {
+					break
+				}
+				if time.Since(began) > 10*time.Second {
+					s.t.Fatalf("read group %d back through node %d: %v", g, i, w.err)
+				}
 			}
 		}
 	}
