@@ -119,7 +119,8 @@ func retryLookup(err error) bool {
 	var unavailable *shard.UnavailableError
 	var notLeader *shard.NotLeaderError
 	var overloaded *shard.OverloadedError
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	var noQuorum *shard.NoQuorumError
+	if errors.As(err, &noQuorum) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return false
 	}
 	return errors.As(err, &unavailable) || errors.As(err, &notLeader) || errors.As(err, &overloaded) || errors.Is(err, shard.ErrAmbiguous)

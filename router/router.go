@@ -23,8 +23,8 @@ import (
 // whatever certainly was not applied, and every read. What is not: a write
 // whose outcome is unknown. Not even a blind put, since another client may have
 // written the key in the meantime and the second try would overwrite it. A
-// shard without a quorum is reported at once, after its other replicas, asked
-// once each, knew no better.
+// shard without a quorum, the one with the ranges included, is reported at once,
+// after its other replicas, asked once each, knew no better or did not answer.
 type Router struct {
 	o       Options
 	table   Table
@@ -278,6 +278,8 @@ func (r *Router) round(ctx context.Context, q *shard.Request, at place, fit fit,
 		switch {
 		case v.act == actStop:
 			return q.Failed(final(err, c.write, route.Desc.Shard)), 0, nil
+		case ctx.Err() != nil && c.noQuorum != nil:
+			return q.Failed(c.noQuorum), 0, nil // says more than whoever else could not be reached
 		case v.act == actWait || ctx.Err() != nil:
 			return nil, v.after, last
 		}

@@ -161,6 +161,63 @@ func TestNoQuorum(t *testing.T) {
 	})
 }
 
+// TestNoQuorumOutranks: of three nodes one answers that there is no quorum, and
+// the others are so far gone that the caller's time ends with them. The caller
+// learns of the quorum and not of the last node that was tried.
+func TestNoQuorumOutranks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet()
+		r := f.warm(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		f.interfere = func(node raft.NodeID, q *shard.Request) (*shard.Response, error, bool) {
+			if node == 1 {
+				return q.Failed(&shard.NoQuorumError{Shard: 2, Down: []raft.NodeID{2, 3}}), nil, true
+			}
+			<-ctx.Done()
+			return nil, &shard.UnavailableError{Node: node, Cause: ctx.Err()}, true
+		}
+		_, err := r.Space(1).Put(ctx, []byte("a"), nil)
+		var noQuorum *shard.NoQuorumError
+		if !errors.As(err, &noQuorum) || len(noQuorum.Down) != 2 || len(f.sent) != 2 {
+			t.Errorf("asked %v: %v", f.sent, err)
+		}
+	})
+}
+
+// mute is a source that has no quorum itself.
+type mute struct {
+	err   error
+	asked int
+}
+
+func (m *mute) Lookup(context.Context, uint32, []byte, int) ([]shard.Descriptor, []LeaderHint, error) {
+	m.asked++
+	return nil, nil, m.err
+}
+
+// TestNoQuorumOfTheSource: without the shard that holds the ranges, those that
+// the table knows are served, and the others are refused at once with the reason.
+func TestNoQuorumOfTheSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lost := &shard.NoQuorumError{Shard: raft.MetaShard, Down: []raft.NodeID{2, 3}, Since: time.Now()}
+		for _, err := range []error{lost, &shard.UnavailableError{Why: "no node answers", Cause: lost}} {
+			f, m := newFleet(), &mute{err: err}
+			r := f.warm(t, func(o *Options) { o.Source = m })
+			if _, err := r.Space(1).Put(t.Context(), []byte("a"), nil); err != nil || m.asked != 0 {
+				t.Errorf("a known range: %v, the source was asked %d times", err, m.asked)
+			}
+			if d := took(func() { _, err = r.Space(5).Put(t.Context(), []byte("a"), nil) }); d != 0 || m.asked != 1 {
+				t.Errorf("an unknown range: took %v, the source was asked %d times", d, m.asked)
+			}
+			var noQuorum *shard.NoQuorumError
+			if !errors.As(err, &noQuorum) || noQuorum.Shard != raft.MetaShard || shard.OutcomeOf(err) != shard.NotApplied {
+				t.Errorf("an unknown range: %v", err)
+			}
+		}
+	})
+}
+
 // TestIsolatedLeader: the node the table points to is cut off from its peers
 // and reports no quorum, but the others have elected one of them.
 func TestIsolatedLeader(t *testing.T) {
