@@ -220,7 +220,9 @@ func frameErr(format string, args ...any) error {
 
 // DecodeFrame decodes one whole frame. It checks sizes before it allocates,
 // and the checksum before it looks at the content; what it allocates is
-// bounded by a small multiple of MaxFrameBytes. Every error wraps ErrFrame.
+// bounded by a small multiple of MaxFrameBytes. Log entries are checked whole
+// (raft.DecodeEntry): what passes can be stored and applied. Every error wraps
+// ErrFrame.
 func DecodeFrame(b []byte) (Frame, error) {
 	le := binary.LittleEndian
 	if len(b) < frameHeaderBytes {
@@ -338,11 +340,11 @@ func (f *Frame) decodeMsgs(b []byte, n int) error {
 				size := int(le.Uint32(vals))
 				v := vals[entryPrefixBytes : entryPrefixBytes+size : entryPrefixBytes+size]
 				vals = vals[entryPrefixBytes+size:]
-				term, et, err := raft.PeekEntry(v)
+				e, err := raft.DecodeEntry(m.Index+1+raft.Index(i), v)
 				if err != nil {
 					return frameErr("entry %d of shard %d: %v", m.Index+1+raft.Index(i), m.Shard, err)
 				}
-				pool = append(pool, raft.Entry{Index: m.Index + 1 + raft.Index(i), Term: term, Type: et, Value: v})
+				pool = append(pool, e)
 			}
 			m.Entries = pool[first:len(pool):len(pool)]
 		}

@@ -420,3 +420,40 @@ func BenchmarkFrameEncodeDecode(b *testing.B) {
 		frameBufs.Put(f.body)
 	}
 }
+
+// Entries are checked whole before anybody gets to store them: a frame with one
+// that is damaged, of an unknown type, out of its place or too large is refused,
+// though the checksum of the frame itself is right.
+func TestFrameRefusesBadEntries(t *testing.T) {
+	good := testEntry(10, 1, []byte("payload"))
+	flip := func(at int) []byte {
+		v := bytes.Clone(good.Value)
+		v[at] ^= 1
+		return v
+	}
+	for name, v := range map[string][]byte{
+		"damaged body":  flip(len(good.Value) - 1),
+		"damaged term":  flip(7),
+		"other index":   testEntry(11, 1, []byte("payload")).Value,
+		"unknown type":  raft.EncodeEntry(nil, 10, 1, 77, raft.EntryHeader{}, nil),
+		"no term":       raft.EncodeEntry(nil, 10, 0, raft.EntryEmpty, raft.EntryHeader{}, nil),
+		"empty command": raft.EncodeEntry(nil, 10, 1, raft.EntryNormal, raft.EntryHeader{}, nil),
+		"too large":     testEntry(10, 1, make([]byte, raft.MaxEntryBytes)).Value,
+		"nothing":       nil,
+	} {
+		m := []raft.Msg{{Type: raft.MsgApp, Shard: 5, From: 1, To: 2, Index: 9, Entries: []raft.Entry{good}}}
+		if b, err := EncodeFrame(nil, testHeader, nil, m, false); err != nil {
+			t.Fatal(err)
+		} else if _, err := DecodeFrame(b); err != nil {
+			t.Fatalf("the good entry: %v", err)
+		}
+		m[0].Entries = []raft.Entry{{Index: 10, Value: v}}
+		b, err := EncodeFrame(nil, testHeader, nil, m, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, err := DecodeFrame(b); !errors.Is(err, ErrFrame) || f.Msgs != nil {
+			t.Errorf("%s: %v, %d messages", name, err, len(f.Msgs))
+		}
+	}
+}
