@@ -472,20 +472,33 @@ func (n *Node) writeCatalog(ctx context.Context, form *formation) error {
 	}
 }
 
-// admit gives a node that joins a formed cluster its id.
-func (n *Node) admit(ctx context.Context, from member) (*formation, error) {
+// admit gives a node that joins a formed cluster its id. refused is a sentence
+// for the other node's user; an error passes, and the other node asks again.
+func (n *Node) admit(ctx context.Context, from member) (f *formation, refused string, err error) {
 	form := n.form.Load()
+	if from.ID != 0 {
+		// Its directory is empty: under an id that was in use it could vote twice.
+		nodes, err := catalog.ListNodes(ctx, n.catalog())
+		if err != nil {
+			return nil, "", err
+		}
+		for _, i := range nodes {
+			if i.ID == raft.NodeID(from.ID) {
+				return nil, fmt.Sprintf("the id %d belongs to the node at %s, and the data directory of this one is empty; if that node has lost its disk, it has lost its votes with it: give it back its directory, or start it without an id to join as a new node", from.ID, i.Addr), nil
+			}
+		}
+		return nil, fmt.Sprintf("a node that joins gets its id from the cluster; start it without the id %d", from.ID), nil
+	}
 	info, err := catalog.RegisterNode(ctx, n.catalog(), catalog.NodeInfo{
-		ID: raft.NodeID(from.ID), Addr: from.Addr, ClientAddr: from.ClientAddr, JoinedAt: int64(n.clock.Wall()), Version: ReleaseVersion,
+		Addr: from.Addr, ClientAddr: from.ClientAddr, JoinedAt: int64(n.clock.Wall()), Version: ReleaseVersion,
 	})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	from.ID = uint32(info.ID)
 	n.book.set(from)
 	n.connect(raft.NodeID(n.ID()))
-	f := &formation{Version: formationVersion, Cluster: form.Cluster, Node: from.ID, Meta: form.Meta, Complete: true, Members: n.book.all()}
-	return f, nil
+	return &formation{Version: formationVersion, Cluster: form.Cluster, Node: from.ID, Meta: form.Meta, Complete: true, Members: n.book.all()}, "", nil
 }
 
 // refreshEvery is how often a node reads the catalog's list of nodes.
@@ -508,8 +521,10 @@ func (n *Node) reportLoop() {
 	known := map[raft.ShardID]raft.Term{}
 	tick := time.NewTicker(refreshEvery)
 	defer tick.Stop()
-	n.refreshNodes(ctx, true)
+	told := false
 	for {
+		n.announce(ctx)
+		told = n.refreshNodes(ctx, told)
 		n.reportLeaders(ctx, known)
 		select {
 		case <-n.stop:
@@ -521,9 +536,43 @@ func (n *Node) reportLoop() {
 			case <-time.After(50 * time.Millisecond):
 			}
 		case <-tick.C:
-			n.refreshNodes(ctx, false)
 		}
 	}
+}
+
+// peersUp lists the nodes this one has an open stream to.
+func (n *Node) peersUp() map[raft.NodeID]bool {
+	up := map[raft.NodeID]bool{}
+	for _, p := range n.net.get().Stats() {
+		up[p.Node] = p.Up
+	}
+	return up
+}
+
+// announce tells nodes that cannot be reached where this one is, at the
+// addresses they had and at those of Options.Join, in case either has moved.
+func (n *Node) announce(ctx context.Context) {
+	if n.former.call == nil || n.addr.Addr == "" {
+		return
+	}
+	up := n.peersUp()
+	var addrs []string
+	for _, m := range n.book.all() {
+		if m.ID != n.ID() && !up[raft.NodeID(m.ID)] && m.Addr != "" {
+			addrs = append(addrs, m.Addr)
+		}
+	}
+	if len(addrs) == 0 {
+		return
+	}
+	for _, a := range n.o.Join {
+		if a != n.addr.Addr && !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	n.former.announce(ctx, n.Cluster(), addrs)
 }
 
 func (n *Node) reportLeaders(ctx context.Context, known map[raft.ShardID]raft.Term) {
@@ -549,28 +598,43 @@ func (n *Node) reportLeaders(ctx context.Context, known map[raft.ShardID]raft.Te
 	}
 }
 
-// refreshNodes learns addresses, and tells the own one if it changed.
-func (n *Node) refreshNodes(ctx context.Context, first bool) {
+// refreshNodes learns addresses from the catalog, and tells it the own one
+// unless that was told already; it reports whether the catalog has it. An
+// address at which a stream is open is not replaced by what the catalog says.
+func (n *Node) refreshNodes(ctx context.Context, told bool) bool {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	nodes, err := catalog.ListNodes(ctx, n.catalog())
 	if err != nil {
-		return
+		return told
 	}
 	self := raft.NodeID(n.ID())
+	up := n.peersUp()
+	changed := false
 	for _, i := range nodes {
-		if i.ID == self {
-			if first && n.addr.Addr != "" && (i.Addr != n.addr.Addr || i.ClientAddr != n.addr.ClientAddr || i.Version != ReleaseVersion) {
-				i.Addr, i.ClientAddr, i.Version = n.addr.Addr, n.addr.ClientAddr, ReleaseVersion
-				if _, err := catalog.RegisterNode(ctx, n.catalog(), i); err != nil {
-					n.log.Warn("own address not written to the catalog", "err", err)
-				}
+		if i.ID != self {
+			if !up[i.ID] {
+				changed = n.book.update(member{ID: uint32(i.ID), Addr: i.Addr, ClientAddr: i.ClientAddr}) || changed
 			}
 			continue
 		}
-		n.book.set(member{ID: uint32(i.ID), Addr: i.Addr, ClientAddr: i.ClientAddr})
+		if told || n.addr.Addr == "" {
+			continue
+		}
+		if i.Addr != n.addr.Addr || i.ClientAddr != n.addr.ClientAddr || i.Version != ReleaseVersion {
+			i.Addr, i.ClientAddr, i.Version = n.addr.Addr, n.addr.ClientAddr, ReleaseVersion
+			if _, err := catalog.RegisterNode(ctx, n.catalog(), i); err != nil {
+				n.log.Warn("own address not written to the catalog yet", "err", err)
+				continue
+			}
+		}
+		told = true
 	}
-	n.connect(self)
+	if changed {
+		n.connect(self)
+		n.remember()
+	}
+	return told
 }
 
 // serveLocal answers a request of this process's router.

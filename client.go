@@ -158,21 +158,38 @@ func (c *Client) ask(ctx context.Context, method string, q, a any) error {
 				return json.Unmarshal(out, a)
 			}
 			var refused *transport.RefusedError
-			if errors.As(err, &refused) || errors.Is(err, ErrNotFound) {
+			if errors.As(err, &refused) && (refused.Reason == transport.RefusedCluster || refused.Reason == transport.RefusedVersion) {
+				return refused // asking again does not help
+			}
+			if errors.Is(err, ErrNotFound) {
 				return err
 			}
 			last = fmt.Errorf("%s: %w", addr, err)
+			c.o.Logger.Debug("a node does not answer", "addr", addr, "err", err)
 		}
 		if round == 2 {
-			return &shard.UnavailableError{Why: "no node answers", Cause: last}
+			return noAnswer(last)
 		}
 		select {
 		case <-ctx.Done():
-			return &shard.UnavailableError{Why: "no node answers", Cause: last}
+			return noAnswer(last)
 		case <-time.After(pause):
 		}
 		pause *= 4
 	}
+}
+
+// noAnswer says why no node answered. When the nodes are there but without a
+// quorum, that is the reason.
+func noAnswer(last error) error {
+	var quorum *shard.NoQuorumError
+	switch {
+	case errors.As(last, &quorum):
+		return quorum
+	case last != nil:
+		return &shard.UnavailableError{Why: "no node answers: " + last.Error(), Cause: last}
+	}
+	return &shard.UnavailableError{Why: "no node answers"}
 }
 
 func (c *Client) routes(ctx context.Context, q routesQuery) (a routesAnswer, err error) {

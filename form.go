@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
@@ -41,17 +42,54 @@ type member struct {
 // formation is what all nodes of a cluster agree on when it is formed, and what
 // a node needs to find the meta shard after a restart.
 type formation struct {
-	Version  int      `json:"version"`
-	Cluster  string   `json:"cluster"`
-	Node     uint32   `json:"node"`
-	Members  []member `json:"members"`
-	Meta     []byte   `json:"meta"`             // encoded descriptor of the meta shard
-	Shards   [][]byte `json:"shards,omitempty"` // encoded descriptors of all first shards, the meta shard among them
-	Leaders  []uint32 `json:"leaders,omitempty"`
-	Complete bool     `json:"complete"`
+	Version int      `json:"version"`
+	Cluster string   `json:"cluster"`
+	Node    uint32   `json:"node"`
+	Members []member `json:"members"`
+	Meta    []byte   `json:"meta"`             // encoded descriptor of the meta shard
+	Shards  [][]byte `json:"shards,omitempty"` // encoded descriptors of all first shards, the meta shard among them
+	Leaders []uint32 `json:"leaders,omitempty"`
+	// Confirmed lists the members that have made the formation durable, as the
+	// lowest id knows. A member is handed it once: one that has forgotten it has
+	// lost its disk.
+	Confirmed []uint32 `json:"confirmed,omitempty"`
+	// Complete: all members have confirmed.
+	Complete bool `json:"complete"`
+	// Written: the catalog is in the meta shard (known to the lowest id alone).
+	Written bool `json:"written,omitempty"`
 }
 
 const formationVersion = 1
+
+// maxFormationBytes bounds the encoded formation, so that it fits a join message.
+const maxFormationBytes = 4 << 20
+
+// check says what is wrong with a formation that was read or received.
+func (f *formation) check() error {
+	if f.Version != formationVersion {
+		return fmt.Errorf("it has version %d, this release knows %d; use the release that wrote it", f.Version, formationVersion)
+	}
+	if _, err := parseClusterID(f.Cluster); err != nil {
+		return err
+	}
+	if len(f.Members) == 0 || len(f.Leaders) != len(f.Shards) {
+		return fmt.Errorf("it is damaged: %d members, %d shards, %d leaders", len(f.Members), len(f.Shards), len(f.Leaders))
+	}
+	for _, m := range f.Members {
+		if m.ID == 0 {
+			return errors.New("it is damaged: a member without an id")
+		}
+	}
+	if _, err := raft.DecodeDescriptor(f.Meta); err != nil {
+		return fmt.Errorf("its descriptor of the meta shard: %w", err)
+	}
+	_, err := f.descriptors()
+	return err
+}
+
+func (f *formation) hasMember(id uint32) bool {
+	return slices.ContainsFunc(f.Members, func(m member) bool { return m.ID == id })
+}
 
 // plan gives the formation back in the form the catalog is written from.
 func (f *formation) plan() (p catalog.Plan, err error) {
@@ -116,6 +154,13 @@ func planFormation(cluster [16]byte, members []member, o *Options) (*formation, 
 		f.Leaders = append(f.Leaders, uint32(r.Leader))
 	}
 	f.Meta = f.Shards[0]
+	b, err := json.Marshal(f)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxFormationBytes {
+		return nil, &OptionError{Field: "Shards", Value: fmt.Sprint(len(plan.Shards)), Reason: fmt.Sprintf("the descriptors of a new cluster's shards may take %d bytes, these take %d; begin with fewer shards or shorter boundaries", maxFormationBytes, len(b))}
+	}
 	return f, nil
 }
 
@@ -123,7 +168,7 @@ func planFormation(cluster [16]byte, members []member, o *Options) (*formation, 
 func readFormation(fs engine.FS, dir string) (*formation, error) {
 	path := fs.PathJoin(dir, formationFile)
 	file, err := fs.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // the engine says what is there instead of a directory
 		return nil, nil
 	}
 	if err != nil {
@@ -138,8 +183,11 @@ func readFormation(fs engine.FS, dir string) (*formation, error) {
 	if err := json.Unmarshal(b, &f); err != nil {
 		return nil, fmt.Errorf("flotilla: %s is damaged (%w); restore it from another node's copy of the same cluster, with this node's id in \"node\"", path, err)
 	}
-	if f.Version != formationVersion {
-		return nil, fmt.Errorf("flotilla: %s has version %d, this release reads %d; use the release that wrote it", path, f.Version, formationVersion)
+	if err := f.check(); err != nil {
+		return nil, fmt.Errorf("flotilla: %s cannot be used: %w", path, err)
+	}
+	if f.Node == 0 {
+		return nil, fmt.Errorf("flotilla: %s cannot be used: \"node\" is missing, the id of this node", path)
 	}
 	return &f, nil
 }
@@ -220,7 +268,7 @@ type former struct {
 	bootstrap int
 	want      string // cluster id demanded by the options, or empty
 	call      joinCaller
-	late      func(ctx context.Context, from member) (*formation, error) // serves joinLate, once formed
+	late      func(ctx context.Context, from member) (f *formation, refused string, err error) // serves joinLate, once formed
 
 	mu     sync.Mutex // guards what follows; never held across a call
 	self   member
@@ -229,6 +277,7 @@ type former struct {
 	form   *formation
 	// durable: form is in this node's directory, and its shards in the engine.
 	durable bool
+	moved   func(member)
 	formed  chan struct{} // closed when form is set
 }
 
@@ -256,6 +305,36 @@ func (f *former) setSelf(m member) {
 }
 
 // me returns what setSelf set; ID zero: not known yet.
+// setMoved has g told of members that say where they are.
+func (f *former) setMoved(g func(member)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.moved = g
+}
+
+func (f *former) movedTo() func(member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.moved
+}
+
+// announce tells the nodes at addrs where this member is, and learns from their
+// answers where they are. It reports how many of them answered.
+func (f *former) announce(ctx context.Context, cluster string, addrs []string) int {
+	n := 0
+	for _, a := range addrs {
+		r, err := f.send(ctx, a, joinRequest{Kind: joinHello, Cluster: cluster})
+		if err != nil || r.Nonce == f.nonce || r.Cluster != cluster || r.From.ID == 0 {
+			continue
+		}
+		n++
+		if moved := f.movedTo(); moved != nil {
+			moved(r.From)
+		}
+	}
+	return n
+}
+
 func (f *former) me() member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -285,7 +364,7 @@ func (f *former) current() *formation {
 	return f.form
 }
 
-func (f *former) setLate(g func(ctx context.Context, from member) (*formation, error)) {
+func (f *former) setLate(g func(ctx context.Context, from member) (f *formation, refused string, err error)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.late = g
@@ -317,6 +396,13 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 			}
 			return f.meet(q)
 		}
+		if q.Cluster == form.Cluster && q.From.ID != 0 {
+			// A member that restarted, perhaps elsewhere.
+			if moved := f.movedTo(); moved != nil {
+				moved(q.From)
+			}
+			return joinReply{Formed: true, Cluster: form.Cluster}
+		}
 		r := joinReply{Formed: true, Cluster: form.Cluster}
 		if len(form.Members) > 0 {
 			r.Lowest = form.Members[0].ID
@@ -327,7 +413,7 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 			r.Refused = fmt.Sprintf("cluster %s is formed already, without node %d; start it without bootstrap to let it join", form.Cluster, q.From.ID)
 		case form.Complete && q.Cluster == "" && len(form.Shards) > 0:
 			// Only the lowest id knows that everybody had made the formation durable.
-			r.Refused = fmt.Sprintf("node %d is a member of cluster %s, but its data directory is empty: it has lost its disk, and with it its votes; give it back its directory, or start it as a new node with another id", q.From.ID, form.Cluster)
+			r.Refused = fmt.Sprintf("node %d is a member of cluster %s, but its data directory is empty: it has lost its disk, and with it its votes; give it back its directory, or start it without bootstrap and without an id to join as a new node", q.From.ID, form.Cluster)
 		}
 		return r
 	case joinForm:
@@ -345,6 +431,12 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 		if f.want != "" && f.want != q.Formation.Cluster {
 			return joinReply{Refused: fmt.Sprintf("node %d was told to be of cluster %s, not %s", f.me().ID, f.want, q.Formation.Cluster)}
 		}
+		if err := q.Formation.check(); err != nil {
+			return joinReply{Refused: "the formation cannot be used: " + err.Error()}
+		}
+		if id := f.me().ID; id != 0 && !q.Formation.hasMember(id) {
+			return joinReply{Refused: fmt.Sprintf("node %d is not a member of the formation", id)}
+		}
 		if f.me().ID == 0 {
 			return joinReply{} // still reading its own directory; the sender asks again
 		}
@@ -353,9 +445,12 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 		if form == nil || late == nil {
 			return joinReply{}
 		}
-		got, err := late(ctx, q.From)
-		if err != nil {
-			return joinReply{Formed: true, Cluster: form.Cluster, Refused: err.Error()}
+		if q.Cluster != "" && q.Cluster != form.Cluster {
+			return joinReply{Formed: true, Cluster: form.Cluster, Refused: fmt.Sprintf("it is of cluster %s, not %s", form.Cluster, q.Cluster)}
+		}
+		got, refused, err := late(ctx, q.From)
+		if err != nil || refused != "" { // an error passes: the other node asks again
+			return joinReply{Formed: true, Cluster: form.Cluster, Refused: refused}
 		}
 		return joinReply{Formed: true, Cluster: form.Cluster, Formation: got}
 	}
@@ -384,7 +479,7 @@ func (f *former) meet(q *joinRequest) joinReply {
 // accept waits until the node has made the formation durable.
 func (f *former) accept(form *formation) joinReply {
 	mine := *form
-	mine.Node = f.me().ID
+	mine.Node, mine.Confirmed, mine.Complete = f.me().ID, nil, false
 	f.set(&mine)
 	return joinReply{Cluster: form.Cluster}
 }
@@ -431,7 +526,7 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 			if r.Formed {
 				someFormed = true
 				if r.Lowest == f.me().ID {
-					return nil, &JoinError{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it as a new node with another id", r.Cluster)}
+					return nil, &JoinError{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it without bootstrap and without an id to join as a new node", r.Cluster)}
 				}
 				continue
 			}
@@ -467,9 +562,13 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 	}
 }
 
-// handOut gives the formation to all members until everybody has it.
-func (f *former) handOut(ctx context.Context, form *formation) error {
-	todo := slices.DeleteFunc(slices.Clone(form.Members), func(m member) bool { return m.ID == f.me().ID })
+// handOut gives the formation to all members until everybody has it. confirmed
+// is told of each, to make that durable before anything else happens.
+func (f *former) handOut(ctx context.Context, form *formation, confirmed func(id uint32) error) error {
+	self := f.me().ID
+	todo := slices.DeleteFunc(slices.Clone(form.Members), func(m member) bool {
+		return m.ID == self || slices.Contains(form.Confirmed, m.ID)
+	})
 	pause := 20 * time.Millisecond
 	for len(todo) > 0 {
 		rest := todo[:0]
@@ -482,6 +581,10 @@ func (f *former) handOut(ctx context.Context, form *formation) error {
 				return &JoinError{m.Addr, r.Refused}
 			case !r.Formed:
 				rest = append(rest, m) // accepted, not yet durable there
+			default:
+				if err := confirmed(m.ID); err != nil {
+					return err
+				}
 			}
 		}
 		todo = rest
@@ -514,6 +617,9 @@ func (f *former) joinExisting(ctx context.Context, addrs []string) (*formation, 
 			case r.Formation != nil:
 				if f.want != "" && f.want != r.Cluster {
 					return nil, &JoinError{a, fmt.Sprintf("it is of cluster %s, not %s", r.Cluster, f.want)}
+				}
+				if err := r.Formation.check(); err != nil {
+					return nil, &JoinError{a, "its answer cannot be used: " + err.Error()}
 				}
 				return r.Formation, nil
 			}

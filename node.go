@@ -45,12 +45,14 @@ type Node struct {
 	sending *snapshot.Sender
 	started time.Time
 
-	form atomic.Pointer[formation]
-	book addressBook
+	form   atomic.Pointer[formation]
+	formMu sync.Mutex // one writer of the formation file at a time, once the doors are open
+	book   addressBook
 
 	ready     chan struct{}
 	stop      chan struct{} // closed first at Close
 	closing   sync.Once
+	quiet     chan struct{} // closed when transport and loops have ended
 	closed    chan struct{} // closed when Close is through
 	closeErr  error
 	wg        sync.WaitGroup // "reporter"
@@ -76,7 +78,7 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 	}
 	n := &Node{
 		o: o, dir: o.Dir, log: o.logger(), clock: newSystemClock(), started: time.Now(),
-		ready: make(chan struct{}), stop: make(chan struct{}), closed: make(chan struct{}), reports: make(chan struct{}, 1),
+		ready: make(chan struct{}), stop: make(chan struct{}), closed: make(chan struct{}), quiet: make(chan struct{}), reports: make(chan struct{}, 1),
 	}
 	defer func() {
 		if err != nil {
@@ -84,10 +86,10 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 			closeListeners(&n.o)
 		}
 	}()
-	if err := n.openEngine(); err != nil {
+	if err := n.openNet(); err != nil { // first: a port in use leaves no trace on the disk
 		return nil, err
 	}
-	if err := n.openNet(); err != nil {
+	if err := n.openEngine(); err != nil {
 		return nil, err
 	}
 	if err := n.openCluster(ctx); err != nil {
@@ -135,15 +137,22 @@ func (n *Node) openEngine() error {
 	if mem == 0 {
 		mem = 256 << 20
 	}
+	form, err := readFormation(o.FS, n.dir)
+	if err != nil {
+		return err
+	}
 	eo := engine.Options{
 		Dir: n.dir, Create: true, CacheBytes: mem / 2, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
-		MemTableBytes: max(4<<20, min(64<<20, mem/16)), Node: raft.NodeID(o.NodeID),
+		MemTableBytes: max(4<<20, min(64<<20, mem/16)),
 	}
 	if o.FS != engine.OSFS() {
 		eo.FS = o.FS
 	}
-	if o.ClusterID != "" {
-		eo.Cluster, _ = parseClusterID(o.ClusterID)
+	if form != nil { // else the store gets its identity once a cluster has taken the node in
+		eo.Node = raft.NodeID(o.NodeID)
+		if o.ClusterID != "" {
+			eo.Cluster, _ = parseClusterID(o.ClusterID)
+		}
 	}
 	e, err := engine.Open(eo)
 	if err != nil {
@@ -281,6 +290,9 @@ func (n *Node) openCluster(ctx context.Context) error {
 		}
 		form = n.former.current()
 	default:
+		if len(o.Join) == 0 {
+			return &OptionError{Field: "Join", Value: "[]", Reason: "the directory belongs to no cluster yet: name members to join, or set Bootstrap to form one"}
+		}
 		n.former.setSelf(n.addr)
 		if form, err = n.former.joinExisting(ctx, o.Join); err != nil {
 			return err
@@ -360,7 +372,7 @@ func (n *Node) openGroups() error {
 	})
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
-		Snapshots: snapshotEvents{n}, Tuning: timing.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals,
+		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals,
 		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
 	})
 	if err != nil {
@@ -411,21 +423,41 @@ func (n *Node) openDoors(ctx context.Context) error {
 	}
 	n.connect(self)
 	n.former.setLate(n.admit)
-	if !form.Complete && len(form.Members) > 0 && form.Members[0].ID == form.Node {
-		if err := n.former.handOut(ctx, form); err != nil {
-			return err
+	n.former.setMoved(n.moved)
+	if lowest := len(form.Members) > 0 && form.Members[0].ID == form.Node && len(form.Shards) > 0; lowest && !form.Written {
+		// Step by step, each durable before the next; a crash in between is resumed.
+		next := *form
+		save := func() error {
+			f := next
+			f.Confirmed = slices.Clone(next.Confirmed)
+			if err := writeFormation(n.o.FS, n.dir, &f); err != nil {
+				return err
+			}
+			n.form.Store(&f)
+			n.former.set(&f)
+			return nil
+		}
+		if !form.Complete {
+			err := n.former.handOut(ctx, form, func(id uint32) error {
+				next.Confirmed = append(next.Confirmed, id)
+				return save()
+			})
+			if err != nil {
+				return err
+			}
+			next.Complete = true
+			if err := save(); err != nil {
+				return err
+			}
 		}
 		n.campaign(ctx, form)
 		if err := n.writeCatalog(ctx, form); err != nil {
 			return err
 		}
-		done := *form
-		done.Complete = true
-		if err := writeFormation(n.o.FS, n.dir, &done); err != nil {
+		next.Written = true
+		if err := save(); err != nil {
 			return err
 		}
-		n.form.Store(&done)
-		n.former.set(&done)
 	} else if len(form.Shards) > 0 {
 		n.campaign(ctx, form)
 	}
@@ -503,12 +535,16 @@ func (n *Node) dealLeaders(ctx context.Context, form *formation) {
 	}
 }
 
-// awaitReady waits until every shard that has a replica here has a leader.
+// awaitReady waits until every shard that has a replica here has a leader, or,
+// after a restart, is known to have no quorum.
 func (n *Node) awaitReady(ctx context.Context) error {
 	pause := time.Millisecond
 	for {
 		left := raft.ShardID(0)
 		for _, v := range n.host.Views() {
+			if v.NoQuorum != nil && !n.fresh {
+				continue // it waits for other nodes, which must not keep this one from serving the rest
+			}
 			if v.Leader == 0 || v.IsLeader && !v.IsReady {
 				left = v.Shard
 				break
@@ -528,6 +564,11 @@ func (n *Node) awaitReady(ctx context.Context) error {
 		pause = min(2*pause, 50*time.Millisecond)
 	}
 }
+
+// Quiet is closed when the node, while it closes, has ended all that speaks to
+// other nodes, and its replicas take in nothing any more; what was being written
+// may still be under way. For tests that take a disk away.
+func (n *Node) Quiet() <-chan struct{} { return n.quiet }
 
 // Ready is closed once the node serves; Open returns after that.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
@@ -558,7 +599,7 @@ func (n *Node) onFatal(err error) {
 	}
 	n.log.Error("the node cannot go on and stops", "err", err)
 	if n.o.OnFatal != nil {
-		n.o.OnFatal(err)
+		go n.o.OnFatal(err) // it may close the node, which waits for whoever found the error
 	}
 }
 
@@ -621,7 +662,14 @@ func (n *Node) close(tell bool) error {
 			n.sending.Close()
 		}
 		if n.host != nil {
-			n.host.Close()
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				n.host.Close()
+			}()
+			<-n.host.Stopping()
+			close(n.quiet)
+			<-ended
 		}
 		n.requests.Wait()
 		if n.store != nil {
@@ -702,17 +750,42 @@ func (n *Node) successor(v *multiraft.View) raft.NodeID {
 }
 
 // TransferLeader asks the leader of a shard, which must be on this node, to
-// hand over to another node. It returns when the other node leads.
+// hand over to another node. It returns when the other node leads. Errors:
+// ErrNotFound (no replica here, or none on the other node), *NotLeaderError,
+// ErrClosed, or the context's (Options.Timeout applies without a deadline), in
+// which case the transfer may still happen.
 func (n *Node) TransferLeader(ctx context.Context, shardID uint64, to uint32) error {
-	id := raft.ShardID(shardID)
-	if err := n.host.Transfer(ctx, id, raft.NodeID(to)); err != nil {
-		return err
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, n.o.timeout())
+		defer cancel()
 	}
+	id := raft.ShardID(shardID)
 	pause := time.Millisecond
+	began := time.Time{}
 	for {
+		if n.isClosed() {
+			return ErrClosed
+		}
 		v, ok := n.host.View(id)
-		if ok && v.Leader == raft.NodeID(to) {
+		if !ok {
+			return fmt.Errorf("shard %d on node %d: %w", shardID, n.ID(), ErrNotFound)
+		}
+		if _, ok := v.Desc.ReplicaOn(raft.NodeID(to)); !ok {
+			return fmt.Errorf("replica of shard %d on node %d: %w", shardID, to, ErrNotFound)
+		}
+		if v.Leader == raft.NodeID(to) {
 			return nil
+		}
+		if !v.IsLeader && began.IsZero() {
+			return &NotLeaderError{Shard: id, Leader: v.Leader, Term: v.Term}
+		}
+		// The core gives an attempt up after a second.
+		if v.IsLeader && time.Since(began) > time.Second {
+			began = time.Now()
+			if err := n.host.Transfer(ctx, id, raft.NodeID(to)); errors.Is(err, multiraft.ErrClosed) {
+				return ErrClosed
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -723,6 +796,45 @@ func (n *Node) TransferLeader(ctx context.Context, shardID uint64, to uint32) er
 		}
 		pause = min(2*pause, 50*time.Millisecond)
 	}
+}
+
+// moved takes in where a member says it is.
+func (n *Node) moved(m member) {
+	if !n.book.update(m) {
+		return
+	}
+	n.log.Info("a node has another address", "node", m.ID, "addr", m.Addr, "client_addr", m.ClientAddr)
+	n.connect(raft.NodeID(n.ID()))
+	n.remember()
+}
+
+// remember writes the addresses of the members into the formation file, so that
+// a restart finds them.
+func (n *Node) remember() {
+	n.formMu.Lock()
+	defer n.formMu.Unlock()
+	f := *n.form.Load()
+	f.Members = slices.Clone(f.Members)
+	changed := false
+	for _, m := range n.book.all() {
+		i := slices.IndexFunc(f.Members, func(x member) bool { return x.ID == m.ID })
+		switch {
+		case i < 0:
+			f.Members = append(f.Members, m)
+			changed = true
+		case f.Members[i] != m:
+			f.Members[i] = m
+			changed = true
+		}
+	}
+	if !changed {
+		return
+	}
+	if err := writeFormation(n.o.FS, n.dir, &f); err != nil {
+		n.log.Warn("addresses of the members not written", "err", err)
+		return
+	}
+	n.form.Store(&f)
 }
 
 // addressBook knows where the nodes are.
@@ -745,6 +857,19 @@ func (b *addressBook) set(m member) {
 	}
 	slices.Sort(ids)
 	b.ps.Store(&ids)
+}
+
+// update is set for a node whose address differs from what is known; it reports
+// whether it does.
+func (b *addressBook) update(m member) bool {
+	b.mu.Lock()
+	old, known := b.by[m.ID]
+	b.mu.Unlock()
+	if m.ID == 0 || known && old == m {
+		return false
+	}
+	b.set(m)
+	return true
 }
 
 func (b *addressBook) all() []member {

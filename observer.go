@@ -8,7 +8,7 @@ import (
 // Observer is told of events. Every field is optional. The callbacks run one
 // after another on a goroutine of the node, off the path of requests, behind a
 // queue of bounded length; events that do not fit are dropped and counted
-// (Metrics.EventsDropped).
+// (Metrics.EventsDropped). A callback must not close the node, which waits for it.
 type Observer struct {
 	// OnLeader: a replica of this node has learned of another leader (zero: none).
 	OnLeader func(LeaderEvent)

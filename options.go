@@ -11,7 +11,7 @@ import (
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/multiraft/raft"
-	"github.com/flotillakv/flotilla/shard"
+	"github.com/flotillakv/flotilla/router/catalog"
 	"github.com/flotillakv/flotilla/transport"
 )
 
@@ -147,8 +147,8 @@ func (o *Options) Validate() error {
 		bad("Shards", o.Shards, fmt.Sprintf("SplitAt makes %d shards; leave Shards zero", len(o.SplitAt)+1))
 	}
 	for i, k := range o.SplitAt {
-		if len(k) == 0 || len(k) > shard.MaxKeyBytes {
-			bad("SplitAt", fmt.Sprintf("%q", k), fmt.Sprintf("a boundary has 1 to %d bytes", shard.MaxKeyBytes))
+		if len(k) == 0 || len(k) > catalog.MaxSplitKeyBytes {
+			bad("SplitAt", fmt.Sprintf("%.64q", k), fmt.Sprintf("a boundary has 1 to %d bytes", catalog.MaxSplitKeyBytes))
 		}
 		if i > 0 && string(o.SplitAt[i-1]) >= string(k) {
 			bad("SplitAt", fmt.Sprintf("%q", k), "boundaries must be ascending and without duplicates")

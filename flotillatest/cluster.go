@@ -12,7 +12,6 @@ import (
 	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
-	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 	"github.com/flotillakv/flotilla/transport"
@@ -317,23 +316,15 @@ func (c *Cluster) stop(p *place) {
 		// What the node could not write in the end is lost either way.
 		_ = p.node.Kill()
 	}()
-	// The held syncs may return once nothing that follows from them can get out:
-	// the transport is closed before the loops, and the loops have ended when they
-	// refuse calls. A node that cannot be stopped like this sees its disk fail.
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
+	// The held syncs may return once nothing that follows from them can get out.
+	// A node that cannot be stopped like this sees its disk fail.
+	timer := time.NewTimer(10 * time.Second)
+	defer timer.Stop()
 	fail := false
-	for p.shard != 0 {
-		sub, stop := context.WithTimeout(ctx, 100*time.Millisecond)
-		err := p.node.TransferLeader(sub, p.shard, p.node.ID()) // to itself: asks whether it still works
-		stop()
-		if errors.Is(err, multiraft.ErrClosed) {
-			break
-		}
-		if fail = ctx.Err() != nil; fail {
-			break
-		}
-		pause(ctx, 200*time.Microsecond)
+	select {
+	case <-p.node.Quiet():
+	case <-timer.C:
+		fail = true
 	}
 	p.disk.release(fail)
 	<-gone

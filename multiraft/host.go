@@ -502,6 +502,9 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 		return ErrUnknownShard
 	}
 	return h.On(ctx, shard, func(now raft.Time, c *raft.Core, o *raft.Out) error {
+		if r.fenced != nil {
+			return r.refused()
+		}
 		ts := max(r.lastTs+1, h.clock.Wall())
 		mark, err := c.ProposeConf(now, cc, raft.EntryHeader{GroupTs: ts}, o)
 		if err != nil {
@@ -621,6 +624,9 @@ func (h *Host) fatal(err error) {
 		h.onFatal(err)
 	}
 }
+
+// Stopping is closed when Close has begun: the loops take in nothing any more.
+func (h *Host) Stopping() <-chan struct{} { return h.stop }
 
 // Fatal returns the reason the node stopped, if it did.
 func (h *Host) Fatal() error {

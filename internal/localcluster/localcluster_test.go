@@ -134,3 +134,30 @@ func TestCatchUpBySnapshot(t *testing.T) {
 		}
 	}
 }
+
+// TestRestartElsewhere: all nodes come back on other ports than the ones their
+// directories know, and find each other by the list they are started with.
+func TestRestartElsewhere(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	dir := t.TempDir()
+	for round := range 3 {
+		c, err := Start(ctx, Options{Dir: dir, Shards: 4})
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		key := []byte("round")
+		if round > 0 {
+			v, err := c.Node(round%3).Get(ctx, key)
+			if err != nil || string(v.Bytes) != fmt.Sprint(round-1) {
+				t.Fatalf("round %d: %q, %v", round, v.Bytes, err)
+			}
+		}
+		if _, err := c.Node(2).Put(ctx, key, fmt.Append(nil, round)); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
