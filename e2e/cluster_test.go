@@ -38,7 +38,7 @@ func TestCluster(t *testing.T) {
 			t.Errorf("node %d wrote above INFO in a run without a fault:\n%s", i+1, strings.Join(loud, ""))
 		}
 	}
-	refused(t, flotilla(t, "kv", "get", "a", "--addr", c.addr, "--timeout", "2s"), 4, "cannot connect to "+strings.ReplaceAll(c.addr, ",", ", "), "try: ")
+	refused(t, command(t, "kv", "get", "a", "--addr", c.addr, "--timeout", "2s"), 4, "cannot connect to "+strings.ReplaceAll(c.addr, ",", ", "), "try: ")
 
 	begun = time.Now()
 	for i := range c.nodes {
@@ -68,7 +68,7 @@ func idOf(c *cluster, i int) int {
 
 func testRecords(t *testing.T, c *cluster) {
 	kv := func(args ...string) result {
-		return flotilla(t, append([]string{"kv", "--addr", c.addr}, args...)...)
+		return command(t, append([]string{"kv", "--addr", c.addr}, args...)...)
 	}
 	good := func(out string, args ...string) {
 		t.Helper()
@@ -199,7 +199,7 @@ func testStatus(t *testing.T, c *cluster) {
 	if text := must(t, "shard", "show", "2", "--addr", c.addr); !strings.Contains(text, "shard 2") || !strings.Contains(text, "leader") {
 		t.Errorf("shard show 2:\n%s", text)
 	}
-	refused(t, flotilla(t, "shard", "show", "50", "--addr", c.addr), 3, "shard 50 does not exist", "try: flotilla shard list")
+	refused(t, command(t, "shard", "show", "50", "--addr", c.addr), 3, "shard 50 does not exist", "try: flotilla shard list")
 }
 
 // testJoin adds a fourth node; it keeps its id over a restart.

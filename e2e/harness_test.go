@@ -105,7 +105,7 @@ func (c invocation) run(t *testing.T) result {
 	return result{cmd.ProcessState.ExitCode(), out.String(), errOut.String()}
 }
 
-func flotilla(t *testing.T, args ...string) result {
+func command(t *testing.T, args ...string) result {
 	t.Helper()
 	return invocation{args: args}.run(t)
 }
@@ -113,7 +113,7 @@ func flotilla(t *testing.T, args ...string) result {
 // must runs a command that has to succeed and returns its standard output.
 func must(t *testing.T, args ...string) string {
 	t.Helper()
-	r := flotilla(t, args...)
+	r := command(t, args...)
 	if r.code != 0 {
 		t.Fatalf("flotilla %s: exit code %d\n%s", strings.Join(args, " "), r.code, r.err)
 	}
@@ -377,7 +377,7 @@ func (c *cluster) status(t *testing.T, addr string) clusterStatus {
 func (c *cluster) healthy(t *testing.T) {
 	t.Helper()
 	wait(t, 30*time.Second, "a healthy cluster", func() bool {
-		r := flotilla(t, "cluster", "status", "-o", "json", "--addr", c.addr)
+		r := command(t, "cluster", "status", "-o", "json", "--addr", c.addr)
 		return r.code == 0 && decode[clusterStatus](t, r.out).State == "HEALTHY"
 	})
 }

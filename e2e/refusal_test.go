@@ -58,7 +58,7 @@ func TestRefusals(t *testing.T) {
 	}
 	kv := func(args ...string) result {
 		t.Helper()
-		return flotilla(t, append([]string{"kv", "--addr", c.addr}, args...)...)
+		return command(t, append([]string{"kv", "--addr", c.addr}, args...)...)
 	}
 	nothing := func() {
 		t.Helper()
@@ -103,12 +103,12 @@ func TestRefusals(t *testing.T) {
 	}
 
 	// Clusters that are not the one that was meant.
-	refused(t, flotilla(t, "kv", "get", "A0", "--addr", c.addr, "--cluster-id", other), 5, other, id)
-	refused(t, flotilla(t, "cluster", "status", "--addr", c.addr, "--cluster-id", other), 5, other, id)
+	refused(t, command(t, "kv", "get", "A0", "--addr", c.addr, "--cluster-id", other), 5, other, id)
+	refused(t, command(t, "cluster", "status", "--addr", c.addr, "--cluster-id", other), 5, other, id)
 	if got := must(t, "kv", "get", "A0", "--addr", c.addr, "--cluster-id", id); got != "0" {
 		t.Errorf("with the right cluster id get prints %q", got)
 	}
-	refused(t, flotilla(t, "kv", "get", "A0", "--addr", free[0], "--timeout", "1s"), 4, free[0], "try: ")
+	refused(t, command(t, "kv", "get", "A0", "--addr", free[0], "--timeout", "1s"), 4, free[0], "try: ")
 
 	// A directory that is in use, and directories that hold something else.
 	refused(t, serve("--dir", c.data(0), "--listen", free[0], "--client-listen", free[1], "--join", c.peers[1]), 5, c.data(0), "locked", "stop the other process")
@@ -165,14 +165,14 @@ func TestRefusals(t *testing.T) {
 	c.nodes[1].kill()
 	one := c.clients[2]
 	begun := time.Now()
-	r = flotilla(t, "kv", "put", "A0", "new", "--addr", one)
+	r = command(t, "kv", "put", "A0", "new", "--addr", one)
 	if r.code != 4 && r.code != 6 || r.out != "" {
 		t.Errorf("put without a quorum: exit code %d\n%s", r.code, r.err)
 	}
 	t.Logf("put without a quorum ended after %.1fs: %s", time.Since(begun).Seconds(), strings.TrimSpace(r.err))
 	wait(t, 20*time.Second, "a refusal that names the quorum or the nodes", func() bool {
 		begun = time.Now()
-		r = flotilla(t, "kv", "put", "A0", "new", "--addr", one)
+		r = command(t, "kv", "put", "A0", "new", "--addr", one)
 		if r.code != 4 && r.code != 6 {
 			t.Fatalf("put without a quorum: exit code %d\n%s", r.code, r.err)
 		}
@@ -181,6 +181,6 @@ func TestRefusals(t *testing.T) {
 	t.Logf("later after %.1fs: %s", time.Since(begun).Seconds(), strings.TrimSpace(r.err))
 	c.restart(t, 0)
 	wait(t, 20*time.Second, "writes after a quorum is back", func() bool {
-		return flotilla(t, "kv", "put", "B", "back", "--addr", one).code == 0
+		return command(t, "kv", "put", "B", "back", "--addr", one).code == 0
 	})
 }
