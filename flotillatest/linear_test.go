@@ -44,6 +44,7 @@ type profile struct {
 	faults []fault
 	pause  time.Duration // the least time between two faults
 	loss   float64       // of frames, all the time
+	big    int           // the size of the largest values; zero: 300 bytes
 }
 
 // fault breaks something and returns how to mend it (nil: it mends itself).
@@ -123,6 +124,19 @@ var (
 		s.c.OneWay(s.rand.IntN(s.c.Size()), flotillatest.Clients)
 		return s.heal
 	}}
+	away = fault{"away beyond the log", func(s *storm) func() {
+		i := s.rand.IntN(s.c.Size())
+		crash := s.c.Kill
+		if s.rand.IntN(2) == 0 {
+			crash = func(i int) { s.c.PowerLoss(i) }
+		}
+		crash(i)
+		// Twice of what a log keeps for a node that is away.
+		for from, began := s.written.Load(), time.Now(); s.written.Load() < from+32<<20 && time.Since(began) < 10*time.Second; {
+			s.wait(10 * time.Millisecond)
+		}
+		return func() { s.begin(i) }
+	}}
 	loss = fault{"message loss", func(s *storm) func() {
 		s.c.Loss(0.02 + 0.3*s.rand.Float64())
 		return s.heal
@@ -152,6 +166,7 @@ var profiles = []profile{
 	{name: "power", nodes: 3, shards: 4, faults: []fault{powerOne, powerOne, powerSome, powerAll}, pause: 150 * time.Millisecond},
 	{name: "partitions", nodes: 3, shards: 8, faults: []fault{partition, splitAll, oneWay, oneWay, deaf, mute, lostAnswers}, pause: 100 * time.Millisecond},
 	{name: "loss", nodes: 3, shards: 8, faults: []fault{loss, loss, delay, oneWay, lostAnswers, transfer}, pause: 100 * time.Millisecond, loss: 0.02},
+	{name: "away", nodes: 3, shards: 1, faults: []fault{away, away, oneWay, kill, transfer}, pause: 300 * time.Millisecond, big: 150_000},
 	{name: "everything", nodes: 5, shards: 6, faults: []fault{kill, powerOne, powerSome, powerAll, partition, oneWay, deaf, mute, lostAnswers, loss, delay, stop, transfer}, pause: 50 * time.Millisecond},
 }
 
@@ -205,6 +220,8 @@ type storm struct {
 	rand    *rand.Rand
 	pending []<-chan error // restarts
 	faults  map[string]int
+	written atomic.Int64 // bytes of values acknowledged
+	snaps   atomic.Int64 // snapshots installed
 
 	// known is what clients last saw of each group: a swap wants it. Only a hint.
 	mu    sync.Mutex
@@ -221,11 +238,19 @@ func newStorm(t *testing.T, p profile, seed uint64) *storm {
 	if *linearVerbose {
 		o = append(o, flotillatest.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))))
 	}
-	c := flotillatest.NewCluster(t, p.nodes, o...)
-	return &storm{
-		t: t, p: p, seed: seed, c: c, h: linear.NewHistory(), ctx: t.Context(), rand: rand.New(rand.NewPCG(seed, 7)),
+	s := &storm{
+		t: t, p: p, seed: seed, h: linear.NewHistory(), ctx: t.Context(), rand: rand.New(rand.NewPCG(seed, 7)),
 		faults: map[string]int{}, known: map[int]seen{},
 	}
+	o = append(o, flotillatest.WithObserver(func(int) flotilla.Observer {
+		return flotilla.Observer{OnSnapshot: func(e flotilla.SnapshotEvent) {
+			if !e.Sent && e.Err == nil {
+				s.snaps.Add(1)
+			}
+		}}
+	}))
+	s.c = flotillatest.NewCluster(t, p.nodes, o...)
+	return s
 }
 
 // run lets clients work through faults for d, mends everything, reads
@@ -254,8 +279,8 @@ func (s *storm) run(d time.Duration) {
 	s.c.AwaitEqualReplicas()
 	good, bad := linear.Check(s.h, checkWithin)
 	n := s.h.Counts()
-	t.Logf("%d operations (%d reads, %d writes, %d conditions that did not hold, %d unknown, %d refused) in %d groups, %d in order; faults: %v",
-		n.Ops, n.Reads, n.Writes, n.Unheld, n.Ambiguous, n.Refused, n.Groups, good, s.faults)
+	t.Logf("%d operations (%d reads, %d writes, %d conditions that did not hold, %d unknown, %d refused) in %d groups, %d in order; %d snapshots; faults: %v",
+		n.Ops, n.Reads, n.Writes, n.Unheld, n.Ambiguous, n.Refused, n.Groups, good, s.snaps.Load(), s.faults)
 	if n.Writes < 100 || n.Reads < 100 {
 		t.Errorf("too little came through: %+v", n)
 	}
@@ -451,18 +476,22 @@ func prefix(g int) []byte {
 func key(g, k int) []byte { return append(prefix(g), byte('a'+k)) }
 
 // bytesOf makes the value, of some length.
-func bytesOf(v linear.Value) []byte {
-	b := make([]byte, 4+int(v)*37%300)
+func (w *worker) bytesOf(v linear.Value) []byte {
+	size := 300
+	if w.s.p.big > 0 && v%4 != 0 {
+		size = w.s.p.big
+	}
+	b := make([]byte, 4+int(v)*7919%size)
 	binary.BigEndian.PutUint32(b, uint32(v))
 	return b
 }
 
-func valueOf(b []byte) linear.Value {
+func (w *worker) valueOf(b []byte) linear.Value {
 	if len(b) < 4 {
 		return 0xffffffff // nobody wrote this
 	}
 	v := linear.Value(binary.BigEndian.Uint32(b))
-	if !slices.Equal(b, bytesOf(v)) {
+	if !slices.Equal(b, w.bytesOf(v)) {
 		return 0xffffffff
 	}
 	return v
@@ -491,6 +520,11 @@ func (w *worker) wrote(o linear.Op, r flotilla.Receipt) {
 	o.Outcome = flotilla.Outcome(w.err)
 	if w.err == nil {
 		o.Held, o.Receipt = true, r.Version
+		for k := range linear.KeysMax {
+			if o.Write.Has(k) && o.Values[k] != 0 {
+				w.s.written.Add(int64(len(w.bytesOf(o.Values[k]))))
+			}
+		}
 	}
 	w.s.h.Add(o)
 }
@@ -538,7 +572,7 @@ func (w *worker) get(g, k int) {
 			return nil
 		}
 		if err == nil {
-			o.Saw[k], o.SawVersions[k] = valueOf(v.Bytes), v.Version
+			o.Saw[k], o.SawVersions[k] = w.valueOf(v.Bytes), v.Version
 		}
 		return err
 	})
@@ -563,7 +597,7 @@ func (w *worker) scan(g int) {
 				return flotilla.ErrNotFound
 			}
 			last = k
-			o.Saw[k], o.SawVersions[k] = valueOf(p.Value), p.Version
+			o.Saw[k], o.SawVersions[k] = w.valueOf(p.Value), p.Version
 		}
 		return nil
 	})
@@ -575,7 +609,7 @@ func (w *worker) put(g, k int) {
 	o.Values[k] = w.s.h.Fresh()
 	var r flotilla.Receipt
 	w.call(&o, func(ctx context.Context, kv flotilla.KV) (err error) {
-		r, err = kv.Put(ctx, key(g, k), bytesOf(o.Values[k]))
+		r, err = kv.Put(ctx, key(g, k), w.bytesOf(o.Values[k]))
 		return err
 	})
 	w.wrote(o, r)
@@ -607,7 +641,7 @@ func (w *worker) cas(g, k int) {
 	o.Values[k] = w.s.h.Fresh()
 	var r flotilla.Receipt
 	w.call(&o, func(ctx context.Context, kv flotilla.KV) (err error) {
-		r, err = kv.CAS(ctx, key(g, k), was.vers[k], bytesOf(o.Values[k]))
+		r, err = kv.CAS(ctx, key(g, k), was.vers[k], w.bytesOf(o.Values[k]))
 		return err
 	})
 	var conflict *flotilla.ConflictError
@@ -634,7 +668,7 @@ func (w *worker) batch(g int) {
 		default:
 			o.Write |= 1 << k
 			o.Values[k] = w.s.h.Fresh()
-			b.Put(key(g, k), bytesOf(o.Values[k]))
+			b.Put(key(g, k), w.bytesOf(o.Values[k]))
 		}
 	}
 	if o.Write == 0 {
@@ -659,7 +693,7 @@ func (w *worker) txn(g int) {
 	case was.saw[c] == 0:
 		q.If = append(q.If, flotilla.IfAbsent(key(g, c)))
 	case w.rand.IntN(2) == 0:
-		q.If = append(q.If, flotilla.IfValue(key(g, c), bytesOf(was.saw[c])))
+		q.If = append(q.If, flotilla.IfValue(key(g, c), w.bytesOf(was.saw[c])))
 	default:
 		q.If = append(q.If, flotilla.IfVersion(key(g, c), was.vers[c]))
 	}
@@ -670,7 +704,7 @@ func (w *worker) txn(g int) {
 	for _, k := range w.rand.Perm(linear.KeysMax)[:2] {
 		o.Write |= 1 << k
 		o.Values[k] = w.s.h.Fresh()
-		q.Then = append(q.Then, flotilla.PutOp(key(g, k), bytesOf(o.Values[k])))
+		q.Then = append(q.Then, flotilla.PutOp(key(g, k), w.bytesOf(o.Values[k])))
 	}
 	var r flotilla.TxnResult
 	w.call(&o, func(ctx context.Context, kv flotilla.KV) (err error) {
@@ -683,7 +717,7 @@ func (w *worker) txn(g int) {
 		o.Read = 1<<linear.KeysMax - 1
 		for k, v := range r.Gets {
 			if v.Found {
-				o.Saw[k], o.SawVersions[k] = valueOf(v.Value.Bytes), v.Value.Version
+				o.Saw[k], o.SawVersions[k] = w.valueOf(v.Value.Bytes), v.Value.Version
 			}
 		}
 		w.learn(&o)
