@@ -189,7 +189,7 @@ func (n *Node) openNet() error {
 	}
 	to := transport.Options{
 		Listen: o.Listen, Listener: o.PeerListener, ClientListen: o.ClientListen, ClientListener: o.ClientListener,
-		OnJoin: n.onJoin, Logger: n.log,
+		OnJoin: n.onJoin, Logger: n.log, Compress: o.Compress,
 	}
 	if to.ClientListen == "" && to.ClientListener == nil {
 		host := o.Listen

@@ -56,6 +56,10 @@ type Options struct {
 	// Replicas is the number of voters per shard of a new cluster. Zero: min(3, nodes).
 	Replicas int
 
+	// Compress packs frames of 4 KiB and more to other nodes with snappy: worth it
+	// where the network is slower than the processor.
+	Compress bool
+
 	// Timeout bounds a call whose context has no deadline. Zero: 10 s.
 	Timeout time.Duration
 	// Limits of memory and disk.

@@ -77,7 +77,6 @@ type snapshot struct {
 	applied     raft.AppliedState
 	sum         uint64
 	desc        raft.Descriptor
-	hardTerm    raft.Term
 }
 
 // inputs of a core that are not messages travel as events of these kinds.
