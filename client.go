@@ -183,9 +183,16 @@ func (c *Client) ask(ctx context.Context, method string, q, a any) error {
 // quorum, that is the reason.
 func noAnswer(last error) error {
 	var quorum *shard.NoQuorumError
+	var unavailable *shard.UnavailableError
 	switch {
 	case errors.As(last, &quorum):
 		return quorum
+	case errors.As(last, &unavailable) && (unavailable.Why != "" || unavailable.Cause != nil):
+		why := unavailable.Why
+		if why == "" {
+			why = unavailable.Cause.Error()
+		}
+		return &shard.UnavailableError{Why: "no node answers: " + why, Cause: last}
 	case last != nil:
 		return &shard.UnavailableError{Why: "no node answers: " + last.Error(), Cause: last}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -261,7 +263,21 @@ func streamError(err error, refusal []string, addr string) error {
 	if status.Code(err) == codes.ResourceExhausted { // gRPC refused a message by its length
 		return &RefusedError{Reason: RefusedFrame, Addr: addr, Detail: status.Convert(err).Message()}
 	}
-	return fmt.Errorf("transport: %s: %s", addr, status.Convert(err).Message())
+	return fmt.Errorf("transport: %s: %s", addr, plainStatus(status.Convert(err).Message()))
+}
+
+// plainStatus takes what gRPC wraps around the cause of a failed connection off.
+func plainStatus(text string) string {
+	for _, s := range []string{"connection error: desc = ", "error reading from server: "} {
+		text = strings.TrimPrefix(text, s)
+	}
+	if inner, err := strconv.Unquote(text); err == nil {
+		text = inner
+	}
+	if text == "EOF" {
+		return "the connection ended"
+	}
+	return strings.TrimPrefix(text, "transport: Error while dialing: ")
 }
 
 func isRefused(err error) bool {
