@@ -284,6 +284,9 @@ func (p *process) loud() []string {
 	return loud
 }
 
+// given holds the ports that were handed out: tests run side by side.
+var given sync.Map
+
 // addresses returns loopback addresses that are free now. They lie below the
 // ports that systems give out by themselves, so that they stay free.
 func addresses(t *testing.T, n int) []string {
@@ -291,7 +294,11 @@ func addresses(t *testing.T, n int) []string {
 	var all []string
 	var open []net.Listener
 	for try := 0; len(all) < n; try++ {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000)))
+		port := 10000 + rand.IntN(20000)
+		if _, taken := given.LoadOrStore(port, true); taken {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			if try > 1000 {
 				t.Fatal(err)
