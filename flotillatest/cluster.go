@@ -43,7 +43,6 @@ type place struct {
 	index int
 	node  *flotilla.Node
 	disk  *disk
-	shard uint64 // one that has a replica here; zero: none
 	start *start // under way; nil: none
 }
 
@@ -94,15 +93,6 @@ func NewCluster(t testing.TB, nodes int, o ...Option) *Cluster {
 		t.Fatalf("flotillatest: start: %v", first)
 	}
 	c.kv = c.Client()
-	shards, err := c.members[0].node.Shards(ctx)
-	if err != nil {
-		t.Fatalf("flotillatest: list the shards: %v", err)
-	}
-	for _, s := range shards {
-		for _, r := range s.Replicas {
-			c.members[r.Node-1].shard = s.ID
-		}
-	}
 	return c
 }
 
@@ -310,24 +300,11 @@ func (c *Cluster) stop(p *place) {
 		}
 		return
 	}
-	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		// What the node could not write in the end is lost either way.
-		_ = p.node.Kill()
-	}()
 	// The held syncs may return once nothing that follows from them can get out.
-	// A node that cannot be stopped like this sees its disk fail.
-	timer := time.NewTimer(10 * time.Second)
-	defer timer.Stop()
-	fail := false
-	select {
-	case <-p.node.Quiet():
-	case <-timer.C:
-		fail = true
-	}
-	p.disk.release(fail)
-	<-gone
+	p.node.Halt()
+	p.disk.release(false)
+	// What the node could not write in the end is lost either way.
+	_ = p.node.Kill()
 }
 
 // Restart starts a node that is down, on what its disk holds, and returns when

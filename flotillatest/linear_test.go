@@ -189,7 +189,7 @@ func TestLinear(t *testing.T) {
 	}
 	if *linearDuration == 0 {
 		for _, p := range chosen {
-			t.Run(p.name, func(t *testing.T) { run(t, p, *linearSeed, 3*time.Second) })
+			t.Run(p.name, func(t *testing.T) { run(t, p, *linearSeed, 2500*time.Millisecond) })
 		}
 		return
 	}

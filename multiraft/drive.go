@@ -65,27 +65,34 @@ func (l *loop) drive() {
 	}
 }
 
-// Close ends the loops and waits for them. Requests that were not proposed get
-// ErrClosed; those that were get ErrAmbiguous. Close is idempotent.
-func (h *Host) Close() {
+// Halt ends the loops without waiting for them: a round that is under way ends,
+// no other begins, and no sync that returns later is acknowledged to anybody.
+// What is open stays open until Close.
+func (h *Host) Halt() {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.closed {
-		h.mu.Unlock()
-		h.wg.Wait()
 		return
 	}
 	h.closed = true
-	h.mu.Unlock()
 	closed := error(ErrClosed)
 	h.dead.CompareAndSwap(nil, &closed)
 	close(h.stop)
 	for _, l := range h.loops {
 		l.syncer.finish()
 	}
+}
+
+// Close ends the loops and waits for them. Requests that were not proposed get
+// ErrClosed; those that were get ErrAmbiguous. Close is idempotent.
+func (h *Host) Close() {
+	h.Halt()
 	h.wg.Wait()
-	for _, l := range h.loops {
-		l.abandon()
-	}
+	h.abandoned.Do(func() {
+		for _, l := range h.loops {
+			l.abandon()
+		}
+	})
 }
 
 // abandon answers everything that is still open. The loop's goroutine is gone.

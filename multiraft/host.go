@@ -92,6 +92,8 @@ type Host struct {
 	wg      sync.WaitGroup
 	stop    chan struct{}
 
+	abandoned sync.Once
+
 	table atomic.Pointer[map[raft.ShardID]*replica] // copied on write
 	stats stats
 }
