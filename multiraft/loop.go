@@ -16,6 +16,8 @@ const (
 	maxInFlightSyncs = 2
 	// maxRoundBytes bounds the payload of one round's batch; one entry may exceed it.
 	maxRoundBytes = 4 << 20
+	// A fenced leader tries to hand over at once and then ever more seldom.
+	handOffMin, handOffMax = time.Second, time.Minute
 )
 
 // loop owns a share of the node's groups. All its methods run on one goroutine.
@@ -37,6 +39,7 @@ type loop struct {
 	spare     items
 	backlog   items // messages that did not fit into the last round
 	spareAcks []ack
+	failed    bool // this loop found the node's failure: its round must not be committed
 	inFlight  int
 	submitted uint64 // batches handed to the syncer, and confirmed by it
 	acked     uint64
@@ -121,7 +124,7 @@ func (l *loop) step(now raft.Time) bool {
 		r := l.timers[0]
 		r.core.Tick(now, &l.out)
 		l.touch(r)
-		d := r.core.Deadline()
+		d := r.due()
 		if d <= now { // never spin on one deadline
 			d = now + 1
 		}
@@ -134,7 +137,11 @@ func (l *loop) step(now raft.Time) bool {
 	l.proposeQueued(now)
 	l.askReads(now)
 	for i := 0; i < len(l.touched); i++ {
-		l.touched[i].core.Flush(now, &l.out)
+		r := l.touched[i]
+		if r.fenced != nil {
+			l.handOff(now, r)
+		}
+		r.core.Flush(now, &l.out)
 	}
 	l.commitRound(now)
 	return true
@@ -217,7 +224,7 @@ func (l *loop) takeProposal(p *proposal) {
 		return
 	}
 	if r.fenced != nil {
-		l.done.propose(p.done, nil, 0, 0, fmt.Errorf("%w: shard %d: %w", ErrFenced, r.shard, r.fenced))
+		l.done.propose(p.done, nil, 0, 0, r.refused())
 		l.h.release(p.size)
 		return
 	}
@@ -237,6 +244,10 @@ func (l *loop) proposeQueued(now raft.Time) {
 	keep := l.queued[:0]
 	for _, r := range l.queued {
 		l.touch(r)
+		if r.fenced != nil {
+			r.failQueued(r.refused(), &l.done)
+			continue
+		}
 		l.proposeReplica(now, wall, r)
 		if len(r.queue) > 0 {
 			keep = append(keep, r)
@@ -304,7 +315,7 @@ func (l *loop) takeRead(q *readRequest) {
 		return
 	}
 	if r.fenced != nil {
-		l.done.read(q.done, 0, fmt.Errorf("%w: shard %d: %w", ErrFenced, r.shard, r.fenced))
+		l.done.read(q.done, 0, r.refused())
 		return
 	}
 	r.newReads = append(r.newReads, q.done)
@@ -329,11 +340,17 @@ func (l *loop) askReads(now raft.Time) {
 // entries leave before its own sync), then the one batch, then the answers.
 func (l *loop) commitRound(now raft.Time) {
 	o := &l.out
+	if l.failed {
+		return
+	}
 	if l.batch == nil {
 		l.batch = l.h.engine.NewBatch()
 	}
 	l.applyAll(now)
 	l.fetchAll(now)
+	if l.failed { // the batch lacks something: nothing of the round may be seen
+		return
+	}
 	l.answerReads(o)
 
 	b := l.batch
@@ -363,7 +380,7 @@ func (l *loop) commitRound(now raft.Time) {
 	case needSync:
 		f := inFlight{batch: b, ack: ack{marks: marksOf(nil, o), held: slices.Clone(o.Held)}}
 		if err := b.Commit(true); err != nil {
-			l.h.fatal(err)
+			l.fatal(err)
 			return
 		}
 		l.inFlight++
@@ -373,7 +390,7 @@ func (l *loop) commitRound(now raft.Time) {
 		l.syncer.submit(f)
 	case !b.Empty():
 		if err := b.Commit(false); err != nil {
-			l.h.fatal(err)
+			l.fatal(err)
 			return
 		}
 		b.Close()
@@ -398,7 +415,7 @@ func (l *loop) commitRound(now raft.Time) {
 		if r.publish(now, wall) && l.h.onRole != nil {
 			l.h.onRole(*old, *r.pub.Load())
 		}
-		if d := r.core.Deadline(); d != r.deadline || r.heapPos < 0 {
+		if d := r.due(); d != r.deadline || r.heapPos < 0 {
 			l.timers.set(r, d)
 		}
 	}
@@ -435,32 +452,33 @@ func (l *loop) sendHeldAfterEarlier(held []raft.Msg) {
 }
 
 // applyAll hands committed entries to the state machine until the cores have
-// nothing left to apply.
+// nothing left to apply, or something failed.
 func (l *loop) applyAll(now raft.Time) {
 	o := &l.out
-	for i := 0; i < len(o.Applies); i++ {
+	for i := 0; i < len(o.Applies) && !l.failed; i++ {
 		t := o.Applies[i]
 		r := l.byID[t.Shard]
-		if r == nil || r.removed {
+		if r == nil || r.removed || r.fenced != nil {
 			continue
 		}
 		for j := range t.Entries {
-			if r.fenced != nil {
+			if !l.applyEntry(now, r, t.Entries[j]) {
 				break
 			}
-			l.applyEntry(now, r, t.Entries[j])
 		}
 	}
 }
 
-func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) {
+// applyEntry applies one entry. It reports false when nothing behind it may be
+// applied: the replica was fenced, or the node failed.
+func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	if e.Index <= r.as.Applied {
-		return
+		return true
 	}
 	hdr, err := e.Header()
 	if err != nil {
-		l.h.fatal(fmt.Errorf("multiraft: shard %d index %d: %w", r.shard, e.Index, err))
-		return
+		l.fatal(fmt.Errorf("multiraft: shard %d index %d: %w", r.shard, e.Index, err))
+		return false
 	}
 	dones := r.takeWaiters(e, &l.done)
 
@@ -470,21 +488,22 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) {
 		ac.Results = make([][]byte, len(dones))
 	}
 	switch e.Type {
+	case raft.EntryEmpty:
 	case raft.EntryConf:
 		l.applyConf(now, r, e, ac.Results)
 	case raft.EntryNormal:
 		mark := l.batch.Mark()
 		if err := l.applyMachine(ac); err != nil {
 			l.batch.RollbackTo(mark)
-			r.fenced = err
-			l.h.logger.Error("state machine failed; replica fenced", "shard", r.shard, "index", e.Index, "err", err)
-			for _, d := range dones {
-				l.done.propose(d, nil, 0, 0, ErrAmbiguous) // other replicas may have applied it
-			}
-			return
+			l.fence(r, e.Index, err, dones)
+			return false
 		}
 		r.as.WrittenBytes += ac.WrittenBytes
 		r.as.WrittenKeys += ac.WrittenKeys
+	default:
+		// Written by a newer release. To skip it would be to differ from it.
+		l.fence(r, e.Index, fmt.Errorf("multiraft: this version does not know entries of type %d; upgrade this node", e.Type), dones)
+		return false
 	}
 	r.as.Applied, r.as.AppliedTerm = e.Index, e.Term
 	r.as.GroupTs = max(r.as.GroupTs, hdr.GroupTs)
@@ -496,6 +515,56 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) {
 		l.done.propose(d, ac.Results[i], e.Index, uint32(i), nil)
 	}
 	l.h.stats.applied.Add(1)
+	return true
+}
+
+// fence stops a replica at index, which it cannot apply, for good: nothing
+// behind it is applied, and everybody who waits is answered. dones wait for that
+// entry itself. The replica goes on to vote and to store, but does not lead if
+// another one can.
+func (l *loop) fence(r *replica, index raft.Index, err error, dones []ProposeFunc) {
+	r.fenced = &fenceError{index, err}
+	r.handOffAt, r.handOffWait = 0, handOffMin
+	l.h.logger.Error("replica fenced: an entry cannot be applied", "shard", r.shard, "index", index, "err", err)
+	for _, d := range dones {
+		l.done.propose(d, nil, 0, 0, ErrAmbiguous) // other replicas may have applied it
+	}
+	r.failWaiting(ErrAmbiguous, &l.done)
+	r.failQueued(r.refused(), &l.done)
+	r.failReads(r.refused(), &l.done)
+	l.touch(r)
+}
+
+// handOff lets a fenced leader hand its leadership to the other voters, one
+// after the other. If they are fenced too it comes back; the pauses bound that.
+func (l *loop) handOff(now raft.Time, r *replica) {
+	if now < r.handOffAt || r.core.Status().Role != raft.RoleLeader {
+		return
+	}
+	r.handOffAt = now.Add(r.handOffWait)
+	r.handOffWait = min(2*r.handOffWait, handOffMax)
+	for range r.desc.Replicas {
+		to := r.desc.Replicas[r.handOffTo%len(r.desc.Replicas)]
+		r.handOffTo++
+		if to.ID != r.self && r.core.Transfer(now, to.ID, &l.out) == nil {
+			return
+		}
+	}
+}
+
+// due returns when the replica needs a round even if nothing arrives for it.
+func (r *replica) due() raft.Time {
+	d := r.core.Deadline()
+	if r.fenced != nil && r.core.Status().Role == raft.RoleLeader {
+		d = min(d, r.handOffAt)
+	}
+	return d
+}
+
+// fatal stops the node, and this round before it reaches the store.
+func (l *loop) fatal(err error) {
+	l.failed = true
+	l.h.fatal(err)
 }
 
 // applyMachine runs the state machine and turns a panic into an error.
@@ -542,6 +611,11 @@ func (l *loop) fetchAll(now raft.Time) {
 			continue
 		}
 		ents, prev, err := l.h.readLog(t)
+		if err != nil && !errors.Is(err, raft.ErrCompacted) {
+			// What was acknowledged once cannot be read: a peer would wait for it for ever.
+			l.fatal(fmt.Errorf("multiraft: shard %d: read the log at %d: %w", t.Shard, t.Next, err))
+			return
+		}
 		r.core.Fetched(now, t.To, prev, ents, err, o)
 		l.touch(r)
 	}

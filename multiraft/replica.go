@@ -1,6 +1,7 @@
 package multiraft
 
 import (
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -62,14 +63,35 @@ type replica struct {
 
 	touched   bool
 	asDirty   bool
-	fenced    error
+	fenced    error // nil or a *fenceError
 	removed   bool
 	snapsBusy map[raft.ReplicaID]bool
+
+	// Of a fenced leader: when it tries next to hand over, how long it waits after
+	// that, and to whose turn it comes.
+	handOffAt   raft.Time
+	handOffWait time.Duration
+	handOffTo   int
 
 	deadline raft.Time
 	heapPos  int // -1: not in the heap
 
 	pub atomic.Pointer[View]
+}
+
+// fenceError is why a replica is fenced. It is a pointer, so that it compares
+// with others whatever it wraps.
+type fenceError struct {
+	index raft.Index
+	err   error
+}
+
+func (e *fenceError) Error() string { return fmt.Sprintf("index %d: %v", e.index, e.err) }
+func (e *fenceError) Unwrap() error { return e.err }
+
+// refused is what a fenced replica answers to whatever it did not propose.
+func (r *replica) refused() error {
+	return fmt.Errorf("%w: shard %d: %w", ErrFenced, r.shard, r.fenced)
 }
 
 // publish makes the replica's state visible to other goroutines if it changed.
@@ -195,7 +217,7 @@ func (r *replica) failWaiting(err error, c *completions) {
 		r.loop.h.release(w.bytes)
 	}
 	clear(r.waiting)
-	r.waiting = r.waiting[:0]
+	r.waiting, r.mixed = r.waiting[:0], false
 }
 
 func (r *replica) failReads(err error, c *completions) {
