@@ -47,7 +47,7 @@ type Store struct {
 		sync.RWMutex // guards closed against reads that begin; held briefly
 		closed       bool
 	}
-	wg sync.WaitGroup // reads that came in through DoAsync
+	wg sync.WaitGroup // reads under way
 }
 
 // NewStore returns a store over a host and its engine.
@@ -75,8 +75,7 @@ func (s *Store) Do(ctx context.Context, r *shard.Request) *shard.Response {
 		return &c.resp
 	}
 	if r.Kind == shard.KindStats || (r.Kind != shard.KindWrite && r.Consistency == shard.Local) {
-		c.read()
-		return &c.resp
+		return c.readHere()
 	}
 	c.done = signals.Get().(chan struct{})
 	c.start()
@@ -84,7 +83,7 @@ func (s *Store) Do(ctx context.Context, r *shard.Request) *shard.Response {
 		return c.gaveUp(ctx.Err())
 	}
 	if r.Kind != shard.KindWrite && c.resp.Err == nil {
-		c.read()
+		return c.readHere()
 	}
 	return &c.resp
 }
@@ -107,8 +106,8 @@ func (s *Store) DoAsync(r *shard.Request, answer func(*shard.Response)) {
 	c.start()
 }
 
-// Close refuses further requests with shard.ErrClosed and waits for reads that
-// run on goroutines of the store. It is idempotent.
+// Close refuses further requests with shard.ErrClosed and waits for the reads
+// that are under way: the engine may be closed after it. It is idempotent.
 func (s *Store) Close() {
 	s.mu.Lock()
 	s.mu.closed = true
@@ -251,18 +250,35 @@ func (c *call) complete() {
 	c.answer(&c.resp)
 }
 
+// begin lets a read use the engine until s.wg.Done, which Close waits for.
+func (s *Store) begin() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.mu.closed {
+		return false
+	}
+	s.wg.Add(1)
+	return true
+}
+
+// readHere reads on the caller's goroutine.
+func (c *call) readHere() *shard.Response {
+	if !c.s.begin() {
+		return c.failed(shard.ErrClosed)
+	}
+	defer c.s.wg.Done()
+	c.read()
+	return &c.resp
+}
+
 // readAside reads on a goroutine of the store and answers.
 func (c *call) readAside() {
 	s := c.s
-	s.mu.RLock()
-	if s.mu.closed {
-		s.mu.RUnlock()
+	if !s.begin() {
 		c.resp.Err = shard.ErrClosed
 		c.answer(&c.resp)
 		return
 	}
-	s.wg.Add(1)
-	s.mu.RUnlock()
 	go func() {
 		defer s.wg.Done()
 		c.read()

@@ -402,3 +402,18 @@ type instantHost struct{ *fakeHost }
 func (instantHost) Propose(_ raft.ShardID, _ raft.Command, done func([]byte, raft.Index, uint32, error)) {
 	done(nil, 1, 0, nil)
 }
+
+// Shows that a read whose index arrives after Close leaves the engine alone,
+// which may be closed by then.
+func TestStoreClosedBeforeTheRead(t *testing.T) {
+	s, h := newStore(t)
+	h.hold = true
+	got := make(chan *shard.Response)
+	go func() { got <- s.Do(bg, get("k")) }()
+	<-h.holds
+	s.Close()
+	h.release()
+	if r := <-got; r.Err != shard.ErrClosed {
+		t.Errorf("got %+v", r)
+	}
+}
