@@ -60,8 +60,9 @@ type Config struct {
 	ClockOK func() bool
 	// OnSync is told when a batch was made durable, on a syncer's goroutine. It must not block.
 	OnSync func(at raft.Time)
-	// OnFatal is called once when the node cannot go on (a failed log write, a
-	// corrupt entry). Zero: the error is logged and the host refuses requests.
+	// OnFatal is called once, on a goroutine of its own, when the node cannot go on
+	// (a failed log write, a corrupt entry); it may call Close. Everything open is
+	// answered and requests are refused from then on, with or without it.
 	OnFatal func(error)
 }
 
@@ -89,10 +90,10 @@ type Host struct {
 	started bool
 	closed  bool
 	dead    atomic.Pointer[error]
-	wg      sync.WaitGroup
+	wg      sync.WaitGroup // loops and what they start
+	syncs   sync.WaitGroup // syncers, which outlive their loops
 	stop    chan struct{}
-
-	abandoned sync.Once
+	join    sync.Once
 
 	table atomic.Pointer[map[raft.ShardID]*replica] // copied on write
 	stats stats
@@ -448,7 +449,8 @@ func (h *Host) On(ctx context.Context, shard raft.ShardID, f func(now raft.Time,
 		return ErrUnknownShard
 	}
 	ch := make(chan error, 1)
-	ok := r.loop.in.put(func(it *items) {
+	l := r.loop
+	ok := l.in.put(func(it *items) {
 		it.funcs = append(it.funcs, func(now raft.Time) {
 			if r.removed {
 				ch <- ErrUnknownShard
@@ -461,12 +463,24 @@ func (h *Host) On(ctx context.Context, shard raft.ShardID, f func(now raft.Time,
 	if !ok {
 		return ErrClosed
 	}
+	return l.await(ctx, ch)
+}
+
+// await waits for what a function on the loop answers. The loop may end without
+// having run it.
+func (l *loop) await(ctx context.Context, ch <-chan error) error {
 	select {
 	case err := <-ch:
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-h.stop:
+	case <-l.h.stop:
+	case <-l.gone:
+	}
+	select {
+	case err := <-ch:
+		return err
+	default:
 		return ErrClosed
 	}
 }
@@ -531,14 +545,7 @@ func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, index ra
 	if !ok {
 		return ErrClosed
 	}
-	select {
-	case err := <-ch:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-h.stop:
-		return ErrClosed
-	}
+	return l.await(ctx, ch)
 }
 
 func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term raft.Term, install func(raft.HardState, raft.AppliedState, bool) (raft.State, error)) error {
@@ -608,6 +615,9 @@ func (h *Host) readLog(t raft.FetchTask) (ents []raft.Entry, prev raft.Term, err
 // Alive reports whether every loop that has work finished a round within
 // limit before now: the loops' part of the gate of heartbeats.
 func (h *Host) Alive(now raft.Time, limit time.Duration) bool {
+	if h.dead.Load() != nil {
+		return false
+	}
 	for _, l := range h.loops {
 		if !l.idle.Load() && now.Sub(raft.Time(l.roundAt.Load())) > limit {
 			return false
@@ -622,8 +632,11 @@ func (h *Host) fatal(err error) {
 		return
 	}
 	h.logger.Error("the node stops", "err", err)
+	for _, l := range h.loops {
+		l.in.signal() // to answer what is open
+	}
 	if h.onFatal != nil {
-		h.onFatal(err)
+		go h.onFatal(err) // it may close the host, which waits for the caller of this
 	}
 }
 

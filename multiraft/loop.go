@@ -39,7 +39,8 @@ type loop struct {
 	spare     items
 	backlog   items // messages that did not fit into the last round
 	spareAcks []ack
-	failed    bool // this loop found the node's failure: its round must not be committed
+	gone      chan struct{} // closed when everything open was answered for good
+	failed    bool          // this loop found the node's failure: its round must not be committed
 	inFlight  int
 	submitted uint64 // batches handed to the syncer, and confirmed by it
 	acked     uint64
@@ -70,7 +71,7 @@ type peerOut struct {
 }
 
 func newLoop(h *Host, id int) *loop {
-	l := &loop{h: h, id: id, byID: make(map[raft.ShardID]*replica)}
+	l := &loop{h: h, id: id, byID: make(map[raft.ShardID]*replica), gone: make(chan struct{})}
 	l.in.wake = make(chan struct{}, 1)
 	l.syncer = newSyncer(l)
 	return l

@@ -272,6 +272,20 @@ func (c *completions) read(f ReadFunc, index raft.Index, err error) {
 	c.reads = append(c.reads, readDone{f, index, err})
 }
 
+// spoil takes back the good news of a round that was not committed.
+func (c *completions) spoil() {
+	for i := range c.props {
+		if p := &c.props[i]; p.err == nil {
+			p.data, p.err = nil, ErrAmbiguous
+		}
+	}
+	for i := range c.reads {
+		if r := &c.reads[i]; r.err == nil {
+			r.err = ErrClosed
+		}
+	}
+}
+
 // flush tells everybody. Callbacks must not block.
 func (c *completions) flush() {
 	for i := range c.props {
