@@ -536,23 +536,25 @@ func (n *Node) dealLeaders(ctx context.Context, form *formation) {
 }
 
 // awaitReady waits until every shard that has a replica here has a leader, or,
-// after a restart, is known to have no quorum.
+// after a restart, is known to have no quorum while others have.
 func (n *Node) awaitReady(ctx context.Context) error {
 	pause := time.Millisecond
 	for {
-		left := raft.ShardID(0)
+		left, stuck, served := raft.ShardID(0), raft.ShardID(0), false
 		for _, v := range n.host.Views() {
-			if v.NoQuorum != nil && !n.fresh {
-				continue // it waits for other nodes, which must not keep this one from serving the rest
-			}
-			if v.Leader == 0 || v.IsLeader && !v.IsReady {
+			switch {
+			case v.NoQuorum != nil && !n.fresh:
+				stuck = v.Shard // it waits for other nodes, which must not keep this one from serving the rest
+			case v.Leader == 0 || v.IsLeader && !v.IsReady:
 				left = v.Shard
-				break
+			default:
+				served = true
 			}
 		}
-		if left == 0 {
+		if left == 0 && (served || stuck == 0) {
 			return nil
 		}
+		left = max(left, stuck)
 		if err := n.Fatal(); err != nil {
 			return err
 		}
