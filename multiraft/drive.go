@@ -116,7 +116,7 @@ func (h *Host) Close() {
 		}
 		h.logger.Error("a loop does not come back from the failed store; it is left there")
 		for _, l := range h.loops {
-			var c completions
+			c := completions{waiting: &h.reads}
 			l.refuseRest(&c)
 			c.flush()
 		}

@@ -85,6 +85,7 @@ type Host struct {
 	loops    []*loop
 	maxBytes int64
 	pending  atomic.Int64 // bytes of proposals not yet resolved
+	reads    atomic.Int64 // reads not yet answered
 
 	mu      sync.Mutex // rank 1: creation of groups, start, close
 	started bool
@@ -311,6 +312,9 @@ func (h *Host) refuse(shard raft.ShardID, r *replica) error {
 
 func (h *Host) release(bytes int) { h.pending.Add(-int64(bytes)) }
 
+// maxReads bounds the reads that wait on a node for permission.
+const maxReads = 1 << 17
+
 // ReadIndex asks for permission to serve a linearizable read of shard from the
 // engine; see ReadFunc. Only the leader answers. The same definite errors as Propose.
 func (h *Host) ReadIndex(shard raft.ShardID, done func(index raft.Index, err error)) {
@@ -319,7 +323,13 @@ func (h *Host) ReadIndex(shard raft.ShardID, done func(index raft.Index, err err
 		done(0, err)
 		return
 	}
+	if h.reads.Add(1) > maxReads {
+		h.reads.Add(-1)
+		done(0, &OverloadedError{RetryAfter: 100 * time.Millisecond, Why: "too many reads wait on this node"})
+		return
+	}
 	if !r.loop.in.putRead(readRequest{shard: shard, done: done}) {
+		h.reads.Add(-1)
 		done(0, ErrClosed)
 	}
 }

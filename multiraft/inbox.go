@@ -64,19 +64,26 @@ func (it *items) reset() {
 }
 
 // inbox is a loop's door: many producers, one consumer. Its size is bounded by
-// its producers: proposals and reads by the node's admission budget, messages
-// by maxInboxMsgBytes (more are dropped, which Raft repairs).
+// its producers: proposals and reads by the node's admission budgets, messages
+// by maxInboxMsgBytes and maxInboxMsgs (more are dropped, which Raft repairs).
 type inbox struct {
 	mu       sync.Mutex // rank 2
 	in       items
-	msgBytes int
-	closed   bool
-	wake     chan struct{} // capacity 1
-	dropped  uint64
+	msgBytes int // of entries in in.msgs
+	// What the loop took out and has not looked at yet counts on.
+	heldMsgs  int
+	heldBytes int
+	closed    bool
+	wake      chan struct{} // capacity 1
+	dropped   uint64
 }
 
-// maxInboxMsgBytes bounds the entries waiting in one inbox.
-const maxInboxMsgBytes = 64 << 20
+// Bounds of the messages that wait for one loop. A frame is taken whole or not
+// at all; one is always taken if nothing waits.
+const (
+	maxInboxMsgBytes = 64 << 20 // of their entries
+	maxInboxMsgs     = 1 << 17
+)
 
 func (b *inbox) signal() {
 	select {
@@ -145,14 +152,10 @@ func (b *inbox) putRead(r readRequest) bool {
 // putMsgs takes the messages of one frame. It reports false when the inbox is full or closed:
 // the messages were dropped.
 func (b *inbox) putMsgs(msgs []raft.Msg) bool {
-	n := 0
-	for i := range msgs {
-		for _, e := range msgs[i].Entries {
-			n += len(e.Value)
-		}
-	}
+	n := entryBytes(msgs)
 	b.mu.Lock()
-	if b.closed || (b.msgBytes > 0 && b.msgBytes+n > maxInboxMsgBytes) {
+	bytes, count := b.msgBytes+b.heldBytes, len(b.in.msgs)+b.heldMsgs
+	if b.closed || bytes > 0 && bytes+n > maxInboxMsgBytes || count > 0 && count+len(msgs) > maxInboxMsgs {
 		b.dropped += uint64(len(msgs))
 		b.mu.Unlock()
 		return false
@@ -167,14 +170,36 @@ func (b *inbox) putMsgs(msgs []raft.Msg) bool {
 	return true
 }
 
-// swap hands out what has arrived and takes spare as the new, empty store.
-func (b *inbox) swap(spare items) items {
+// entryBytes counts the bytes of entries in msgs.
+func entryBytes(msgs []raft.Msg) (n int) {
+	for i := range msgs {
+		for _, e := range msgs[i].Entries {
+			n += len(e.Value)
+		}
+	}
+	return n
+}
+
+// swap hands out what has arrived and takes spare as the new, empty store. With
+// keepMsgs the messages stay: the loop has others to work through first.
+func (b *inbox) swap(spare items, keepMsgs bool) items {
 	b.mu.Lock()
 	got := b.in
 	b.in = spare
-	b.msgBytes = 0
+	if keepMsgs {
+		got.msgs, b.in.msgs = b.in.msgs, got.msgs
+	} else {
+		b.msgBytes = 0
+	}
 	b.mu.Unlock()
 	return got
+}
+
+// hold tells what of the messages that were handed out still waits.
+func (b *inbox) hold(msgs, bytes int) {
+	b.mu.Lock()
+	b.heldMsgs, b.heldBytes = msgs, bytes
+	b.mu.Unlock()
 }
 
 // takeAcks removes only the acknowledgements.

@@ -37,7 +37,7 @@ type loop struct {
 	done    completions
 
 	spare     items
-	backlog   items // messages that did not fit into the last round
+	backlog   backlog
 	spareAcks []ack
 	gone      chan struct{} // closed when everything open was answered for good
 	failed    bool          // this loop found the node's failure: its round must not be committed
@@ -52,7 +52,8 @@ type loop struct {
 	idle    atomic.Bool
 
 	batch      *engine.Batch
-	roundBytes int
+	roundBytes int // of payload in this round
+	ownBytes   int // of which proposals made here
 	peers      []peerOut
 	readCtx    uint64
 	applyCtx   ApplyContext
@@ -73,6 +74,7 @@ type peerOut struct {
 func newLoop(h *Host, id int) *loop {
 	l := &loop{h: h, id: id, byID: make(map[raft.ShardID]*replica), gone: make(chan struct{})}
 	l.in.wake = make(chan struct{}, 1)
+	l.done.waiting = &h.reads
 	l.syncer = newSyncer(l)
 	return l
 }
@@ -97,7 +99,7 @@ func (l *loop) step(now raft.Time) bool {
 		return worked
 	}
 
-	it := l.in.swap(l.spare)
+	it := l.in.swap(l.spare, !l.backlog.empty())
 	l.spare = items{}
 	if len(it.acks) > 0 {
 		for i := range it.acks {
@@ -105,13 +107,17 @@ func (l *loop) step(now raft.Time) bool {
 		}
 		worked = true
 	}
-	if !it.empty() || len(l.backlog.msgs) > 0 || len(l.queued) > 0 {
+	if !it.empty() || !l.backlog.empty() || len(l.queued) > 0 {
 		worked = true
 	}
 	for _, f := range it.funcs {
 		f(now)
 	}
-	l.stepMsgs(now, it.msgs)
+	limit := maxRoundBytes
+	if len(it.props) > 0 || len(l.queued) > 0 {
+		limit /= 2 // the other half is theirs
+	}
+	l.stepMsgs(now, it.msgs, limit)
 	for i := range it.props {
 		l.takeProposal(&it.props[i])
 	}
@@ -151,7 +157,7 @@ func (l *loop) step(now raft.Time) bool {
 // next returns when step has to run again even if nothing arrives, and whether
 // there is work left already.
 func (l *loop) next() (deadline raft.Time, hasDeadline, busy bool) {
-	if l.inFlight < maxInFlightSyncs && (len(l.backlog.msgs) > 0 || len(l.queued) > 0) {
+	if l.inFlight < maxInFlightSyncs && (!l.backlog.empty() || len(l.queued) > 0) {
 		return 0, false, true
 	}
 	if len(l.timers) == 0 || l.inFlight >= maxInFlightSyncs {
@@ -185,36 +191,56 @@ func (l *loop) onAck(now raft.Time, a *ack) {
 	}
 }
 
-func (l *loop) stepMsgs(now raft.Time, fresh []raft.Msg) {
+// backlog is messages that did not fit into the round they came in. While there
+// are any, the loop takes no others from its inbox.
+type backlog struct {
+	msgs  []raft.Msg
+	next  int // the first one not looked at yet
+	bytes int // of entries from there on
+}
+
+func (b *backlog) empty() bool { return b.next == len(b.msgs) }
+
+// stepMsgs hands messages to their cores, the backlog before fresh ones, until
+// the round holds limit bytes.
+func (l *loop) stepMsgs(now raft.Time, fresh []raft.Msg, limit int) {
+	b := &l.backlog
+	late := !b.empty()
 	msgs := fresh
-	if len(l.backlog.msgs) > 0 {
-		l.backlog.msgs = append(l.backlog.msgs, fresh...)
-		msgs = l.backlog.msgs
+	if late { // then nothing fresh was taken in
+		msgs = b.msgs[b.next:]
 	}
-	n := 0
-	for n < len(msgs) && l.roundBytes < maxRoundBytes {
+	n, bytes := 0, 0
+	for n < len(msgs) && l.roundBytes < limit {
 		m := &msgs[n]
+		size := entryBytes(msgs[n : n+1])
 		n++
+		bytes += size
 		r := l.byID[m.Shard]
 		if r == nil {
 			l.h.onUnknownShard(m, &l.out)
 			continue
 		}
 		if m.Type == raft.MsgApp {
-			for i := range m.Entries {
-				l.roundBytes += len(m.Entries[i].Value)
-			}
+			l.roundBytes += size
 		}
 		r.core.Step(now, m, &l.out)
 		l.touch(r)
 	}
-	if len(l.backlog.msgs) > 0 {
-		rest := copy(l.backlog.msgs, msgs[n:])
-		clear(l.backlog.msgs[rest:])
-		l.backlog.msgs = l.backlog.msgs[:rest]
-	} else if n < len(msgs) {
-		l.backlog.msgs = append(l.backlog.msgs, msgs[n:]...)
+	switch {
+	case late:
+		clear(msgs[:n])
+		b.next += n
+		b.bytes -= bytes
+		if b.empty() {
+			*b = backlog{msgs: b.msgs[:0]}
+		}
+	case n < len(msgs):
+		*b = backlog{msgs: append(b.msgs[:0], msgs[n:]...), bytes: entryBytes(msgs[n:])}
+	default:
+		return
 	}
+	l.in.hold(len(b.msgs)-b.next, b.bytes)
 }
 
 func (l *loop) takeProposal(p *proposal) {
@@ -243,16 +269,24 @@ func (l *loop) proposeQueued(now raft.Time) {
 	}
 	wall := l.h.clock.Wall()
 	keep := l.queued[:0]
+	partly := false
 	for _, r := range l.queued {
 		l.touch(r)
 		if r.fenced != nil {
 			r.failQueued(r.refused(), &l.done)
 			continue
 		}
+		before := len(r.queue)
 		l.proposeReplica(now, wall, r)
 		if len(r.queue) > 0 {
+			partly = partly || len(keep) == 0 && len(r.queue) < before
 			keep = append(keep, r)
 		}
+	}
+	if partly { // the round ended within its queue: in the next one it comes last
+		first := keep[0]
+		copy(keep, keep[1:])
+		keep[len(keep)-1] = first
 	}
 	clear(l.queued[len(keep):])
 	l.queued = keep
@@ -260,7 +294,7 @@ func (l *loop) proposeQueued(now raft.Time) {
 
 func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 	n := 0
-	for n < len(r.queue) && (l.roundBytes < maxRoundBytes || n == 0 && l.roundBytes == 0) {
+	for n < len(r.queue) && (l.roundBytes < maxRoundBytes || l.ownBytes < maxRoundBytes/2) {
 		from := n
 		size := 0
 		cmds := make([]raft.Command, 0, min(len(r.queue)-n, raft.CoalesceCmds))
@@ -282,6 +316,7 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 		}
 		r.lastTs = ts
 		l.roundBytes += size
+		l.ownBytes += size
 		w := pendingEntry{mark: mark, bytes: size, dones: make([]ProposeFunc, 0, n-from)}
 		for i := from; i < n; i++ {
 			w.dones = append(w.dones, r.queue[i].done)
@@ -422,7 +457,7 @@ func (l *loop) commitRound(now raft.Time) {
 	}
 	clear(l.touched)
 	l.touched = l.touched[:0]
-	l.roundBytes = 0
+	l.roundBytes, l.ownBytes = 0, 0
 	o.Reset()
 	l.done.flush()
 }

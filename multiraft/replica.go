@@ -244,8 +244,9 @@ func (r *replica) notLeader() error {
 
 // completions are outcomes to be told after the round's batch is visible.
 type completions struct {
-	props []propDone
-	reads []readDone
+	props   []propDone
+	reads   []readDone
+	waiting *atomic.Int64 // the host's count of reads; nil: none
 }
 
 type propDone struct {
@@ -291,6 +292,9 @@ func (c *completions) flush() {
 	for i := range c.props {
 		p := &c.props[i]
 		p.f(p.data, p.index, p.slot, p.err)
+	}
+	if len(c.reads) > 0 && c.waiting != nil {
+		c.waiting.Add(-int64(len(c.reads)))
 	}
 	for i := range c.reads {
 		r := &c.reads[i]

@@ -384,6 +384,11 @@ func (c *Core) accept(m *Msg, o *Out) bool {
 	if m.Type == MsgStepDown {
 		return true // names the leader it is about, who may be gone
 	}
+	if m.Type == MsgLeadQuery && m.Term <= c.hs.Term {
+		// Whoever asks may have been removed by a change it does not know of, and
+		// still be needed as a voter by others that do not know of it either.
+		return true
+	}
 	if m.FromReplica < c.desc.NextReplica {
 		r, ok := c.desc.Replica(m.FromReplica)
 		return ok && r.Node == m.From
