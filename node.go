@@ -651,7 +651,7 @@ func (n *Node) close(tell bool) error {
 			n.senders.Close()
 		}
 		if tell && n.serving {
-			n.live.Relinquish()
+			n.relinquish()
 		}
 		if n.router != nil {
 			errs = append(errs, n.router.Close())
@@ -694,6 +694,30 @@ func (n *Node) close(tell bool) error {
 	})
 	<-n.closed
 	return n.closeErr
+}
+
+// relinquish gives all promises of other nodes back, so that they need not wait
+// for them to run out, and gives the message a moment to leave.
+func (n *Node) relinquish() {
+	before := map[raft.NodeID]uint64{}
+	for _, p := range n.net.get().Stats() {
+		if p.Up {
+			before[p.Node] = p.CtlSent
+		}
+	}
+	n.live.Relinquish()
+	for range 50 {
+		waiting := false
+		for _, p := range n.net.get().Stats() {
+			if sent, ok := before[p.Node]; ok && p.Up && p.CtlSent == sent {
+				waiting = true
+			}
+		}
+		if !waiting {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // Shutdown hands the node's leaderships to other nodes, as far as ctx allows,
@@ -928,6 +952,9 @@ func (n *Node) receiveSnapshot(from raft.NodeID, header []byte, next func() ([]b
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	err = n.host.InstallSnapshot(ctx, staged.Meta.Shard, staged.Meta.Index, staged.Meta.Term, staged.InstallOn)
+	if errors.Is(err, multiraft.ErrSnapshotStale) {
+		err = snapshot.Verdict(fmt.Errorf("%w: %w", snapshot.ErrStale, err))
+	}
 	n.events.snapshot(SnapshotEvent{Shard: uint64(staged.Meta.Shard), Peer: uint32(from), Index: uint64(staged.Meta.Index), Err: err})
 	return err
 }
@@ -937,6 +964,9 @@ type snapshotEvents struct{ n *Node }
 
 func (s snapshotEvents) SendSnapshot(desc raft.Descriptor, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
 	s.n.sending.SendSnapshot(desc, to, rep, func(index raft.Index, term raft.Term, err error) {
+		if errors.Is(err, snapshot.ErrStale) {
+			err = nil // the receiver is that far already
+		}
 		s.n.events.snapshot(SnapshotEvent{Shard: uint64(desc.Shard), Peer: uint32(to), Sent: true, Index: uint64(index), Err: err})
 		done(index, term, err)
 	})

@@ -407,6 +407,10 @@ func TestLeadQuery(t *testing.T) {
 	if ms := r.step(Msg{Type: MsgLeadQuery, From: 2, Term: 4}); len(ms) != 0 {
 		t.Errorf("answers for a term it does not know: %+v", ms)
 	}
+	// Replica 4 of node 4 was removed by a change that it does not know of; others
+	// that do not know of it either may still need its vote.
+	r.c.desc.NextReplica = 5
+	r.want(r.step(Msg{Type: MsgLeadQuery, From: 4, FromReplica: 4, Term: 3}), MsgStepDown, 4)
 	r.lead()
 	if ms := r.step(Msg{Type: MsgLeadQuery, From: 2, Term: 4}); find(ms, MsgApp, 2) == nil || find(ms, MsgStepDown, 2) != nil {
 		t.Errorf("a leader answers %+v", ms)
