@@ -377,6 +377,11 @@ func (n *Node) Status(ctx context.Context) (ClusterStatus, error) {
 // and versions, in order, as of the applied index it returns. Replicas with
 // equal applied indexes have equal digests. It reads the whole shard.
 func (n *Node) LocalDigest(ctx context.Context, shardID uint64) (applied, digest uint64, err error) {
+	n.using.RLock()
+	defer n.using.RUnlock()
+	if n.isClosed() {
+		return 0, 0, ErrClosed
+	}
 	id := raft.ShardID(shardID)
 	d, ok := n.host.Descriptor(id)
 	if !ok {
@@ -397,6 +402,9 @@ func (n *Node) LocalDigest(ctx context.Context, shardID uint64) (applied, digest
 	for ok := it.First(); ok; ok = it.Next() {
 		if ctx.Err() != nil {
 			return 0, 0, ctx.Err()
+		}
+		if n.isClosed() {
+			return 0, 0, ErrClosed
 		}
 		k, val := it.Key(), it.Value()
 		for i := range 8 {

@@ -62,6 +62,7 @@ type Node struct {
 	collector *collector
 	fresh     bool // the cluster is being formed in this run
 	alone     bool // without peers, now and later; written by Open alone
+	using     sync.RWMutex // held shared by readers of the engine that Close has to wait for
 	serving   bool // doors were opened; written by Open alone
 }
 
@@ -687,7 +688,9 @@ func (n *Node) close(tell bool) error {
 			n.events.close()
 		}
 		if n.eng != nil {
+			n.using.Lock()
 			errs = append(errs, n.eng.Close())
+			n.using.Unlock()
 		}
 		n.closeErr = errors.Join(errs...)
 		close(n.closed)
