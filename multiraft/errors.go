@@ -19,9 +19,35 @@ var (
 	// ErrAmbiguous says that the proposal was handed to Raft and its outcome is
 	// unknown: it may have been applied or may still be.
 	ErrAmbiguous = errors.New("multiraft: outcome unknown: the proposal was handed to Raft but not confirmed")
-	// ErrFenced is returned by a replica whose state machine failed. Nothing was proposed.
+	// ErrFenced is returned by a replica that cannot apply an entry of its log: its
+	// state machine failed, or the entry is of a newer release. Nothing was proposed.
 	ErrFenced = errors.New("multiraft: the replica is fenced because its state machine failed")
+	// ErrSnapshotStale is returned by InstallSnapshot when the replica leads, or holds
+	// what the snapshot would bring. Nothing was installed and nothing is needed.
+	ErrSnapshotStale = errors.New("multiraft: the replica does not need the snapshot")
 )
+
+// TooLargeError says that a command does not fit into a log entry. Nothing was proposed.
+type TooLargeError struct {
+	Shard raft.ShardID
+	Bytes int // of the entry, bounded from above
+	Limit int
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("multiraft: an entry of %d bytes for shard %d; the limit is %d", e.Bytes, e.Shard, e.Limit)
+}
+
+// RefusedError says that Raft refused a proposal, a configuration change above
+// all, for the reason it unwraps to (ErrConfPending and others of package raft).
+// Nothing was proposed.
+type RefusedError struct {
+	Shard raft.ShardID
+	Err   error
+}
+
+func (e *RefusedError) Error() string { return fmt.Sprintf("multiraft: shard %d: %v", e.Shard, e.Err) }
+func (e *RefusedError) Unwrap() error { return e.Err }
 
 // NotLeaderError says that this replica does not lead the shard. Nothing was proposed.
 type NotLeaderError struct {

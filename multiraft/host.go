@@ -265,8 +265,8 @@ func (h *Host) lookup(s raft.ShardID) *replica { return (*h.table.Load())[s] }
 
 // Propose hands a command to the leader of shard, if that is here. done is told
 // the outcome exactly once; see ProposeFunc. Errors that mean "nothing was
-// proposed": *NotLeaderError, *NoQuorumError, *OverloadedError, ErrUnknownShard,
-// ErrFenced, ErrClosed. ErrDropped: proposed and certainly not applied.
+// proposed": *NotLeaderError, *NoQuorumError, *OverloadedError, *TooLargeError,
+// *RefusedError, ErrUnknownShard, ErrFenced, ErrClosed. ErrDropped: proposed and certainly not applied.
 // ErrAmbiguous: unknown.
 func (h *Host) Propose(shard raft.ShardID, cmd raft.Command, done func(data []byte, index raft.Index, slot uint32, err error)) {
 	r := h.lookup(shard)
@@ -520,8 +520,10 @@ func (h *Host) Transfer(ctx context.Context, shard raft.ShardID, to raft.NodeID)
 	})
 }
 
-// ChangeConf proposes a configuration change. done as for Propose; a rejection
-// at apply comes back as data (its text), err nil.
+// ChangeConf proposes a configuration change. An error (those of Propose) says
+// that nothing was proposed, unless it is the context's, and that done is not
+// called; else done as for Propose; a rejection at apply comes back as data (its
+// text), err nil.
 func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfChange, done ProposeFunc) error {
 	r := h.lookup(shard)
 	if r == nil {
@@ -534,7 +536,7 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 		ts := max(r.lastTs+1, h.clock.Wall())
 		mark, err := c.ProposeConf(now, cc, raft.EntryHeader{GroupTs: ts}, o)
 		if err != nil {
-			return err
+			return r.loop.proposeError(r, err)
 		}
 		r.lastTs = ts
 		r.await(pendingEntry{mark: mark, dones: []ProposeFunc{done}})
@@ -545,7 +547,9 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 // InstallSnapshot replaces the state of shard on this node by a snapshot of (index, term). install runs on the
 // shard's loop with the hard state to be kept; it must make the new state
 // durable in one step and return it, or leave the old one whole. A shard without
-// a replica here is created from the installed state.
+// a replica here is created from the installed state. ErrSnapshotStale: install
+// was not called. If install failed half-way, so that the store holds another
+// state than this host, the node stops.
 func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, index raft.Index, term raft.Term, install func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error)) error {
 	ch := make(chan error, 1)
 	l := h.loopOf(shard)
@@ -563,7 +567,7 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 	if r == nil {
 		st, err := install(raft.HardState{}, raft.AppliedState{}, false)
 		if err != nil {
-			return err
+			return l.notInstalled(shard, index, term, err)
 		}
 		l.h.wg.Go(func() { // AddGroups takes Host.mu, which a loop must not wait for
 			if err := l.h.AddGroups([]raft.State{st}); err != nil {
@@ -573,11 +577,11 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 		return nil
 	}
 	if !r.core.WantsSnapshot(index, term) {
-		return fmt.Errorf("multiraft: shard %d does not need a snapshot of index %d", shard, index)
+		return fmt.Errorf("%w of shard %d, index %d", ErrSnapshotStale, shard, index)
 	}
 	st, err := install(r.core.HardState(), r.as, true)
 	if err != nil {
-		return err
+		return l.notInstalled(shard, index, term, err)
 	}
 	r.desc, r.as, r.hard = st.Desc, st.Applied, st.Hard
 	r.lastTs = max(r.lastTs, st.Applied.GroupTs)
@@ -586,6 +590,18 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 	r.passOver(r.as.Applied, &l.done)
 	l.touch(r)
 	return nil
+}
+
+// notInstalled returns err, with which an install of (index, term) ended, after
+// it made sure that the old state is whole. If the store does hold the snapshot,
+// or cannot tell, what this loop has in memory is of no worth any more.
+func (l *loop) notInstalled(shard raft.ShardID, index raft.Index, term raft.Term, err error) error {
+	st, ok, lerr := l.h.engine.Load(shard)
+	_, here := st.Desc.ReplicaOn(l.h.node)
+	if lerr != nil || ok && here && st.Applied.Applied == index && st.Applied.AppliedTerm == term {
+		l.fatal(fmt.Errorf("multiraft: the snapshot of shard %d was installed and could not be taken over: %w", shard, errors.Join(err, lerr)))
+	}
+	return err
 }
 
 func (h *Host) sendSnapshot(l *loop, desc raft.Descriptor, t raft.SnapshotTask) {

@@ -307,7 +307,11 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 		mark, err := r.core.Propose(now, raft.EntryHeader{GroupTs: ts}, cmds, &l.out)
 		if err != nil {
 			// Nothing of [from, n) was proposed: a definite answer.
-			err = l.proposeError(r, err)
+			if errors.Is(err, raft.ErrTooLarge) {
+				err = &TooLargeError{Shard: r.shard, Bytes: raft.EntrySize(cmds), Limit: raft.MaxEntryBytes}
+			} else {
+				err = l.proposeError(r, err)
+			}
 			for i := from; i < n; i++ {
 				l.done.propose(r.queue[i].done, nil, 0, 0, err)
 				l.h.release(r.queue[i].size)
@@ -340,7 +344,7 @@ func (l *loop) proposeError(r *replica, err error) error {
 	case errors.Is(err, raft.ErrTransferring):
 		return &OverloadedError{RetryAfter: 50 * time.Millisecond, Why: fmt.Sprintf("shard %d is handing its leadership over", r.shard)}
 	default:
-		return err
+		return &RefusedError{Shard: r.shard, Err: err}
 	}
 }
 

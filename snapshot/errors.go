@@ -72,6 +72,11 @@ func verdictOf(err error, chunks int) error {
 	return v
 }
 
+// Verdict puts an error of the receiver that did not come from this package (of
+// the host that would not install, say) into the form in which it crosses to the
+// sender: it wraps ErrStale or ErrBusy, or refuses the snapshot for good.
+func Verdict(err error) error { return verdictOf(err, 0) }
+
 // parseVerdict finds the receiver's verdict in the text of an error that a
 // transport returned. ok is false if there is none: the connection broke.
 func parseVerdict(err error) (code string, chunks int, ok bool) {

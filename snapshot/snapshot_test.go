@@ -576,6 +576,9 @@ func TestVerdictsReachTheSender(t *testing.T) {
 			ErrBusy:             "snapshot/1 busy 0: snapshot: too many under way",
 			corrupt("checksum"): "snapshot/1 refused 0: snapshot: checksum: snapshot: corrupt",
 		} {
+			if got := Verdict(err); !errors.Is(got, err) || !strings.HasPrefix(got.Error(), want[:len("snapshot/1 more")]) {
+				t.Errorf("from outside: %q", got)
+			}
 			v := verdictOf(err, 3)
 			if v.Error() != want || !errors.Is(v, err) {
 				t.Errorf("%q, want %q", v.Error(), want)

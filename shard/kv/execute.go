@@ -332,6 +332,8 @@ func (s *Store) translate(r *shard.Request, err error) error {
 		notLeader  *multiraft.NotLeaderError
 		noQuorum   *multiraft.NoQuorumError
 		overloaded *multiraft.OverloadedError
+		tooLarge   *multiraft.TooLargeError
+		refused    *multiraft.RefusedError
 	)
 	switch {
 	case errors.Is(err, multiraft.ErrAmbiguous):
@@ -349,6 +351,10 @@ func (s *Store) translate(r *shard.Request, err error) error {
 		return &shard.NoQuorumError{Shard: r.Shard, Down: noQuorum.Down, Since: noQuorum.Since}
 	case errors.As(err, &overloaded):
 		return &shard.OverloadedError{RetryAfter: overloaded.RetryAfter, Why: overloaded.Why}
+	case errors.As(err, &tooLarge):
+		return &shard.LimitError{What: "bytes of a log entry", Limit: tooLarge.Limit, Got: tooLarge.Bytes}
+	case errors.As(err, &refused):
+		return &shard.UnavailableError{Why: "the shard refused to take it in", Cause: err}
 	case errors.Is(err, multiraft.ErrUnknownShard):
 		return &shard.EpochError{Shard: r.Shard}
 	case errors.Is(err, multiraft.ErrDropped):

@@ -146,6 +146,8 @@ func TestStoreTranslatesErrors(t *testing.T) {
 		{err: &multiraft.NotLeaderError{Shard: 7, Term: 4}, want: &shard.NotLeaderError{Shard: 7, Term: 4, Descriptor: &d}},
 		{err: &multiraft.NoQuorumError{Shard: 7, Down: []raft.NodeID{2, 3}, Since: since}, want: &shard.NoQuorumError{Shard: 7, Down: []raft.NodeID{2, 3}, Since: since}},
 		{err: &multiraft.OverloadedError{RetryAfter: time.Second, Why: "x"}, want: &shard.OverloadedError{RetryAfter: time.Second, Why: "x"}},
+		{err: &multiraft.TooLargeError{Shard: 7, Bytes: 9, Limit: 8}, want: &shard.LimitError{What: "bytes of a log entry", Limit: 8, Got: 9}},
+		{err: &multiraft.RefusedError{Shard: 7, Err: errors.New("x")}, want: &shard.UnavailableError{Why: "the shard refused to take it in"}},
 		{err: multiraft.ErrUnknownShard, want: &shard.EpochError{Shard: 7}},
 		{err: multiraft.ErrDropped, want: &shard.UnavailableError{Why: "another leader's entry took its place in the log", Cause: multiraft.ErrDropped}},
 		{err: multiraft.ErrClosed, want: shard.ErrClosed},
