@@ -60,10 +60,10 @@ type Node struct {
 	reports   chan struct{}  // capacity 1: leaderships to be reported
 	fatal     atomic.Pointer[error]
 	collector *collector
-	fresh     bool // the cluster is being formed in this run
-	alone     bool // without peers, now and later; written by Open alone
+	fresh     bool         // the cluster is being formed in this run
+	alone     bool         // without peers, now and later; written by Open alone
 	using     sync.RWMutex // held shared by readers of the engine that Close has to wait for
-	serving   bool // doors were opened; written by Open alone
+	serving   bool         // doors were opened; written by Open alone
 }
 
 var _ KV = (*Node)(nil)

@@ -362,21 +362,3 @@ func (h *timerHeap) set(r *replica, d raft.Time) {
 		h.down(r.heapPos)
 	}
 }
-
-func (h *timerHeap) remove(r *replica) {
-	i := r.heapPos
-	if i < 0 {
-		return
-	}
-	last := len(*h) - 1
-	if i != last {
-		h.swap(i, last)
-	}
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	if i != last {
-		h.down(i)
-		h.up(i)
-	}
-	r.heapPos = -1
-}
