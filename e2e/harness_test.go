@@ -321,7 +321,6 @@ type cluster struct {
 	nodes           []*process
 	extra           []string // flags of every node
 	addr            string   // of all clients
-	bootstrap, size int
 }
 
 // startCluster starts n nodes and waits until all of them are ready.
