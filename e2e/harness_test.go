@@ -316,11 +316,11 @@ func addresses(t *testing.T, n int) []string {
 
 // cluster is a cluster of serve processes.
 type cluster struct {
-	dir             string
-	peers, clients  []string
-	nodes           []*process
-	extra           []string // flags of every node
-	addr            string   // of all clients
+	dir            string
+	peers, clients []string
+	nodes          []*process
+	extra          []string // flags of every node
+	addr           string   // of all clients
 }
 
 // startCluster starts n nodes and waits until all of them are ready.
