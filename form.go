@@ -179,22 +179,37 @@ func readFormation(fs engine.FS, dir string) (*formation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("flotilla: read %s: %w", path, err)
 	}
+	f, err := decodeFormation(b)
+	if err != nil {
+		return nil, fmt.Errorf("flotilla: %s cannot be used: %w; restore it from another node of the same cluster, with this node's id in \"node\"", path, err)
+	}
+	return f, nil
+}
+
+// decodeFormation decodes and checks a node's formation.
+func decodeFormation(b []byte) (*formation, error) {
 	var f formation
 	if err := json.Unmarshal(b, &f); err != nil {
-		return nil, fmt.Errorf("flotilla: %s is damaged (%w); restore it from another node's copy of the same cluster, with this node's id in \"node\"", path, err)
+		return nil, fmt.Errorf("it is damaged: %w", err)
 	}
 	if err := f.check(); err != nil {
-		return nil, fmt.Errorf("flotilla: %s cannot be used: %w", path, err)
+		return nil, err
 	}
 	if f.Node == 0 {
-		return nil, fmt.Errorf("flotilla: %s cannot be used: \"node\" is missing, the id of this node", path)
+		return nil, errors.New("\"node\" is missing, the id of this node")
 	}
 	return &f, nil
 }
 
+// encode gives the bytes of the file.
+func (f *formation) encode() ([]byte, error) {
+	b, err := json.MarshalIndent(f, "", " ")
+	return append(b, '\n'), err
+}
+
 // writeFormation replaces the file in one durable step.
 func writeFormation(fs engine.FS, dir string, f *formation) error {
-	b, err := json.MarshalIndent(f, "", " ")
+	b, err := f.encode()
 	if err != nil {
 		return err
 	}
@@ -204,7 +219,7 @@ func writeFormation(fs engine.FS, dir string, f *formation) error {
 		if err != nil {
 			return err
 		}
-		if _, err := file.Write(append(b, '\n')); err != nil {
+		if _, err := file.Write(b); err != nil {
 			return errors.Join(err, file.Close())
 		}
 		if err := file.Sync(); err != nil {

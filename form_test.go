@@ -1,10 +1,116 @@
 package flotilla
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
+	"os"
 	"testing"
 )
+
+var rewrite = flag.Bool("rewrite", false, "rewrite golden files")
+
+// goldenFormation is a cluster of two nodes with two shards, just completed.
+func goldenFormation(t testing.TB) *formation {
+	members := []member{{1, "10.0.0.1:7001", "10.0.0.1:7002"}, {2, "10.0.0.2:7001", "10.0.0.2:7002"}}
+	f, err := planFormation([16]byte{15: 7}, members, &Options{SplitAt: [][]byte{[]byte("m")}, Replicas: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Node, f.Confirmed, f.Complete, f.Written = 1, []uint32{2}, true, true
+	return f
+}
+
+// TestFormationGolden holds the layout of cluster.json.
+func TestFormationGolden(t *testing.T) {
+	got, err := goldenFormation(t).encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const path = "testdata/cluster.golden"
+	if *rewrite {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatalf("cluster.json is now\n%s", got)
+	}
+	f, err := decodeFormation(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := f.plan(); err != nil || len(p.Shards) != 2 || p.Meta.Desc.Shard != 1 || len(p.Shards[1].Desc.Replicas) != 2 {
+		t.Fatalf("plan %+v, %v", p, err)
+	}
+}
+
+// FuzzFormation: what does not decode is refused, what does can be used and
+// comes back the same.
+func FuzzFormation(f *testing.F) {
+	b, err := goldenFormation(f).encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"version":1,"cluster":"00000000000000000000000000000007","node":1,"members":[{"id":1}],"shards":["AA=="]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		form, err := decodeFormation(b)
+		if err != nil {
+			return
+		}
+		if _, err := form.plan(); err != nil {
+			t.Fatalf("accepted, but has no plan: %v", err)
+		}
+		enc, err := form.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeFormation(enc); err != nil {
+			t.Fatalf("does not come back: %v", err)
+		}
+	})
+}
+
+// FuzzJoin: a node that forms a cluster answers whatever it is sent.
+func FuzzJoin(f *testing.F) {
+	form := goldenFormation(f)
+	for _, q := range []joinRequest{
+		{Kind: joinHello, From: member{ID: 2, Addr: "b"}, Bootstrap: 2},
+		{Kind: joinForm, From: member{ID: 2}, Formation: form, Cluster: form.Cluster},
+		{Kind: joinLate, From: member{Addr: "c"}},
+	} {
+		b, err := json.Marshal(q)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, true)
+		f.Add(b, false)
+	}
+	f.Fuzz(func(t *testing.T, in []byte, formed bool) {
+		fm := newFormer(member{ID: 1, Addr: "a"}, 2, "", nil)
+		if formed {
+			fm.set(form)
+			fm.markDurable()
+		}
+		if out, err := fm.serve(context.Background(), in); err == nil {
+			var r joinReply
+			if err := json.Unmarshal(out, &r); err != nil {
+				t.Fatalf("the answer does not decode: %v", err)
+			}
+		}
+		if got := fm.current(); got != nil && !formed {
+			if err := got.check(); err != nil {
+				t.Fatalf("took in a formation that cannot be used: %v", err)
+			}
+		}
+	})
+}
 
 // TestGatherBetweenOthers: a node that is not the lowest finds a higher one that
 // has the formation already, and waits for its own copy.
