@@ -101,7 +101,9 @@ func TestCatchUpBySnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	write("a", 600, 4096) // 2.4 MiB: tables
-	write("x", 200, 1024) // 200 KiB: a list
+	for range 4 { // 200 KiB: a list, behind a log of 800 KiB
+		write("x", 200, 1024)
+	}
 	if _, err := c.Node(0).Delete(ctx, []byte("a00003")); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +119,11 @@ func TestCatchUpBySnapshot(t *testing.T) {
 			a0, d0, err0 := c.Node(0).LocalDigest(ctx, id)
 			a2, d2, err2 := c.Node(2).LocalDigest(ctx, id)
 			if err0 != nil || err2 != nil {
-				t.Fatal(err0, err2)
+				for _, n := range c.Nodes() {
+					sh, err := n.Shard(context.Background(), id)
+					t.Logf("as node %d sees it: %+v, %v\n%s", n.ID(), sh, err, n.Metrics())
+				}
+				t.Fatalf("digests: %v, %v; %d snapshots installed", err0, err2, installed.Load())
 			}
 			if a0 == a2 && d0 != d2 {
 				t.Fatalf("shard %d differs at index %d", id, a0)
