@@ -164,7 +164,10 @@ func (c *Client) ask(ctx context.Context, method string, q, a any) error {
 			if errors.Is(err, ErrNotFound) {
 				return err
 			}
-			last = fmt.Errorf("%s: %w", addr, err)
+			var quorum *shard.NoQuorumError
+			if !errors.As(last, &quorum) { // the best reason there can be: keep it
+				last = fmt.Errorf("%s: %w", addr, err)
+			}
 			c.o.Logger.Debug("a node does not answer", "addr", addr, "err", err)
 		}
 		if round == 2 {
