@@ -101,7 +101,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	write("a", 600, 4096) // 2.4 MiB: tables
-	for range 4 { // 200 KiB: a list, behind a log of 800 KiB
+	for range 4 {         // 200 KiB: a list, behind a log of 800 KiB
 		write("x", 200, 1024)
 	}
 	if _, err := c.Node(0).Delete(ctx, []byte("a00003")); err != nil {
