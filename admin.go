@@ -149,7 +149,7 @@ func (n *Node) report() report {
 	return r
 }
 
-// reports asks all known nodes for their reports; nodes that do not answer are
+// collect asks all known nodes for their reports; nodes that do not answer are
 // missing from the map.
 func (n *Node) collect(ctx context.Context) map[uint32]report {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -512,7 +512,7 @@ func (n *Node) admit(ctx context.Context, from member) (f *formation, refused st
 // refreshEvery is how often a node reads the catalog's list of nodes.
 const refreshEvery = 5 * time.Second
 
-// report (goroutine "reporter") writes the leaderships of this node into the
+// reportLoop (goroutine "reporter") writes the leaderships of this node into the
 // catalog, and learns from it which nodes there are.
 func (n *Node) reportLoop() {
 	ctx, cancel := context.WithCancel(context.Background())

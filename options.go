@@ -15,7 +15,7 @@ import (
 	"github.com/flotillakv/flotilla/transport"
 )
 
-// Version is the release of this module.
+// ReleaseVersion is the release of this module.
 const ReleaseVersion = "0.1.0"
 
 // Options say how to open a node. Only Dir is needed: that gives a durable store
