@@ -78,6 +78,12 @@ func (f *file) readAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	n := copy(p, f.n.data[off:])
+	if x := f.fs.fault(OpRead, f.name); x != nil {
+		if x.Effect != FlipRead {
+			return 0, pathErr("read", f.name, syscall.EIO)
+		}
+		flip(p[:n], x.Bit)
+	}
 	if n < len(p) {
 		return n, io.EOF
 	}
@@ -108,10 +114,20 @@ func (f *file) writeAt(p []byte, off int64) (int, error) {
 	if f.n.dir || !f.write {
 		return 0, pathErr("write", f.name, syscall.EBADF)
 	}
-	w := write{off: off, data: slices.Clone(p)}
-	f.n.data = w.apply(f.n.data)
-	f.n.writes = append(f.n.writes, w)
+	if !f.fs.hasSpace(off + int64(len(p)) - int64(len(f.n.data))) {
+		return 0, pathErr("write", f.name, syscall.ENOSPC)
+	}
+	if x := f.fs.fault(OpWrite, f.name); x != nil {
+		return f.faultyWrite(x, p, off)
+	}
+	f.store(p, off)
 	return len(p), nil
+}
+
+func (f *file) store(p []byte, off int64) {
+	w := write{off: off, data: slices.Clone(p)}
+	f.n.put(w)
+	f.fs.record(entry{op: opOf(OpWrite, f.name), node: f.n.id, write: &w})
 }
 
 // Sync implements vfs.File.
@@ -138,7 +154,11 @@ func (f *file) Sync() error {
 	if f.fs.onSync == nil {
 		f.fs.syncs++
 	}
+	if x := f.fs.fault(kind, f.name); x != nil {
+		return f.faultySync(x)
+	}
 	f.n.sync()
+	f.fs.record(entry{op: opOf(kind, f.name), node: f.n.id})
 	return nil
 }
 

@@ -25,18 +25,42 @@ const (
 	// independently of each other (a removal survives only if all changes
 	// before it did). File systems without ordered metadata do this.
 	Subset
+	// Zeroed: like Prefix, but a file has the length that more of its writes gave
+	// it; what they wrote behind its durable end reads as zeros. File systems that
+	// journal sizes ahead of contents do this.
+	Zeroed
+	// Blocks: of the writes since the last sync any blocks of 4 KiB survive, later
+	// ones without earlier ones; directories as in Subset.
+	Blocks
+	// Reordered: each write, and each change of a directory, removals too,
+	// survives or not, whatever becomes of the others.
+	Reordered
 )
 
 // Modes are all modes.
-var Modes = []Mode{None, All, Prefix, Torn, Subset}
+var Modes = []Mode{None, All, Prefix, Torn, Subset, Zeroed, Blocks, Reordered}
 
 // String names the mode.
 func (m Mode) String() string {
-	return [...]string{"none", "all", "prefix", "torn", "subset"}[m]
+	return [...]string{"none", "all", "prefix", "torn", "subset", "zeroed", "blocks", "reordered"}[m]
 }
 
-// sector is the unit in which a write is torn, in bytes.
-const sector = 512
+// ParseMode returns the mode of a name.
+func ParseMode(name string) (Mode, bool) {
+	for _, m := range Modes {
+		if m.String() == name {
+			return m, true
+		}
+	}
+	return None, false
+}
+
+const (
+	// sector is the unit in which a write is torn, in bytes.
+	sector = 512
+	// block is the unit in which a cache is written back, in bytes.
+	block = 4096
+)
 
 // Image returns the file system that a crash at this moment leaves behind; f
 // goes on. Equal trees, modes and seeds give equal images. The image has no
@@ -57,14 +81,17 @@ func (f *FS) Crash(mode Mode, seed uint64) *FS {
 }
 
 func (f *FS) image(mode Mode, seed uint64) *FS {
-	b := builder{mode: mode, seed: seed, made: map[*node]*node{}, rank: map[Class]int{}}
-	return &FS{root: b.build(f.root, "/"), locks: map[string]bool{}}
+	img := &FS{locks: map[string]bool{}}
+	b := builder{mode: mode, seed: seed, fs: img, made: map[*node]*node{}, rank: map[Class]int{}}
+	img.root = b.build(f.root, "/")
+	return img
 }
 
 // builder builds one image. A node with several names is built once.
 type builder struct {
 	mode Mode
 	seed uint64
+	fs   *FS
 	made map[*node]*node
 	rank map[Class]int
 }
@@ -92,11 +119,12 @@ func (b *builder) build(n *node, name string) *node {
 	}
 	rank := b.rank[class]
 	b.rank[class]++
-	m := &node{dir: n.dir, mod: n.mod}
+	m := b.fs.newFile()
+	m.dir, m.mod = n.dir, n.mod
 	b.made[n] = m
 	if !n.dir {
 		m.data = b.content(n, class, rank)
-		m.durable = slices.Clone(m.data)
+		m.durable, m.dataShared, m.durableShared = m.data, true, true
 		return m
 	}
 	names := b.entries(n, rank)
@@ -110,25 +138,57 @@ func (b *builder) build(n *node, name string) *node {
 
 // content returns what survives of a file.
 func (b *builder) content(n *node, class Class, rank int) []byte {
-	if b.mode == All {
-		return slices.Clone(n.data)
+	switch {
+	case b.mode == All:
+		n.dataShared = true
+		return n.data
+	case b.mode == None || len(n.writes) == 0:
+		n.durableShared = true
+		return n.durable
 	}
 	data := slices.Clone(n.durable)
-	if b.mode == None || len(n.writes) == 0 {
+	switch b.mode {
+	case Reordered:
+		for i, w := range n.writes {
+			if b.draw(class, rank, i, 2) == 0 {
+				data = w.apply(data)
+			}
+		}
+		return data
+	case Blocks:
+		for i, w := range n.writes {
+			for at := int64(0); at < int64(len(w.data)); {
+				end := min(int64(len(w.data)), (w.off+at)/block*block+block-w.off)
+				if b.draw(class, rank, i<<20+int(at/block), 2) == 0 {
+					data = write{off: w.off + at, data: w.data[at:end]}.apply(data)
+				}
+				at = end
+			}
+		}
 		return data
 	}
 	keep := b.draw(class, rank, 0, len(n.writes)+1)
 	for _, w := range n.writes[:keep] {
 		data = w.apply(data)
 	}
-	if b.mode == Torn && keep < len(n.writes) {
-		w := n.writes[keep]
+	if keep == len(n.writes) {
+		return data
+	}
+	switch w := n.writes[keep]; b.mode {
+	case Torn:
 		sectors := b.draw(class, rank, 1, len(w.data)/sector+1)
 		// The cut is at a sector of the disk, not of the write.
 		if cut := int64(sectors*sector) - w.off%sector; cut > 0 {
 			w.data = w.data[:min(cut, int64(len(w.data)))]
 			data = w.apply(data)
 		}
+	case Zeroed:
+		more := b.draw(class, rank, 1, len(n.writes)-keep+1)
+		size := len(data)
+		for _, w := range n.writes[keep : keep+more] {
+			size = max(size, int(w.off)+len(w.data))
+		}
+		data = append(data, make([]byte, size-len(data))...)
 	}
 	return data
 }
@@ -145,10 +205,10 @@ func (b *builder) entries(n *node, rank int) map[string]*node {
 		for _, c := range n.changes {
 			c.apply(out)
 		}
-	case Subset:
+	case Subset, Blocks, Reordered:
 		whole := true
 		for i, c := range n.changes {
-			if c.node == nil && !whole || b.draw(ClassDir, rank, i, 2) == 0 {
+			if c.node == nil && !whole && b.mode != Reordered || b.draw(ClassDir, rank, i, 2) == 0 {
 				whole = false
 				continue
 			}
@@ -188,6 +248,8 @@ func (f *FS) Flip(name string, bit int64) bool {
 	if n == nil || n.dir || bit < 0 || bit/8 >= int64(len(n.data)) {
 		return false
 	}
+	n.data, n.durable = slices.Clone(n.data), slices.Clone(n.durable)
+	n.dataShared, n.durableShared = false, false
 	n.data[bit/8] ^= 1 << (bit % 8)
 	if bit/8 < int64(len(n.durable)) {
 		n.durable[bit/8] ^= 1 << (bit % 8)

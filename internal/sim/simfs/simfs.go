@@ -97,13 +97,20 @@ type FS struct {
 	onSync  func(Sync)
 	inject  func(Op) error
 	noReuse bool
+
+	nextID  uint64   // of nodes
+	journal *Journal // nil: nothing is recorded
+	faults  *Faults  // nil: none
+	space   int64    // bytes that all files may hold; zero: no bound
 }
 
 var _ vfs.FS = (*FS)(nil)
 
 // New returns an empty file system.
 func New() *FS {
-	return &FS{root: newDir(), locks: map[string]bool{}}
+	f := &FS{locks: map[string]bool{}}
+	f.root = f.newDir()
+	return f
 }
 
 // OnSync sets the hook that sees every sync, before and after it. It runs on
@@ -142,25 +149,36 @@ type change struct {
 // durable what survives, writes lead from one to the other. Likewise for
 // directories.
 type node struct {
+	id  uint64 // within one FS
 	dir bool
 
 	data    []byte
 	durable []byte
 	writes  []write
 	mod     time.Time
+	// Images share content with what they were taken of until somebody writes.
+	dataShared, durableShared bool
 
 	names        map[string]*node
 	durableNames map[string]*node
 	changes      []change
 }
 
-func newDir() *node {
-	return &node{dir: true, names: map[string]*node{}, durableNames: map[string]*node{}}
+func (f *FS) newFile() *node {
+	f.nextID++
+	return &node{id: f.nextID, mod: time.Unix(0, 0)}
 }
 
-func (n *node) note(c change) {
+func (f *FS) newDir() *node {
+	f.nextID++
+	return &node{id: f.nextID, dir: true, names: map[string]*node{}, durableNames: map[string]*node{}}
+}
+
+// note changes a directory.
+func (f *FS) note(op Op, n *node, c change) {
 	n.changes = append(n.changes, c)
 	c.apply(n.names)
+	f.record(entry{op: op, node: n.id, change: &c})
 }
 
 func (c change) apply(m map[string]*node) {
@@ -192,10 +210,22 @@ func (n *node) sync() {
 		n.changes = nil
 		return
 	}
+	if len(n.writes) > 0 && n.durableShared {
+		n.durable, n.durableShared = slices.Clone(n.durable), false
+	}
 	for _, w := range n.writes {
 		n.durable = w.apply(n.durable)
 	}
 	n.writes = nil
+}
+
+// put is a write to a file.
+func (n *node) put(w write) {
+	if n.dataShared {
+		n.data, n.dataShared = slices.Clone(n.data), false
+	}
+	n.data = w.apply(n.data)
+	n.writes = append(n.writes, w)
 }
 
 func clean(name string) string { return path.Clean("/" + name) }
@@ -206,7 +236,7 @@ func pathErr(op, name string, err error) error {
 
 // begin asks the hooks and takes the lock.
 func (f *FS) begin(kind OpKind, name string) error {
-	op := Op{Kind: kind, Path: name, Class: classOf(name)}
+	op := opOf(kind, name)
 	if f.inject != nil {
 		if err := f.inject(op); err != nil {
 			return pathErr("simfs", name, err)
@@ -216,6 +246,12 @@ func (f *FS) begin(kind OpKind, name string) error {
 	if f.dead {
 		f.mu.Unlock()
 		return pathErr("simfs", name, ErrCrashed)
+	}
+	if kind != OpWrite && kind != OpSync && kind != OpDirSync && kind != OpRead { // those know what to do
+		if x := f.fault(kind, name); x != nil {
+			f.mu.Unlock()
+			return pathErr("simfs", name, syscall.EIO)
+		}
 	}
 	return nil
 }
@@ -257,6 +293,8 @@ func (f *FS) Create(name string, _ vfs.DiskWriteCategory) (vfs.File, error) {
 	return f.create(name)
 }
 
+func opOf(kind OpKind, name string) Op { return Op{Kind: kind, Path: name, Class: classOf(name)} }
+
 func (f *FS) create(name string) (vfs.File, error) {
 	p, base, err := f.parent("create", name)
 	if err != nil {
@@ -265,8 +303,8 @@ func (f *FS) create(name string) (vfs.File, error) {
 	if old := p.names[base]; old != nil && old.dir {
 		return nil, pathErr("create", name, syscall.EISDIR)
 	}
-	n := &node{mod: time.Unix(0, 0)}
-	p.note(change{name: base, node: n})
+	n := f.newFile()
+	f.note(opOf(OpCreate, name), p, change{name: base, node: n})
 	return &file{fs: f, n: n, name: clean(name), read: true, write: true}, nil
 }
 
@@ -287,7 +325,7 @@ func (f *FS) Link(oldname, newname string) error {
 	if p.names[base] != nil {
 		return pathErr("link", newname, os.ErrExist)
 	}
-	p.note(change{name: base, node: n})
+	f.note(opOf(OpLink, newname), p, change{name: base, node: n})
 	return nil
 }
 
@@ -356,7 +394,7 @@ func (f *FS) Remove(name string) error {
 	if len(n.names) > 0 {
 		return pathErr("remove", name, syscall.ENOTEMPTY)
 	}
-	p.note(change{name: base})
+	f.note(opOf(OpRemove, name), p, change{name: base})
 	return nil
 }
 
@@ -374,17 +412,18 @@ func (f *FS) RemoveAll(name string) error {
 		return err
 	}
 	if n := p.names[base]; n != nil {
-		n.empty()
-		p.note(change{name: base})
+		f.empty(n, name)
+		f.note(opOf(OpRemove, name), p, change{name: base})
 	}
 	return nil
 }
 
-// empty removes everything below n, in name order.
-func (n *node) empty() {
+// empty removes everything below n, which is at dir, in name order.
+func (f *FS) empty(n *node, dir string) {
 	for _, name := range sorted(n.names) {
-		n.names[name].empty()
-		n.note(change{name: name})
+		at := path.Join(dir, name)
+		f.empty(n.names[name], at)
+		f.note(opOf(OpRemove, at), n, change{name: name})
 	}
 }
 
@@ -421,12 +460,12 @@ func (f *FS) rename(oldname, newname string) error {
 	}
 	if from == to {
 		if oldbase != newbase {
-			to.note(change{name: newbase, node: n, gone: oldbase})
+			f.note(opOf(OpRename, newname), to, change{name: newbase, node: n, gone: oldbase})
 		}
 		return nil
 	}
-	to.note(change{name: newbase, node: n})
-	from.note(change{name: oldbase})
+	f.note(opOf(OpRename, newname), to, change{name: newbase, node: n})
+	f.note(opOf(OpRename, oldname), from, change{name: oldbase})
 	return nil
 }
 
@@ -445,7 +484,7 @@ func (f *FS) ReuseForWrite(oldname, newname string, _ vfs.DiskWriteCategory) (vf
 		if p.names[base] == nil {
 			return nil, pathErr("reuse", oldname, os.ErrNotExist)
 		}
-		p.note(change{name: base})
+		f.note(opOf(OpRemove, oldname), p, change{name: base})
 		return f.create(newname)
 	}
 	if err := f.rename(oldname, newname); err != nil {
@@ -466,7 +505,7 @@ func (f *FS) MkdirAll(dir string, _ os.FileMode) error {
 			continue
 		}
 		if n.names[part] == nil {
-			n.note(change{name: part, node: newDir()})
+			f.note(opOf(OpMkdir, dir), n, change{name: part, node: f.newDir()})
 		}
 		if n = n.names[part]; !n.dir {
 			return pathErr("mkdir", dir, syscall.ENOTDIR)

@@ -1,0 +1,156 @@
+package simfs
+
+import (
+	"syscall"
+)
+
+// Effect is what a fault does to an operation.
+type Effect uint8
+
+// The effects.
+const (
+	// Fail: the operation fails with EIO and does nothing.
+	Fail Effect = iota
+	// TornWrite: a write fails with EIO after its first sectors, at most half of it.
+	TornWrite
+	// SyncLost: a sync fails with EIO, and what was to become durable never will,
+	// though readers see it and later syncs succeed. This is what most kernels do.
+	SyncLost
+	// SyncLies: a sync reports success and does nothing.
+	SyncLies
+	// FlipRead: one bit of what is read is inverted, this once.
+	FlipRead
+	// FlipWrite: one bit of what is written is inverted, for good.
+	FlipWrite
+	// Misdirect: a write reports success and lands one block (4 KiB) further on.
+	Misdirect
+)
+
+// Fault makes operations go wrong.
+type Fault struct {
+	// Kind and Class say which operations; AnyClass takes all files.
+	Kind     OpKind
+	Class    Class
+	AnyClass bool
+	// Nth says which of them, counted from 1 (0 means 1); Sticky adds all later ones.
+	Nth    int
+	Sticky bool
+	Effect Effect
+	// Bit chooses the bit of FlipRead and FlipWrite, modulo the length.
+	Bit int64
+}
+
+// Faults are the faults of a file system.
+type Faults struct {
+	list []Fault
+	seen []int
+	hits []int
+}
+
+// SetFaults replaces the faults; none takes them away.
+func (f *FS) SetFaults(list ...Fault) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.faults = &Faults{list: list, seen: make([]int, len(list)), hits: make([]int, len(list))}
+}
+
+// Hits returns how often each fault of SetFaults happened.
+func (f *FS) Hits() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.faults == nil {
+		return nil
+	}
+	return append([]int(nil), f.faults.hits...)
+}
+
+// SetSpace bounds the bytes that all files together may hold; a write that
+// would exceed it fails with ENOSPC and does nothing. Zero: no bound. Removed
+// files give their bytes back once nothing names them.
+func (f *FS) SetSpace(bytes int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.space = bytes
+}
+
+// fault returns the fault that hits an operation, nil if none; f.mu is held.
+func (f *FS) fault(kind OpKind, name string) *Fault {
+	if f.faults == nil {
+		return nil
+	}
+	class := classOf(name)
+	var hit *Fault
+	for i := range f.faults.list {
+		x := &f.faults.list[i]
+		if x.Kind != kind || !x.AnyClass && x.Class != class {
+			continue
+		}
+		f.faults.seen[i]++
+		n := max(x.Nth, 1)
+		if hit == nil && (f.faults.seen[i] == n || x.Sticky && f.faults.seen[i] > n) {
+			f.faults.hits[i]++
+			hit = x
+		}
+	}
+	return hit
+}
+
+// hasSpace reports whether files may grow by n bytes; f.mu is held.
+func (f *FS) hasSpace(n int64) bool {
+	if f.space == 0 || n <= 0 {
+		return true
+	}
+	seen := map[*node]bool{}
+	var used int64
+	var walk func(n *node)
+	walk = func(n *node) {
+		if seen[n] {
+			return
+		}
+		seen[n] = true
+		used += int64(len(n.data))
+		for _, c := range n.names {
+			walk(c)
+		}
+	}
+	walk(f.root)
+	return used+n <= f.space
+}
+
+// faultyWrite carries out a write that a fault hits.
+func (f *file) faultyWrite(x *Fault, p []byte, off int64) (int, error) {
+	switch x.Effect {
+	case TornWrite:
+		n := len(p) / 2 / sector * sector
+		f.store(p[:n], off)
+		return n, pathErr("write", f.name, syscall.EIO)
+	case FlipWrite:
+		q := append([]byte(nil), p...)
+		flip(q, x.Bit)
+		f.store(q, off)
+		return len(p), nil
+	case Misdirect:
+		f.store(p, off+block)
+		return len(p), nil
+	}
+	return 0, pathErr("write", f.name, syscall.EIO)
+}
+
+func flip(p []byte, bit int64) {
+	if len(p) > 0 {
+		bit %= int64(len(p)) * 8
+		p[bit/8] ^= 1 << (bit % 8)
+	}
+}
+
+// faultySync carries out a sync that a fault hits.
+func (f *file) faultySync(x *Fault) error {
+	switch x.Effect {
+	case SyncLies:
+		return nil
+	case SyncLost:
+		f.n.writes, f.n.changes = nil, nil
+		f.fs.record(entry{op: opOf(OpSync, f.name), node: f.n.id, lost: true})
+	}
+	return pathErr("sync", f.name, syscall.EIO)
+}
