@@ -10,7 +10,7 @@
 // the build tag "mutants" one binary holds all of them and [Set] chooses at most
 // one at run time; the score table is printed by
 //
-//	go test -tags mutants ./internal/sim -run TestMutants -v
+//	go run -tags mutants ./cmd/flotilla sim mutants
 //
 // Ids name rows of the bug ledger (A: elections, B: log, C: membership,
 // D: reads and leases; K: classic errors of a Raft core). A letter behind the

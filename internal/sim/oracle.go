@@ -231,6 +231,9 @@ func (o *oracle) appending(n *node, t *raft.AppendTask, b *batch) {
 				o.w.fail("S2", "node %d creates entry %d of term %d without leading it", n.id, e.Index, e.Term)
 			}
 			o.entries[k] = entryInfo{hash: h, prev: prev}
+			if e.Type == raft.EntryConf {
+				o.oneChange(n, e.Index)
+			}
 		case known.hash != h:
 			o.w.fail("S2", "node %d: entry %d of term %d has other bytes than elsewhere", n.id, e.Index, e.Term)
 		case known.prev != prev:
@@ -243,6 +246,18 @@ func (o *oracle) appending(n *node, t *raft.AppendTask, b *batch) {
 	}
 	if t.Mark.Index != t.Entries[len(t.Entries)-1].Index {
 		o.w.fail("S18", "node %d: mark %d of an append that ends at %d", n.id, t.Mark.Index, t.Entries[len(t.Entries)-1].Index)
+	}
+}
+
+// oneChange checks that the leader that proposes a change at index has applied
+// every earlier one of its log: a change is checked against the applied
+// configuration, and quorums of changes two apart need not meet.
+func (o *oracle) oneChange(n *node, index raft.Index) {
+	im := &n.disk.visible
+	for i := n.core.Status().Applied + 1; i < index; i++ {
+		if e, ok := o.entryAt(n, im, i); ok && e.Type == raft.EntryConf {
+			o.w.fail("S10", "node %d proposes the configuration change %d while the change %d of its log is not applied", n.id, index, i)
+		}
 	}
 }
 

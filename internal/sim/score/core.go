@@ -1,0 +1,110 @@
+//go:build mutants
+
+package score
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/flotillakv/flotilla/internal/sim"
+)
+
+// Profiles of the simulator of the cores whose runs look for a bug, in turn.
+var (
+	anyProfile = []string{"swarm", "log", "elect", "conf"}
+	elections  = []string{"elect", "eight", "log", "swarm"}
+	reading    = []string{"reads", "elect", "swarm"}
+	members    = []string{"conf", "log"}
+	small      = []string{"tiny", "log"}
+)
+
+// t0 is a bug that runs of the simulator of the cores find: attempt n runs
+// profile n modulo their number, with seed n divided by it, plus one.
+func t0(id, ledger, title string, profiles []string) plant {
+	return plant{id: id, ledger: ledger, title: title, tier: "T0",
+		try: func(_ context.Context, _ *Options, n int) (*catch, error) {
+			seed, profile := uint64(n/len(profiles))+1, profiles[n%len(profiles)]
+			r := sim.Run(sim.Options{Seed: seed, Profile: profile})
+			if r.Failure == nil {
+				return nil, nil
+			}
+			detail, _, _ := strings.Cut(r.Failure.Detail, "\n")
+			return &catch{oracle: r.Failure.Oracle, where: fmt.Sprintf("%s/%d", profile, seed), detail: detail}, nil
+		}}
+}
+
+// corePlants are planted in the pure core and in the rules of node liveness.
+// Ids name rows of the bug ledger (A: elections, B: log, C: membership,
+// D: reads and node liveness, E: snapshots and truncation), with a letter
+// behind for variants; K and T are classic errors of a Raft core.
+func corePlants() []plant {
+	return []plant{
+		t0("A1", "A1", "votes go to the longer log although terms differ", elections),
+		t0("A1b", "A1", "votes compare the last term only, not the length", elections),
+		t0("A2", "A2", "majority of votes off by one in groups of even size", []string{"conf", "elect"}),
+		t0("A2b", "A2", "majority for commit off by one in groups of even size", []string{"conf", "log"}),
+		t0("A3", "A3", "a removed replica campaigns when TimeoutNow reaches it", []string{"conf", "elect"}),
+		t0("A4", "A4", "the vote is forgotten on step-down within a term", elections),
+		t0("A4b", "A4", "a second vote in the same term", elections),
+		t0("A5", "A5", "a granted pre-vote carries the voter's own, lower term", anyProfile),
+		t0("A5b", "B0 A5", "a commit record counts although the log is not a prefix of that leader's", anyProfile),
+		t0("A5c", "B0 A5", "after a restart the log counts as accepted in the hard state's term", anyProfile),
+		t0("A7", "A7", "the target of a transfer starts with a pre-vote", elections),
+		t0("A10", "A10", "a leader that restarted unnoticed is believed for ever", elections),
+		t0("A14", "A14", "a replica that does not know of its promotion refuses to vote", members),
+		t0("A15", "A15", "a group of one commits only when a peer answers", members),
+		t0("A17", "A17", "a failed transfer is never given up", elections),
+		t0("A19", "A19", "campaign with a committed configuration that is not applied", members),
+		t0("A19b", "A19", "a restart forgets that all but the last change in the log are committed", members),
+		t0("B1", "B1", "a duplicate append cuts matching entries behind it", anyProfile),
+		t0("B2", "B2", "a late snapshot replaces a log that holds its last entry already", anyProfile),
+		t0("B3", "B3", "an empty append acknowledges the whole log", anyProfile),
+		t0("B4", "B4", "an unknown previous entry has term zero on both sides", anyProfile),
+		t0("B5", "B5", "the commit index follows each append down", anyProfile),
+		t0("B6", "B6", "a late acknowledgement of an overwritten write counts", anyProfile),
+		t0("B9", "B9", "bytes in flight survive a change of state: the stream stalls", small),
+		t0("B10", "B10", "uncommitted bytes leak: proposals are refused for ever", small),
+		t0("B14", "B14", "durable through an index that was cut since", anyProfile),
+		t0("B22", "B22", "appends of an old leader are taken", anyProfile),
+		t0("B24", "B24", "refused during a transfer, appended all the same", elections),
+		t0("C1", "C1", "a joint configuration is forgotten on restart", members),
+		t0("C2", "C2", "a second configuration change while one is in flight", members),
+		t0("C3", "C4", "votes need only the new half of a joint configuration", members),
+		t0("C3b", "C4", "commit needs only the new half of a joint configuration", members),
+		t0("C4", "C4", "the leader counts by a configuration that is only proposed", members),
+		t0("C6", "C6", "the leader may remove itself", members),
+		t0("C7", "C7", "acknowledgements of removed members count", members),
+		t0("C17", "C17", "a leader that steps down cuts what is not committed", anyProfile),
+		t0("D1", "D1", "a read is answered before an entry of the term is committed", reading),
+		t0("D2", "D2", "a read joins a round that went out before it", reading),
+		t0("D4", "D4", "pending reads survive the end of the leadership", reading),
+		t0("D5", "D2", "a read index is the applied, not the committed index", reading),
+		t0("D6", "D11", "a read index without a quorum's confirmation", reading),
+		t0("D7", "D4", "a replica of a newer term confirms the reads of an older leader", reading),
+		t0("D8", "D4", "read rounds of an earlier leadership count", reading),
+		t0("D14", "D14", "the end of support is shown before it is durable", anyProfile),
+		t0("D14b", "D14", "support is promised before it is durable", anyProfile),
+		t0("D14c", "D14", "support counts from its answer, not from its question", anyProfile),
+		t0("D14d", "D14", "a restarted supporter forgets its promises", anyProfile),
+		t0("D14e", "D14", "a withdrawn epoch is supported again", anyProfile),
+		t0("K1", "core", "a vote is sent before it is durable", anyProfile),
+		t0("K2", "core", "an append is acknowledged before it is durable", anyProfile),
+		t0("K3", "core", "entries of old terms are committed by counting (figure 8)", elections),
+		t0("K4", "core", "majority for commit off by one", anyProfile),
+		t0("K5", "core", "conflicting entries are kept", anyProfile),
+		t0("K6", "core", "the previous entry's term is not compared", anyProfile),
+		t0("K7", "core", "votes for anybody's log", elections),
+		t0("K8", "core", "a vote is never written", anyProfile),
+		t0("K9", "core", "answers of older terms count", anyProfile),
+		t0("K10", "core", "the leader counts its own entries before they are durable", anyProfile),
+		t0("K11", "core", "commit is bounded by the log's end, not by what the append proved", anyProfile),
+		t0("K13", "core", "a promise to a leader is sent before it is durable", anyProfile),
+		t0("K14", "core", "a candidate counts its own vote before it is durable", elections),
+		t0("K15", "core", "votes of an earlier campaign count", elections),
+		t0("K18", "core", "a new leader keeps what it knew of its peers' logs", elections),
+		t0("K19", "core", "the hint of a refusal counts as an acknowledgement", anyProfile),
+		t0("K20", "core", "what was sent counts as acknowledged", anyProfile),
+		t0("T1", "E5", "the log is cut through what is committed, not applied", small),
+	}
+}
