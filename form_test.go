@@ -7,6 +7,8 @@ import (
 	"flag"
 	"os"
 	"testing"
+
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 )
 
 var rewrite = flag.Bool("rewrite", false, "rewrite golden files")
@@ -60,6 +62,7 @@ func FuzzFormation(f *testing.F) {
 	f.Add(b)
 	f.Add([]byte(`{"version":1,"cluster":"00000000000000000000000000000007","node":1,"members":[{"id":1}],"shards":["AA=="]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Decode(t, len(b), func() { decodeFormation(b) })
 		form, err := decodeFormation(b)
 		if err != nil {
 			return

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -100,6 +101,7 @@ func FuzzParseKey(f *testing.F) {
 		f.Add(k.Raw())
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
+		fuzzing.Decode(t, len(raw), func() { ParseKey(raw) })
 		k, err := ParseKey(raw)
 		if err == nil && !bytes.Equal(k.Raw(), raw) {
 			t.Fatalf("%x became %+v, %x", raw, k, k.Raw())
@@ -116,6 +118,7 @@ func FuzzIdentFile(f *testing.F) {
 	f.Add(append(make([]byte, identSlot), slot...))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Decode(t, len(b), func() { decodeIdentFile(b) })
 		rec, err := decodeIdentFile(b)
 		if err != nil {
 			return
@@ -141,6 +144,7 @@ func FuzzRecords(f *testing.F) {
 				t.Fatalf("%s: %x became %x", name, b, enc())
 			}
 		}
+		fuzzing.Decode(t, len(b), func() { decodeIdent(b); decodeSupport(1, b); decodeWatermark(b); decodeIntent(b) })
 		id, err := decodeIdent(b)
 		same("ident", err, func() []byte { return id.encode(nil) })
 		epoch, err := decodeRequester(b)

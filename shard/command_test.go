@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -252,6 +253,7 @@ func FuzzCommand(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, op uint8, body []byte) {
 		c := raft.Command{Op: raft.Op(op), Body: body}
+		fuzzing.Decode(t, len(body), func() { VisitSpans(c, func(Span) error { return nil }); CheckCommand(c) })
 		spans := 0
 		if err := VisitSpans(c, func(s Span) error { spans++; return nil }); err != nil || CheckCommand(c) != nil {
 			if CheckCommand(c) == nil && c.Op != OpUser {

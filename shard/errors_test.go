@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -136,6 +137,7 @@ func FuzzError(f *testing.F) {
 		f.Add(uint32(code), payload)
 	}
 	f.Fuzz(func(t *testing.T, code uint32, payload []byte) {
+		fuzzing.Decode(t, len(payload), func() { DecodeError(Code(code), payload) })
 		err := DecodeError(Code(code), payload)
 		if (err == nil) != (code == 0) {
 			t.Fatalf("code %d gave %v", code, err)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 )
 
 // Shows that the bytes of a value record are those on record, and decode.
@@ -42,6 +44,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add(AppendRecord(nil, v1, 0, []byte("value")))
 	f.Add(AppendRecord(nil, v1, 9, nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Decode(t, len(b), func() { DecodeRecord(b) })
 		rec, err := DecodeRecord(b)
 		if err != nil {
 			return

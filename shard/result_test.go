@@ -4,6 +4,8 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 )
 
 func sampleResults() []struct {
@@ -68,6 +70,7 @@ func FuzzResult(f *testing.F) {
 		f.Add(c.res.Append(nil))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Decode(t, len(b), func() { DecodeResult(b, v1) })
 		res, err := DecodeResult(b, v1)
 		if err != nil {
 			return

@@ -290,8 +290,13 @@ func appendKV(dst, key, value []byte) []byte {
 
 // decodeKVs takes a list apart; the pairs alias b. Keys must ascend.
 func decodeKVs(b []byte) ([]engine.KV, error) {
+	n := 0
+	for r := (reader{b: b}); len(r.b) > 0 && !r.bad; n++ {
+		r.bytes(math.MaxInt32)
+		r.bytes(math.MaxInt32)
+	}
 	r := reader{b: b}
-	var out []engine.KV
+	out := make([]engine.KV, 0, n)
 	for len(r.b) > 0 {
 		p := engine.KV{Key: r.bytes(math.MaxInt32), Value: r.bytes(math.MaxInt32)}
 		if r.bad {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -128,6 +129,7 @@ func FuzzDecodeMeta(f *testing.F) {
 			fixed[1], fixed[2], fixed[3], fixed[4] = byte(s>>24), byte(s>>16), byte(s>>8), byte(s)
 			b = fixed
 		}
+		fuzzing.Decode(t, len(b), func() { DecodeMeta(b) })
 		m, err := DecodeMeta(b)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
@@ -147,7 +149,14 @@ func FuzzDecodeChunk(f *testing.F) {
 	m := Meta{Files: []File{{Kind: FileData, Size: int64(len(list)), Sums: []uint32{sum(list)}}}}
 	f.Add(encodeChunk(nil, FileData, 0, 0, list))
 	f.Add(encodeChunk(nil, FileTable, 0, 0, list))
+	var dense []byte
+	for i := range 1 << 16 {
+		dense = appendKV(dense, []byte{byte(i >> 8), byte(i)}, nil)
+	}
+	f.Add(dense)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		// The shortest pair takes four bytes and becomes an engine.KV.
+		fuzzing.DecodeList(t, len(b), 16, func() { m.decodeChunk(b); decodeKVs(b) })
 		if _, _, p, err := m.decodeChunk(b); err == nil && !bytes.Equal(p, list) {
 			t.Fatal("another payload passed its checksum")
 		}

@@ -263,6 +263,9 @@ func DecodeFrame(b []byte) (Frame, error) {
 		if n > MaxFrameBytes-frameHeaderBytes {
 			return Frame{}, frameErr("%d bytes when decompressed, the limit is %d", n, MaxFrameBytes)
 		}
+		if n > maxSnappyRatio*len(body) {
+			return Frame{}, frameErr("%d bytes cannot hold %d compressed ones", len(body), n)
+		}
 		if body, err = snappy.Decode(make([]byte, n), body); err != nil {
 			return Frame{}, frameErr("snappy: %v", err)
 		}
@@ -279,6 +282,10 @@ func DecodeFrame(b []byte) (Frame, error) {
 	}
 	return f, nil
 }
+
+// maxSnappyRatio bounds what one compressed byte becomes: the densest element
+// of the format, a copy, makes 64 bytes from three.
+const maxSnappyRatio = 22
 
 // decodeCtl reads n records from b, which is long enough.
 func (f *Frame) decodeCtl(b []byte, n int) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/golang/snappy"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -325,6 +326,9 @@ func FuzzDecodeFrame(f *testing.F) {
 		f.Add(readGolden(f, name), false)
 		f.Add(readGolden(f, name), true)
 	}
+	bomb := append(make([]byte, frameHeaderBytes), 0x80, 0x80, 0x80, 0x02, 0) // claims four mebibytes
+	bomb[3] = frameFlagSnappy
+	f.Add(bomb, true)
 	f.Fuzz(func(t *testing.T, b []byte, fix bool) {
 		if fix && len(b) >= frameHeaderBytes { // reach behind the checksum
 			b = bytes.Clone(b)
@@ -333,6 +337,11 @@ func FuzzDecodeFrame(f *testing.F) {
 			b[3] &= frameFlagSnappy
 			resum(b)
 		}
+		n := len(b)
+		if n > 3 && b[3]&frameFlagSnappy != 0 {
+			n *= maxSnappyRatio
+		}
+		fuzzing.Decode(t, n, func() { DecodeFrame(b) })
 		fr, err := DecodeFrame(b)
 		if err != nil {
 			if !errors.Is(err, ErrFrame) {

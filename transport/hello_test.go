@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -114,6 +115,7 @@ func FuzzDecodeHello(f *testing.F) {
 	f.Add(readGolden(f, "hello"))
 	f.Add(readGolden(f, "hello_client"))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Decode(t, len(b), func() { DecodeHello(b) })
 		h, err := DecodeHello(b)
 		if err != nil {
 			if !errors.Is(err, ErrHello) {

@@ -226,6 +226,16 @@ func (f *fields) next() bool {
 	return true
 }
 
+// count returns how many fields of number num lie ahead.
+func (f *fields) count(num protowire.Number) (n int) {
+	for ahead := *f; ahead.next(); {
+		if ahead.num == num {
+			n++
+		}
+	}
+	return n
+}
+
 // is reports whether the field has type t, and fails the walk if it has not.
 func (f *fields) is(t protowire.Type) bool {
 	if f.typ != t && f.err == nil {
@@ -432,6 +442,9 @@ func decodeResponse(b []byte) (*shard.Response, error) {
 			if err != nil {
 				return nil, err
 			}
+			if r.Pairs == nil { // one list of the right size, however many there are
+				r.Pairs = make([]shard.Pair, 0, 1+f.count(6))
+			}
 			r.Pairs = append(r.Pairs, p)
 		case 7:
 			r.More = f.flag()
@@ -475,6 +488,9 @@ func decodePair(f fields) (p shard.Pair, err error) {
 			}
 		}
 	}
+	if f.err == nil && len(p.Key) == 0 {
+		return p, wireErr("a pair without a key")
+	}
 	return p, f.err
 }
 
@@ -489,6 +505,9 @@ func decodeTxn(f fields) (*shard.TxnResult, error) {
 			t.Receipt.Version, err = decodeVersion(f.sub())
 		case 3:
 			var g shard.TxnGet
+			if len(t.Gets) == shard.MaxTxnGets {
+				return nil, wireErr("more gets than a transaction may have")
+			}
 			g, err = decodeTxnGet(f.sub())
 			t.Gets = append(t.Gets, g)
 		}

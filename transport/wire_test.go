@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 	"github.com/flotillakv/flotilla/transport/transportpb"
@@ -132,6 +133,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		f.Add(readGolden(f, name))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		fuzzing.Decode(t, len(b), func() { decodeRequest(b) })
 		r, err := decodeRequest(b)
 		if err != nil {
 			if !errors.Is(err, ErrWire) {
@@ -175,7 +177,12 @@ func FuzzDecodeResponse(f *testing.F) {
 	for name := range testResponses() {
 		f.Add(readGolden(f, name))
 	}
+	f.Add(bytes.Repeat([]byte{6<<3 | 2, 3, 1<<3 | 2, 1, 'k'}, 50_000))                                       // the shortest pairs
+	f.Add(bytes.Repeat([]byte{6<<3 | 2, 0}, 50_000))                                                         // pairs without anything
+	f.Add(protowire.AppendBytes(protowire.AppendTag(nil, 10, 2), bytes.Repeat([]byte{3<<3 | 2, 0}, 50_000))) // gets of a transaction
 	f.Fuzz(func(t *testing.T, b []byte) {
+		// The shortest pair takes five bytes and becomes a shard.Pair.
+		fuzzing.DecodeList(t, len(b), 32, func() { decodeResponse(b) })
 		r, err := decodeResponse(b)
 		if err != nil {
 			if !errors.Is(err, ErrWire) {

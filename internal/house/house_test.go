@@ -27,6 +27,7 @@ var layers = []struct {
 }{
 	{"internal/invariants", 0, "", ""},
 	{"internal/mutants", 0, "", ""},
+	{"internal/fuzzing", 0, "", ""},
 	{"transport/transportpb", 0, "", "google.golang.org/protobuf google.golang.org/grpc"},
 	{"multiraft/raft", 1, "internal/invariants internal/mutants", ""},
 	{"multiraft/raft/rafttest", 2, "multiraft/raft", ""},

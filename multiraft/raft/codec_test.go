@@ -10,6 +10,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -188,6 +190,7 @@ func FuzzEntry(f *testing.F) {
 	f.Fuzz(func(t *testing.T, index uint64, b []byte) {
 		// Bytes that pass the checksum only by being repaired are looked at as well.
 		for _, v := range [][]byte{b, repairEntry(index, b)} {
+			fuzzing.Decode(t, len(v), func() { DecodeEntry(Index(index), v) })
 			e, err := DecodeEntry(Index(index), v)
 			if err != nil {
 				if !errors.Is(err, ErrCorrupt) {
@@ -242,6 +245,12 @@ func FuzzRecords(f *testing.F) {
 				t.Fatalf("%x decodes, but encodes to %x", v, again)
 			}
 		}
+		fuzzing.Decode(t, len(b), func() {
+			DecodeHardState(b)
+			DecodeAppliedState(b)
+			DecodeDescriptor(repairRecord('d', b))
+			DecodeConfChange(repairRecord('c', b))
+		})
 		v := repairRecord('h', b)
 		h, err := DecodeHardState(v)
 		check(v, h.Encode(nil), err)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -134,6 +135,7 @@ func FuzzRecords(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		rec := seal(bytes.Clone(body), 0)
+		fuzzing.Decode(t, len(rec), func() { DecodeRoute(rec); DecodeNode(rec); DecodeCluster(rec) })
 		if r, err := DecodeRoute(rec); err == nil {
 			again, err := DecodeRoute(r.Encode(nil))
 			if err != nil || !reflect.DeepEqual(again, r) {
