@@ -32,6 +32,7 @@ type Batch struct {
 
 	committed bool
 	syncing   bool // committed with sync, Wait not called yet
+	flushed   bool // Flushed has seen the end of the sync
 	since     time.Time
 }
 
@@ -190,11 +191,29 @@ func (b *Batch) Wait() error {
 		return nil
 	}
 	b.syncing = false
+	if !b.flushed {
+		if err := b.b.SyncWait(); err != nil {
+			b.b = nil // it may be stuck in Pebble's queues
+			return b.e.fail(fmt.Errorf("sync: %w", err))
+		}
+	}
+	b.flushed = false
+	b.e.stats.noteSync(time.Since(b.since))
+	return nil
+}
+
+// Flushed waits like Wait, but only for a batch that was committed with sync, and
+// leaves it to Wait to end the sync: whoever owns the batch is not told.
+func (b *Batch) Flushed() error {
+	if !b.syncing || b.flushed {
+		return nil
+	}
 	if err := b.b.SyncWait(); err != nil {
-		b.b = nil // it may be stuck in Pebble's queues
+		b.syncing = false
+		b.b = nil
 		return b.e.fail(fmt.Errorf("sync: %w", err))
 	}
-	b.e.stats.noteSync(time.Since(b.since))
+	b.flushed = true
 	return nil
 }
 
@@ -220,6 +239,6 @@ func (b *Batch) Close() {
 	if cap(b.arena) > batchRetain {
 		b.arena = nil
 	}
-	b.committed = false
+	b.committed, b.flushed = false, false
 	b.e.batches.Put(b)
 }

@@ -430,6 +430,7 @@ func (e *Engine) installTables(in *Install) error {
 	if _, err := e.db.IngestAndExcise(context.Background(), paths, nil, nil, pebble.KeyRange{Start: lower, End: upper}); err != nil {
 		return e.fail(fmt.Errorf("ingest shard %d: %w", s, err))
 	}
+	e.opts.OnDurable()
 	for _, p := range in.Data {
 		if err := e.fs.Remove(p); err != nil && !isNotExist(err) {
 			e.log.Warn("staged table not removed", "path", p, "err", err)

@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -298,7 +297,7 @@ func (e *Engine) checkIdent(rec identRecord) error {
 // newIdent returns the record of a store that is being created.
 func newIdent(o Options) identRecord {
 	return identRecord{
-		Ident: Ident{Cluster: o.Cluster, Node: o.Node, Layout: LayoutVersion, CreatedAt: time.Now().UnixNano()},
+		Ident: Ident{Cluster: o.Cluster, Node: o.Node, Layout: LayoutVersion, CreatedAt: o.Now().UnixNano()},
 		State: stateCreating,
 	}
 }

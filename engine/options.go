@@ -61,6 +61,13 @@ type Options struct {
 	// MinSyncInterval, if set, is asked before each sync of the log how long to
 	// collect further batches. It is called from Pebble's log goroutine.
 	MinSyncInterval func() time.Duration
+	// OnDurable, if set, is called whenever a call that waits for the disk by itself
+	// has made its writes durable, before it returns: synced writes of single
+	// records, SyncNow, snapshot installation. Batch.Wait does not call it. It
+	// runs on the caller's goroutine. Simulators use it.
+	OnDurable func()
+	// Now is the wall clock for what people read and for pacing. Nil: time.Now.
+	Now func() time.Time
 	// NoDiskWatch switches off the watch for hanging writes on the operating
 	// system's file system.
 	NoDiskWatch bool
@@ -83,6 +90,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.OnDurable == nil {
+		o.OnDurable = func() {}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	return o
 }

@@ -119,7 +119,7 @@ func (e *Engine) noteDurable(seq uint64, always bool) error {
 	e.markMu.Lock()
 	defer e.markMu.Unlock()
 	m := &e.mark
-	if seq <= m.last.Seq || !always && !e.opts.markAlways && time.Since(m.at) < markEvery {
+	if seq <= m.last.Seq || !always && !e.opts.markAlways && e.opts.Now().Sub(m.at) < markEvery {
 		return nil
 	}
 	isNew := m.last == watermark{}
@@ -139,7 +139,7 @@ func (e *Engine) noteDurable(seq uint64, always bool) error {
 			return err
 		}
 	}
-	m.slot, m.last, m.at = 1-m.slot, w, time.Now()
+	m.slot, m.last, m.at = 1-m.slot, w, e.opts.Now()
 	return nil
 }
 

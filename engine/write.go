@@ -67,6 +67,7 @@ func (e *Engine) commitSynced(pb *pebble.Batch) (err error) {
 		return e.fail(fmt.Errorf("sync: %w", err))
 	}
 	e.stats.noteSync(e.stats.now().Sub(t))
+	e.opts.OnDurable()
 	return nil
 }
 

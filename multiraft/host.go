@@ -97,7 +97,9 @@ type Host struct {
 	join    sync.Once
 
 	table atomic.Pointer[map[raft.ShardID]*replica] // copied on write
-	stats stats
+	// stepper is set, before anything runs, if the host is stepped by hand.
+	stepper *Stepper
+	stats   stats
 }
 
 type stats struct {
@@ -550,26 +552,39 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 // a replica here is created from the installed state. ErrSnapshotStale: install
 // was not called. If install failed half-way, so that the store holds another
 // state than this host, the node stops.
-func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, index raft.Index, term raft.Term, install func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error)) error {
+func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, index raft.Index, term raft.Term, install InstallFunc) error {
 	ch := make(chan error, 1)
+	if err := h.InstallAside(shard, index, term, install, func(err error) { ch <- err }); err != nil {
+		return err
+	}
+	return h.loopOf(shard).await(ctx, ch)
+}
+
+// InstallFunc makes a snapshot the durable state of a replica; see InstallSnapshot.
+type InstallFunc func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error)
+
+// InstallAside is InstallSnapshot without waiting: done gets the outcome on the
+// shard's loop, and must not block. After ErrClosed it is not called; it may
+// never be called if the host is closed meanwhile.
+func (h *Host) InstallAside(shard raft.ShardID, index raft.Index, term raft.Term, install InstallFunc, done func(error)) error {
 	l := h.loopOf(shard)
 	ok := l.in.put(func(it *items) {
-		it.funcs = append(it.funcs, func(now raft.Time) { ch <- l.install(now, shard, index, term, install) })
+		it.funcs = append(it.funcs, func(now raft.Time) { done(l.install(now, shard, index, term, install)) })
 	})
 	if !ok {
 		return ErrClosed
 	}
-	return l.await(ctx, ch)
+	return nil
 }
 
-func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term raft.Term, install func(raft.HardState, raft.AppliedState, bool) (raft.State, error)) error {
+func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term raft.Term, install InstallFunc) error {
 	r := l.byID[shard]
 	if r == nil {
 		st, err := install(raft.HardState{}, raft.AppliedState{}, false)
 		if err != nil {
 			return l.notInstalled(shard, index, term, err)
 		}
-		l.h.wg.Go(func() { // AddGroups takes Host.mu, which a loop must not wait for
+		l.h.spawn(func() { // AddGroups takes Host.mu, which a loop must not wait for
 			if err := l.h.AddGroups([]raft.State{st}); err != nil {
 				l.h.logger.Warn("replica from snapshot not added", "shard", shard, "err", err)
 			}
@@ -662,6 +677,10 @@ func (h *Host) fatal(err error) {
 		l.in.signal() // to answer what is open
 	}
 	if h.onFatal != nil {
+		if h.stepper != nil {
+			h.onFatal(err)
+			return
+		}
 		go h.onFatal(err) // it may close the host, which waits for the caller of this
 	}
 }

@@ -202,6 +202,20 @@ func (b *inbox) hold(msgs, bytes int) {
 	b.mu.Unlock()
 }
 
+// waiting reports whether anything waits in the inbox.
+func (b *inbox) waiting() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.in.empty()
+}
+
+// acked reports whether acknowledgements wait in the inbox.
+func (b *inbox) acked() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.in.acks) > 0
+}
+
 // takeAcks removes only the acknowledgements.
 func (b *inbox) takeAcks(spare []ack) []ack {
 	b.mu.Lock()

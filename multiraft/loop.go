@@ -412,6 +412,9 @@ func (l *loop) commitRound(now raft.Time) {
 			r.asDirty = false
 		}
 	}
+	if s := l.h.stepper; s != nil && s.OnRound != nil {
+		s.OnRound(l.id, o)
+	}
 	l.sendMsgs(o.Msgs)
 	l.startSnapshots()
 
@@ -419,6 +422,9 @@ func (l *loop) commitRound(now raft.Time) {
 	switch {
 	case needSync:
 		f := inFlight{batch: b, ack: ack{marks: marksOf(nil, o), held: slices.Clone(o.Held)}}
+		if s := l.h.stepper; s != nil && s.OnCommit != nil {
+			s.OnCommit(l.id)
+		}
 		if err := b.Commit(true); err != nil {
 			l.fatal(err)
 			return

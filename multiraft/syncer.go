@@ -36,6 +36,12 @@ func (s *syncer) submit(f inFlight) {
 	s.cond.Signal()
 }
 
+func (s *syncer) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.q)
+}
+
 // step waits for one batch. It reports false once stopped and drained.
 func (s *syncer) step() bool {
 	s.mu.Lock()

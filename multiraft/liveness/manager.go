@@ -467,6 +467,13 @@ func (m *Manager) DiskStep() (worked bool) {
 	return true
 }
 
+// DiskPending reports whether DiskStep has something to do.
+func (m *Manager) DiskPending() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return (len(m.mu.persists) > 0 || m.mu.wantSync) && !m.failed.Load()
+}
+
 // Deadline returns when Step has to be called at the latest. Only the
 // goroutine that steps may call it.
 func (m *Manager) Deadline() raft.Time {

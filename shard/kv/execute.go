@@ -35,6 +35,9 @@ type Options struct {
 	Engine *engine.Engine
 	// Addr returns the client address of a node for hints in errors, or "". Optional.
 	Addr func(raft.NodeID) string
+	// Go runs a read of DoAsync aside from the loop that allowed it. Nil: on a new
+	// goroutine. Simulators run it later by themselves.
+	Go func(read func())
 }
 
 // Store executes requests on the shards of this node. It is safe for concurrent use.
@@ -42,6 +45,7 @@ type Store struct {
 	host   Host
 	engine *engine.Engine
 	addr   func(raft.NodeID) string
+	goDo   func(read func())
 
 	mu struct {
 		sync.RWMutex // guards closed against reads that begin; held briefly
@@ -52,7 +56,10 @@ type Store struct {
 
 // NewStore returns a store over a host and its engine.
 func NewStore(o Options) *Store {
-	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr}
+	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr, goDo: o.Go}
+	if s.goDo == nil {
+		s.goDo = func(read func()) { go read() }
+	}
 	if s.addr == nil {
 		s.addr = func(raft.NodeID) string { return "" }
 	}
@@ -279,11 +286,11 @@ func (c *call) readAside() {
 		c.answer(&c.resp)
 		return
 	}
-	go func() {
+	s.goDo(func() {
 		defer s.wg.Done()
 		c.read()
 		c.answer(&c.resp)
-	}()
+	})
 }
 
 // wait returns true once the host completed the call, false if ctx or the

@@ -30,6 +30,13 @@ func (m *Machine) Apply(b *engine.Batch, a *multiraft.ApplyContext) error {
 	return apply(b, a)
 }
 
+// Writer is what an entry is evaluated over: *engine.Batch, or a model of it.
+type Writer = batch
+
+// ApplyTo is Machine.Apply over any Writer. A simulator keeps a model of a shard
+// with it, against which it holds the replicas.
+func ApplyTo(w Writer, a *multiraft.ApplyContext) error { return apply(w, a) }
+
 // batch is what evaluation needs of an engine batch. Get sees the batch's own writes.
 type batch interface {
 	Get(ks uint32, key []byte) (val []byte, ok bool, err error)

@@ -149,7 +149,7 @@ func (f *file) faultySync(x *Fault) error {
 	case SyncLies:
 		return nil
 	case SyncLost:
-		f.n.writes, f.n.changes = nil, nil
+		f.n.dropUnsynced()
 		f.fs.record(entry{op: opOf(OpSync, f.name), node: f.n.id, lost: true})
 	}
 	return pathErr("sync", f.name, syscall.EIO)

@@ -125,7 +125,7 @@ func (f *file) writeAt(p []byte, off int64) (int, error) {
 }
 
 func (f *file) store(p []byte, off int64) {
-	w := write{off: off, data: slices.Clone(p)}
+	w := write{off: off, data: slices.Clone(p), at: f.fs.syncs}
 	f.n.put(w)
 	f.fs.record(entry{op: opOf(OpWrite, f.name), node: f.n.id, write: &w})
 }
@@ -157,7 +157,11 @@ func (f *file) Sync() error {
 	if x := f.fs.fault(kind, f.name); x != nil {
 		return f.faultySync(x)
 	}
-	f.n.sync()
+	if f.fs.keeps {
+		f.fs.noteSync(f.n)
+	} else {
+		f.n.sync()
+	}
 	f.fs.record(entry{op: opOf(kind, f.name), node: f.n.id})
 	return nil
 }

@@ -94,6 +94,9 @@ type builder struct {
 	fs   *FS
 	made map[*node]*node
 	rank map[Class]int
+
+	past bool // see history.go
+	at   int
 }
 
 // draw returns a number in [0, n) that depends on seed, class, rank of the
@@ -122,6 +125,7 @@ func (b *builder) build(n *node, name string) *node {
 	m := b.fs.newFile()
 	m.dir, m.mod = n.dir, n.mod
 	b.made[n] = m
+	n = b.asOf(n)
 	if !n.dir {
 		m.data = b.content(n, class, rank)
 		m.durable, m.dataShared, m.durableShared = m.data, true, true
@@ -145,6 +149,9 @@ func (b *builder) content(n *node, class Class, rank int) []byte {
 	case b.mode == None || len(n.writes) == 0:
 		n.durableShared = true
 		return n.durable
+	}
+	if b.past && class == ClassWAL {
+		return b.logContent(n)
 	}
 	data := slices.Clone(n.durable)
 	switch b.mode {

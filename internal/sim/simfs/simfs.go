@@ -102,6 +102,11 @@ type FS struct {
 	journal *Journal // nil: nothing is recorded
 	faults  *Faults  // nil: none
 	space   int64    // bytes that all files may hold; zero: no bound
+
+	// See history.go.
+	keeps     bool
+	settled   int
+	unsettled []*node
 }
 
 var _ vfs.FS = (*FS)(nil)
@@ -135,6 +140,7 @@ func (f *FS) Syncs() int {
 type write struct {
 	off  int64
 	data []byte
+	at   int // syncs before it
 }
 
 // change is a change of a directory since its last sync: name (and, for a
@@ -143,6 +149,7 @@ type change struct {
 	name string
 	node *node
 	gone string // rename within the directory: the old name
+	at   int    // syncs before it
 }
 
 // node is a file or a directory. Content, for files: data is what readers see,
@@ -162,6 +169,8 @@ type node struct {
 	names        map[string]*node
 	durableNames map[string]*node
 	changes      []change
+
+	points []syncPoint // see history.go
 }
 
 func (f *FS) newFile() *node {
@@ -176,6 +185,7 @@ func (f *FS) newDir() *node {
 
 // note changes a directory.
 func (f *FS) note(op Op, n *node, c change) {
+	c.at = f.syncs
 	n.changes = append(n.changes, c)
 	c.apply(n.names)
 	f.record(entry{op: op, node: n.id, change: &c})
