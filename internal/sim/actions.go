@@ -15,6 +15,9 @@ func stack() string { return string(debug.Stack()) }
 // act carries out one action of the schedule.
 func (w *World) act(a Action) {
 	w.log(a.Node, a.Kind.String(), uint64(a.Peer+1), uint64(a.Dur))
+	if a.Kind != ActPropose && a.Kind != ActRead && len(w.res.turns) < maxStory {
+		w.res.turns = append(w.res.turns, turn{at: w.now, act: &a})
+	}
 	n := w.nodes[a.Node]
 	switch a.Kind {
 	case ActCrash:
@@ -249,6 +252,7 @@ func (w *World) liveness() {
 		}
 	}
 	w.log(-1, "heal", bits, 0)
+	w.tell(-1, "heal", bits, 0)
 	for i, n := range w.nodes {
 		switch {
 		case !set[i]:
@@ -300,6 +304,7 @@ func (w *World) liveness() {
 				continue
 			}
 			w.log(-1, "live", uint64(w.now-start), uint64(target))
+			w.tell(-1, "live", uint64(w.now-start), uint64(target))
 			return
 		}
 	}

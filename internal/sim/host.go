@@ -124,6 +124,7 @@ func (n *node) boot() {
 	n.waiting, n.reads, n.core, n.removed = nil, nil, nil, 0
 	n.disk.visible = n.disk.durable.clone()
 	w.log(n.idx, "boot", uint64(n.gen), n.bootEpoch)
+	w.tell(n.idx, "boot", n.bootEpoch, 0)
 
 	now := n.clock()
 	n.lastSync = now
@@ -190,6 +191,7 @@ func (n *node) crash() {
 		keep = w.rng.IntN(len(n.disk.pending) + 1)
 	}
 	w.log(n.idx, "crash", uint64(keep), uint64(len(n.disk.pending)))
+	w.tell(n.idx, "crash", uint64(keep), uint64(len(n.disk.pending)))
 	for i := range keep {
 		w.orc.durable(n, &n.disk.pending[i])
 	}
@@ -666,6 +668,7 @@ func (n *node) lingered(life uint32) {
 func (n *node) destroy() {
 	w := n.w
 	w.log(n.idx, "destroy", uint64(n.replica), 0)
+	w.tell(n.idx, "destroy", uint64(n.replica), 0)
 	n.removed = 0
 	n.core = nil
 	n.coreLife++
@@ -885,6 +888,7 @@ func (n *node) install(now raft.Time, s *snapshot) {
 	as := s.applied
 	as.TruncIndex, as.TruncTerm = as.Applied, as.AppliedTerm
 	w.log(n.idx, "install", uint64(as.Applied), uint64(me.ID))
+	w.tell(n.idx, "install", uint64(as.Applied), uint64(me.ID))
 	w.res.Snaps++
 	n.disk.commit(batch{ops: []op{{kind: opInstall, replica: me.ID, hard: hard, applied: as, sum: s.sum, desc: s.desc.Clone()}}})
 	n.persistOne()

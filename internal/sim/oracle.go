@@ -142,6 +142,7 @@ func (o *oracle) role(n *node, r *raft.RoleChange) {
 		}
 		break // log matching covers those before
 	}
+	o.w.tell(n.idx, "leads", uint64(r.Term), uint64(im.last()))
 	o.byTerm[r.Term] = len(o.leaders)
 	o.leaders = append(o.leaders, l)
 }
@@ -551,6 +552,7 @@ func (o *oracle) conf(n *node, index raft.Index, d raft.Descriptor) {
 	if index > last.index {
 		o.intersect(&last.desc, &d)
 		o.addConf(index, d.Clone())
+		o.w.tell(n.idx, "conf", uint64(index), d.ConfVer)
 		return
 	}
 	o.foldOf(n, index, &d)

@@ -16,11 +16,11 @@ const maxNodes = 8
 // the cluster and the timed list of faults and client actions. It is plain
 // data, so that a failing run can be shrunk by deleting actions.
 type Schedule struct {
-	Seed     uint64
-	Profile  string
-	Params   Params
-	Duration time.Duration // of the safety phase, virtual
-	Actions  []Action      // ascending by At
+	Seed     uint64        `json:"seed"`
+	Profile  string        `json:"profile"`
+	Duration time.Duration `json:"duration"` // of the safety phase, virtual
+	Params   Params        `json:"params"`
+	Actions  []Action      `json:"actions"` // ascending by At
 }
 
 // Params are the drawn parameters of one run.

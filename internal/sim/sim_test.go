@@ -3,7 +3,6 @@ package sim
 import (
 	"flag"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 )
@@ -22,7 +21,7 @@ var (
 
 // report prints a failure the way a reader needs it: what, when, the last
 // events, and how to see it again.
-func report(t *testing.T, o Options, res *Result) {
+func report(t *testing.T, res *Result) {
 	t.Helper()
 	f := res.Failure
 	if *flagShrink > 0 {
@@ -32,20 +31,10 @@ func report(t *testing.T, o Options, res *Result) {
 			for _, a := range s.Actions {
 				t.Logf("  %10.6f %-14s node %d peer %d for %v", float64(a.At)/1e9, a.Kind, a.Node+1, a.Peer+1, a.Dur)
 			}
-			f = r.Failure
+			res = r
 		}
 	}
-	lines := strings.SplitAfter(f.Tail, "\n")
-	lines = lines[max(0, len(lines)-*flagTail):]
-	extra := ""
-	if o.Duration != 0 {
-		extra += fmt.Sprintf(" -sim.duration=%v", o.Duration)
-	}
-	if o.Nodes != 0 {
-		extra += fmt.Sprintf(" -sim.nodes=%d", o.Nodes)
-	}
-	t.Errorf("seed %d profile %s: %v\n%sreplay: go test ./internal/sim -run TestT0 -sim.seed=%d -sim.profile=%s%s",
-		o.Seed, o.Profile, f, strings.Join(lines, ""), o.Seed, o.Profile, extra)
+	t.Error("\n" + res.Report(*flagTail))
 }
 
 // TestT0 runs seeds of the core simulator under all profiles. Every run checks
@@ -61,7 +50,7 @@ func TestT0(t *testing.T) {
 			res := Run(o)
 			t.Logf("seed %d profile %s: %s", o.Seed, p, res.summary())
 			if res.Failure != nil {
-				report(t, o, res)
+				report(t, res)
 			}
 		}
 		return
@@ -77,7 +66,7 @@ func TestT0(t *testing.T) {
 			res := Run(o)
 			sum.add(res)
 			if res.Failure != nil {
-				report(t, o, res)
+				report(t, res)
 			}
 		}
 	}

@@ -41,6 +41,9 @@ type Result struct {
 	Reads    int  // read indexes answered
 	Headless bool // no liveness phase: a voter that has no state made a quorum impossible
 	Failure  *Failure
+
+	opts  Options // the run's
+	turns []turn  // the story
 }
 
 // Failure is the first violation a run met.
@@ -116,7 +119,7 @@ func Run(o Options) (res *Result) {
 	if o.Profile == "" {
 		o.Profile = "swarm"
 	}
-	res = &Result{}
+	res = &Result{opts: o}
 	if o.Schedule != nil {
 		res.Schedule = *o.Schedule
 	} else {
