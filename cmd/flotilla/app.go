@@ -34,6 +34,7 @@ type app struct {
 	timeout   time.Duration
 	quiet     bool
 	noColor   bool
+	planted   string // id of a planted bug; builds with them only
 }
 
 // client is what the commands need of a connection to a cluster.

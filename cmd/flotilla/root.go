@@ -50,9 +50,10 @@ func newRoot(a *app) *cobra.Command {
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long to wait for an answer")
 	f.BoolVar(&a.quiet, "quiet", false, "print data and errors only")
 	f.BoolVar(&a.noColor, "no-color", false, "print without colours (also: NO_COLOR)")
+	plant(a, root)
 	root.SetFlagErrorFunc(flagError)
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	group(root, newDemo(a), newDev(a), newServe(a), newKV(a), newCluster(a), newNode(a), newShard(a), newBench(a), newConfig(a), newVersion(a))
+	group(root, newDemo(a), newDev(a), newServe(a), newKV(a), newCluster(a), newNode(a), newShard(a), newBench(a), newSim(a), newConfig(a), newVersion(a))
 	unknown := root.RunE
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {

@@ -45,6 +45,7 @@ var layers = []struct {
 	{"flotillatest", 7, "all", ""},
 	{"internal/localcluster", 7, "all", ""},
 	{"internal/house", 10, "", ""},
+	{"internal/nemesis", 8, "all", ""},
 	{"bench/...", 8, "all", "github.com/HdrHistogram/hdrhistogram-go golang.org/x/sync"},
 	{"cmd/flotilla/...", 9, "all", "github.com/spf13/cobra github.com/spf13/pflag github.com/pelletier/go-toml/v2 golang.org/x/term golang.org/x/sync github.com/HdrHistogram/hdrhistogram-go"},
 	{"examples/...", 8, "all", ""},
