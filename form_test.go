@@ -54,14 +54,15 @@ func TestFormationGolden(t *testing.T) {
 
 // FuzzFormation: what does not decode is refused, what does can be used and
 // comes back the same.
-func FuzzFormation(f *testing.F) {
+func FuzzFormation(tf *testing.F) {
+	f := fuzzing.New(tf)
 	b, err := goldenFormation(f).encode()
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b)
 	f.Add([]byte(`{"version":1,"cluster":"00000000000000000000000000000007","node":1,"members":[{"id":1}],"shards":["AA=="]}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		fuzzing.Decode(t, len(b), func() { decodeFormation(b) })
 		form, err := decodeFormation(b)
 		if err != nil {
@@ -81,7 +82,8 @@ func FuzzFormation(f *testing.F) {
 }
 
 // FuzzJoin: a node that forms a cluster answers whatever it is sent.
-func FuzzJoin(f *testing.F) {
+func FuzzJoin(tf *testing.F) {
+	f := fuzzing.New(tf)
 	form := goldenFormation(f)
 	for _, q := range []joinRequest{
 		{Kind: joinHello, From: member{ID: 2, Addr: "b"}, Bootstrap: 2},
@@ -95,7 +97,7 @@ func FuzzJoin(f *testing.F) {
 		f.Add(b, true)
 		f.Add(b, false)
 	}
-	f.Fuzz(func(t *testing.T, in []byte, formed bool) {
+	f.Fuzz(func(t testing.TB, in []byte, formed bool) {
 		fm := newFormer(member{ID: 1, Addr: "a"}, 2, "", nil)
 		if formed {
 			fm.set(form)

@@ -96,11 +96,12 @@ func TestKeyOrder(t *testing.T) {
 
 // FuzzParseKey: taking a key apart never panics, and only keys of the table
 // are taken; those come back the same.
-func FuzzParseKey(f *testing.F) {
+func FuzzParseKey(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for _, k := range goldenKeys() {
 		f.Add(k.Raw())
 	}
-	f.Fuzz(func(t *testing.T, raw []byte) {
+	f.Fuzz(func(t testing.TB, raw []byte) {
 		fuzzing.Decode(t, len(raw), func() { ParseKey(raw) })
 		k, err := ParseKey(raw)
 		if err == nil && !bytes.Equal(k.Raw(), raw) {
@@ -111,13 +112,14 @@ func FuzzParseKey(f *testing.F) {
 
 // FuzzIdentFile: reading an identity file never panics, and a record that was
 // taken is one that the encoder writes.
-func FuzzIdentFile(f *testing.F) {
+func FuzzIdentFile(tf *testing.F) {
+	f := fuzzing.New(tf)
 	slot := make([]byte, identSlot)
 	copy(slot, goldenIdent().encode(nil))
 	f.Add(slot)
 	f.Add(append(make([]byte, identSlot), slot...))
 	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		fuzzing.Decode(t, len(b), func() { decodeIdentFile(b) })
 		rec, err := decodeIdentFile(b)
 		if err != nil {
@@ -131,14 +133,15 @@ func FuzzIdentFile(f *testing.F) {
 }
 
 // FuzzRecords: the small records never panic and come back the same.
-func FuzzRecords(f *testing.F) {
+func FuzzRecords(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add(goldenIdent().Ident.encode(nil))
 	f.Add(encodeRequester(nil, 4))
 	f.Add(SupportRecord{Epoch: 5, Withdrawn: true}.encode(nil))
 	f.Add(encodeTombstone(nil, 6))
 	f.Add(watermark{Seq: 100, BootEpoch: 4}.encode(nil))
 	f.Add(intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		same := func(name string, err error, enc func() []byte) {
 			if err == nil && !bytes.Equal(enc(), b) {
 				t.Fatalf("%s: %x became %x", name, b, enc())

@@ -247,11 +247,12 @@ func TestBatchReuse(t *testing.T) {
 
 // FuzzCommand feeds arbitrary bodies to every op: no panic, and a body that is
 // accepted gives the same body when encoded again from its parts.
-func FuzzCommand(f *testing.F) {
+func FuzzCommand(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for _, c := range sampleCommands() {
 		f.Add(uint8(c.Op), c.Body)
 	}
-	f.Fuzz(func(t *testing.T, op uint8, body []byte) {
+	f.Fuzz(func(t testing.TB, op uint8, body []byte) {
 		c := raft.Command{Op: raft.Op(op), Body: body}
 		fuzzing.Decode(t, len(body), func() { VisitSpans(c, func(Span) error { return nil }); CheckCommand(c) })
 		spans := 0
@@ -271,7 +272,7 @@ func FuzzCommand(f *testing.F) {
 	})
 }
 
-func reencode(t *testing.T, c raft.Command) raft.Command {
+func reencode(t testing.TB, c raft.Command) raft.Command {
 	t.Helper()
 	switch c.Op {
 	case OpPut:

@@ -131,12 +131,13 @@ func TestErrorRefused(t *testing.T) {
 }
 
 // FuzzError: no panic, no nil for a failure, and what decodes survives encoding.
-func FuzzError(f *testing.F) {
+func FuzzError(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for _, c := range sampleErrors() {
 		code, payload := EncodeError(c.err)
 		f.Add(uint32(code), payload)
 	}
-	f.Fuzz(func(t *testing.T, code uint32, payload []byte) {
+	f.Fuzz(func(t testing.TB, code uint32, payload []byte) {
 		fuzzing.Decode(t, len(payload), func() { DecodeError(Code(code), payload) })
 		err := DecodeError(Code(code), payload)
 		if (err == nil) != (code == 0) {

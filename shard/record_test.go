@@ -40,10 +40,11 @@ func TestRecordRefused(t *testing.T) {
 }
 
 // FuzzRecord: no panic, and what decodes survives encoding.
-func FuzzRecord(f *testing.F) {
+func FuzzRecord(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add(AppendRecord(nil, v1, 0, []byte("value")))
 	f.Add(AppendRecord(nil, v1, 9, nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		fuzzing.Decode(t, len(b), func() { DecodeRecord(b) })
 		rec, err := DecodeRecord(b)
 		if err != nil {

@@ -65,11 +65,12 @@ func TestResultErr(t *testing.T) {
 }
 
 // FuzzResult: no panic, and what decodes survives encoding.
-func FuzzResult(f *testing.F) {
+func FuzzResult(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for _, c := range sampleResults() {
 		f.Add(c.res.Append(nil))
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		fuzzing.Decode(t, len(b), func() { DecodeResult(b, v1) })
 		res, err := DecodeResult(b, v1)
 		if err != nil {

@@ -116,12 +116,13 @@ func TestListFormat(t *testing.T) {
 	}
 }
 
-func FuzzDecodeMeta(f *testing.F) {
+func FuzzDecodeMeta(tf *testing.F) {
+	f := fuzzing.New(tf)
 	m := sampleMeta()
 	f.Add(m.Encode(nil))
 	m.Files = nil
 	f.Add(m.Encode(nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		if len(b) > manifestHead { // look behind the checksum
 			fixed := bytes.Clone(b)
 			fixed[0] = manifestVersion
@@ -144,7 +145,8 @@ func FuzzDecodeMeta(f *testing.F) {
 	})
 }
 
-func FuzzDecodeChunk(f *testing.F) {
+func FuzzDecodeChunk(tf *testing.F) {
+	f := fuzzing.New(tf)
 	list := bytes.Repeat([]byte("flotilla "), 100)
 	m := Meta{Files: []File{{Kind: FileData, Size: int64(len(list)), Sums: []uint32{sum(list)}}}}
 	f.Add(encodeChunk(nil, FileData, 0, 0, list))
@@ -154,7 +156,7 @@ func FuzzDecodeChunk(f *testing.F) {
 		dense = appendKV(dense, []byte{byte(i >> 8), byte(i)}, nil)
 	}
 	f.Add(dense)
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		// The shortest pair takes four bytes and becomes an engine.KV.
 		fuzzing.DecodeList(t, len(b), 16, func() { m.decodeChunk(b); decodeKVs(b) })
 		if _, _, p, err := m.decodeChunk(b); err == nil && !bytes.Equal(p, list) {

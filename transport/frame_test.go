@@ -321,7 +321,8 @@ func TestQueueSplitsAndOverflows(t *testing.T) {
 // FuzzDecodeFrame: never panics; allocates no more than a few times the input's
 // decompressed size; what decodes is encoded again to something that decodes to
 // the same.
-func FuzzDecodeFrame(f *testing.F) {
+func FuzzDecodeFrame(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for _, name := range []string{"frame", "frame_empty", "frame_snappy"} {
 		f.Add(readGolden(f, name), false)
 		f.Add(readGolden(f, name), true)
@@ -329,7 +330,7 @@ func FuzzDecodeFrame(f *testing.F) {
 	bomb := append(make([]byte, frameHeaderBytes), 0x80, 0x80, 0x80, 0x02, 0) // claims four mebibytes
 	bomb[3] = frameFlagSnappy
 	f.Add(bomb, true)
-	f.Fuzz(func(t *testing.T, b []byte, fix bool) {
+	f.Fuzz(func(t testing.TB, b []byte, fix bool) {
 		if fix && len(b) >= frameHeaderBytes { // reach behind the checksum
 			b = bytes.Clone(b)
 			binary.LittleEndian.PutUint16(b, frameMagic)

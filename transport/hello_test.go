@@ -111,10 +111,11 @@ func TestRefusalRoundTrip(t *testing.T) {
 }
 
 // FuzzDecodeHello: never panics, and what decodes has an encoding that decodes to the same.
-func FuzzDecodeHello(f *testing.F) {
+func FuzzDecodeHello(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add(readGolden(f, "hello"))
 	f.Add(readGolden(f, "hello_client"))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		fuzzing.Decode(t, len(b), func() { DecodeHello(b) })
 		h, err := DecodeHello(b)
 		if err != nil {

@@ -128,11 +128,12 @@ func TestWireSkipsUnknown(t *testing.T) {
 
 // FuzzDecodeRequest: never panics; errors are ErrWire; where generated code and
 // this codec both decode, they read the same; what decodes round-trips.
-func FuzzDecodeRequest(f *testing.F) {
+func FuzzDecodeRequest(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for name := range testRequests() {
 		f.Add(readGolden(f, name))
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		fuzzing.Decode(t, len(b), func() { decodeRequest(b) })
 		r, err := decodeRequest(b)
 		if err != nil {
@@ -173,14 +174,15 @@ func equalRequests(a, b *shard.Request) bool {
 
 // FuzzDecodeResponse: never panics; errors are ErrWire; what decodes can be
 // encoded and decoded again.
-func FuzzDecodeResponse(f *testing.F) {
+func FuzzDecodeResponse(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for name := range testResponses() {
 		f.Add(readGolden(f, name))
 	}
 	f.Add(bytes.Repeat([]byte{6<<3 | 2, 3, 1<<3 | 2, 1, 'k'}, 50_000))                                       // the shortest pairs
 	f.Add(bytes.Repeat([]byte{6<<3 | 2, 0}, 50_000))                                                         // pairs without anything
 	f.Add(protowire.AppendBytes(protowire.AppendTag(nil, 10, 2), bytes.Repeat([]byte{3<<3 | 2, 0}, 50_000))) // gets of a transaction
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		// The shortest pair takes five bytes and becomes a shard.Pair.
 		fuzzing.DecodeList(t, len(b), 32, func() { decodeResponse(b) })
 		r, err := decodeResponse(b)
@@ -198,13 +200,14 @@ func FuzzDecodeResponse(f *testing.F) {
 }
 
 // FuzzDecodeBatch: never panics, whatever a client sends.
-func FuzzDecodeBatch(f *testing.F) {
+func FuzzDecodeBatch(tf *testing.F) {
+	f := fuzzing.New(tf)
 	q := newOutbuf()
 	q.add(func(b []byte, id uint64) []byte { return appendRequest(b, testRequests()["request_get"], id, 0) }, nil)
 	q.addCancel(77)
 	buf, _ := q.take(nil)
 	f.Add(*buf)
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		err := decodeBatch(b, func(m []byte) error {
 			_, err := decodeRequest(m)
 			return err

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/flotillakv/flotilla"
+
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 )
 
 // An import followed by an export gives the sorted input back, byte for byte:
@@ -168,12 +170,13 @@ func TestScanPages(t *testing.T) {
 // Whatever a line holds, reading it gives a record, a line that is refused, or
 // the end; never a panic, and every line is numbered. A record that was read is
 // written and read back the same.
-func FuzzRecords(f *testing.F) {
+func FuzzRecords(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add([]byte("a\tb\nc\td"), false)
 	f.Add([]byte("\t\n\n\x00\t\xff\n"), false)
 	f.Add([]byte(`{"key":"YQ==","value":""}`+"\n"+`{"key":"YQ==","value":"Yg==","version":"1.2.3"}`), true)
 	f.Add([]byte(`{"key":"YQ==","valeu":""}`+"\n{}\nnull\n[]"), true)
-	f.Fuzz(func(t *testing.T, in []byte, jsonl bool) {
+	f.Fuzz(func(t testing.TB, in []byte, jsonl bool) {
 		format := formatTSV
 		if jsonl {
 			format = formatJSONL

@@ -183,11 +183,12 @@ func TestEntryNoAlloc(t *testing.T) {
 	}
 }
 
-func FuzzEntry(f *testing.F) {
+func FuzzEntry(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add(uint64(12), EncodeEntry(nil, 12, 7, EntryNormal, EntryHeader{DescVersion: 300}, sampleCmds))
 	f.Add(uint64(1), EncodeEntry(nil, 1, 1, EntryEmpty, EntryHeader{}, nil))
 	f.Add(uint64(3), EncodeEntry(nil, 3, 1, EntryConf, EntryHeader{}, []Command{{Body: sampleConf.Encode(nil)}}))
-	f.Fuzz(func(t *testing.T, index uint64, b []byte) {
+	f.Fuzz(func(t testing.TB, index uint64, b []byte) {
 		// Bytes that pass the checksum only by being repaired are looked at as well.
 		for _, v := range [][]byte{b, repairEntry(index, b)} {
 			fuzzing.Decode(t, len(v), func() { DecodeEntry(Index(index), v) })
@@ -230,12 +231,13 @@ func repairRecord(kind byte, b []byte) []byte {
 	return endRecord(bytes.Clone(b), 0, kind)
 }
 
-func FuzzRecords(f *testing.F) {
+func FuzzRecords(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add(sampleHard.Encode(nil))
 	f.Add(sampleApplied.Encode(nil))
 	f.Add(sampleDesc.Encode(nil))
 	f.Add(sampleConf.Encode(nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		check := func(v, again []byte, err error) {
 			if err != nil {
 				if !errors.Is(err, ErrCorrupt) {

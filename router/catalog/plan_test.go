@@ -7,13 +7,14 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 )
 
 // checkBalance verifies a plan: ranges without hole or overlap, the right
 // number of distinct voters, leaders among them, and both dealt evenly.
-func checkBalance(t *testing.T, p Plan, nodes []raft.NodeID, replicas int) {
+func checkBalance(t testing.TB, p Plan, nodes []raft.NodeID, replicas int) {
 	t.Helper()
 	voters, leads := map[raft.NodeID]int{}, map[raft.NodeID]int{}
 	var end []byte
@@ -115,10 +116,11 @@ func TestPlanRefuses(t *testing.T) {
 }
 
 // FuzzPlan deals arbitrary clusters, split keys made from arbitrary bytes.
-func FuzzPlan(f *testing.F) {
+func FuzzPlan(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add(uint8(3), uint8(3), []byte("gpz"))
 	f.Add(uint8(5), uint8(0), []byte{0, 0, 1, 255})
-	f.Fuzz(func(t *testing.T, n, replicas uint8, raw []byte) {
+	f.Fuzz(func(t testing.TB, n, replicas uint8, raw []byte) {
 		n = n%20 + 1
 		ids, _ := testNodes(int(n))
 		var splits [][]byte

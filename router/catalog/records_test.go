@@ -129,11 +129,12 @@ func TestDamage(t *testing.T) {
 
 // FuzzRecords feeds every decoder with arbitrary bodies under a right checksum:
 // no panic, and what decodes encodes to something that decodes to the same.
-func FuzzRecords(f *testing.F) {
+func FuzzRecords(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for _, rec := range [][]byte{goldenRoute.Encode(nil), goldenNode.Encode(nil), testCluster.Encode(nil), encodeCounter(7)} {
 		f.Add(rec[:len(rec)-4])
 	}
-	f.Fuzz(func(t *testing.T, body []byte) {
+	f.Fuzz(func(t testing.TB, body []byte) {
 		rec := seal(bytes.Clone(body), 0)
 		fuzzing.Decode(t, len(rec), func() { DecodeRoute(rec); DecodeNode(rec); DecodeCluster(rec) })
 		if r, err := DecodeRoute(rec); err == nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
@@ -344,7 +345,8 @@ func TestMachinePutAllocations(t *testing.T) {
 
 // FuzzApply feeds arbitrary bodies to the machine: no panic, no error for known
 // operations, and a rejected command writes nothing.
-func FuzzApply(f *testing.F) {
+func FuzzApply(tf *testing.F) {
+	f := fuzzing.New(tf)
 	for _, c := range []raft.Command{put("k", "v"), del("k"), delRange("a", "b"), cas("k", at(1, 0), "v"),
 		batchOf(shard.PutOp(bs("a"), bs("b")), shard.DeleteRangeOp(bs("a"), bs("b"))),
 		txn(shard.Txn{If: []shard.Cond{shard.IfExists(bs("k"))}, Then: []shard.Op{shard.GetOp(bs("k"))}, Else: []shard.Op{shard.PutOp(bs("k"), nil)}})} {
@@ -355,7 +357,7 @@ func FuzzApply(f *testing.F) {
 	if _, err := applyEntry(e, m, d, 1, 1, put("k", "v")); err != nil {
 		f.Fatal(err)
 	}
-	f.Fuzz(func(t *testing.T, op uint8, body []byte) {
+	f.Fuzz(func(t testing.TB, op uint8, body []byte) {
 		b := e.NewBatch()
 		defer b.Close()
 		results, err := applyTo(b, m, d, 1, 2, raft.Command{Op: raft.Op(op), Body: body})
