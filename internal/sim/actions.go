@@ -111,7 +111,7 @@ func (w *World) crash(n *node, down time.Duration) {
 		return
 	}
 	n.crash()
-	w.after(down, event{kind: evRestart, node: n.idx, gen: n.gen})
+	w.after(down, event{kind: evRestart, node: int32(n.idx), gen: n.gen})
 }
 
 func (w *World) isolate(i int, in, out bool, d time.Duration) {
@@ -141,7 +141,7 @@ func (w *World) cut(links [][2]int, d time.Duration) {
 // ask puts a client's request into a node's inbox.
 func (w *World) ask(n *node, e event) {
 	if n != nil && n.up {
-		e.node, e.gen, e.at = n.idx, n.gen, w.now
+		e.node, e.gen, e.at = int32(n.idx), n.gen, w.now
 		w.after(1, e)
 	}
 }

@@ -30,6 +30,8 @@ type node struct {
 	disk  disk
 	pairs *liveness.Rules
 	eff   liveness.Effects
+	// effSpare is the memory of effects that were carried out.
+	effSpare liveness.Effects
 	// lastSync is when a sync last completed, by the node's clock.
 	lastSync raft.Time
 
@@ -270,7 +272,7 @@ func (n *node) input(e event) {
 func (n *node) wake() {
 	if !n.roundSet {
 		n.roundSet = true
-		n.w.after(n.w.exp(n.w.p.RoundDelay), event{kind: evRound, node: n.idx, gen: n.gen})
+		n.w.after(n.w.exp(n.w.p.RoundDelay), event{kind: evRound, node: int32(n.idx), gen: n.gen})
 	}
 }
 
@@ -459,7 +461,7 @@ func (n *node) commitRound(now raft.Time) {
 		}
 		if len(n.applyQ) > 0 && !n.applySet {
 			n.applySet = true
-			w.after(n.applyDelay(), event{kind: evApply, node: n.idx, gen: n.gen})
+			w.after(n.applyDelay(), event{kind: evApply, node: int32(n.idx), gen: n.gen})
 		}
 	}
 	n.writeRound(now, &b)
@@ -503,7 +505,7 @@ func (n *node) applyRound() {
 	}
 	if len(n.applyQ) > 0 {
 		n.applySet = true
-		w.after(n.applyDelay(), event{kind: evApply, node: n.idx, gen: n.gen})
+		w.after(n.applyDelay(), event{kind: evApply, node: int32(n.idx), gen: n.gen})
 	}
 	n.writeRound(now, &b)
 }
@@ -595,10 +597,10 @@ func (n *node) writeRound(now raft.Time, b *batch) {
 		n.answerRead(&o.Reads[i])
 	}
 	for i := range o.Fetches {
-		w.after(w.exp(300*time.Microsecond), event{kind: evFetch, node: n.idx, gen: n.gen, arg: o.Fetches[i]})
+		w.after(w.exp(300*time.Microsecond), event{kind: evFetch, node: int32(n.idx), gen: n.gen, arg: o.Fetches[i]})
 	}
 	for i := range o.Snapshots {
-		w.after(w.exp(3*time.Millisecond), event{kind: evSnapBuild, node: n.idx, gen: n.gen, arg: o.Snapshots[i]})
+		w.after(w.exp(3*time.Millisecond), event{kind: evSnapBuild, node: int32(n.idx), gen: n.gen, arg: o.Snapshots[i]})
 	}
 	for i := range o.HardStates {
 		b.ops = append(b.ops, op{kind: opHard, hard: o.HardStates[i].State})
@@ -644,7 +646,7 @@ func (n *node) writeRound(now raft.Time, b *batch) {
 // applied.
 func (n *node) linger(index raft.Index) {
 	n.removed = index
-	n.w.after(50*time.Millisecond+n.w.exp(500*time.Millisecond), event{kind: evLinger, node: n.idx, gen: n.gen, x: uint64(n.coreLife)})
+	n.w.after(50*time.Millisecond+n.w.exp(500*time.Millisecond), event{kind: evLinger, node: int32(n.idx), gen: n.gen, x: uint64(n.coreLife)})
 }
 
 // lingered looks whether the removed replica may go.
@@ -733,7 +735,7 @@ func (n *node) planTick(now raft.Time) {
 	}
 	n.tickAt = at
 	n.tickSeq++
-	n.w.at(event{at: at, kind: evTick, node: n.idx, gen: n.gen, x: n.tickSeq})
+	n.w.at(event{at: at, kind: evTick, node: int32(n.idx), gen: n.gen, x: n.tickSeq})
 }
 
 // startSync begins a sync if one is wanted and none is in progress.
@@ -748,7 +750,7 @@ func (n *node) startSync() {
 	if n.slowUntil > w.now && !w.calm {
 		lat += time.Duration(float64(n.slow) * w.rng.Float64())
 	}
-	w.after(lat, event{kind: evSync, node: n.idx, gen: n.gen})
+	w.after(lat, event{kind: evSync, node: int32(n.idx), gen: n.gen})
 }
 
 // synced is the end of a sync: what it covers is durable.
@@ -833,14 +835,14 @@ func (n *node) buildSnapshot(t raft.SnapshotTask, unasked bool) {
 	sent := &snapSent{life: n.coreLife, to: t.ToReplica, index: s.applied.Applied, term: s.applied.AppliedTerm, ok: first > 0}
 	if first > 0 {
 		first += int64(w.exp(w.p.SnapMean))
-		w.at(event{at: first, kind: evSnapArrive, node: s.to, arg: s})
+		w.at(event{at: first, kind: evSnapArrive, node: int32(s.to), arg: s})
 	} else {
 		first = w.now + int64(w.exp(20*time.Millisecond))
 	}
 	if unasked {
 		return
 	}
-	w.at(event{at: first + int64(w.exp(time.Millisecond)), kind: inSnapSent, node: n.idx, gen: n.gen, arg: sent})
+	w.at(event{at: first + int64(w.exp(time.Millisecond)), kind: inSnapSent, node: int32(n.idx), gen: n.gen, arg: sent})
 }
 
 // install takes over a snapshot that arrived, unless it is stale.
@@ -942,7 +944,11 @@ func (n *node) pairEffects() {
 	w := n.w
 	// Effects are consumed before the next step of the rules can overwrite them.
 	eff := n.eff
-	n.eff = liveness.Effects{}
+	n.eff = n.effSpare
+	defer func() {
+		eff.Reset()
+		n.effSpare = eff
+	}()
 	for i := range eff.Table {
 		t := &eff.Table[i]
 		w.orc.support(n, t)
@@ -977,7 +983,7 @@ func (n *node) planPairs() {
 		return
 	}
 	n.pairsAt = at
-	n.w.at(event{at: at, kind: evPairs, node: n.idx, gen: n.gen})
+	n.w.at(event{at: at, kind: evPairs, node: int32(n.idx), gen: n.gen})
 }
 
 func b2u(b bool) uint64 {

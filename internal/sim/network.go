@@ -82,10 +82,10 @@ func (t *network) send(m *raft.Msg) {
 		gen = w.nodes[b].gen
 	}
 	if first > 0 {
-		w.at(event{at: first, kind: evDeliver, node: b, gen: gen, msg: &c})
+		w.at(event{at: first, kind: evDeliver, node: int32(b), gen: gen, msg: &c})
 	}
 	if second > 0 {
-		w.at(event{at: second, kind: evDeliver, node: b, gen: gen, msg: &c})
+		w.at(event{at: second, kind: evDeliver, node: int32(b), gen: gen, msg: &c})
 	}
 }
 
@@ -98,10 +98,10 @@ func (t *network) sendCtl(from int, to raft.NodeID, c raft.Ctl) {
 	}
 	first, second := t.route(from, b)
 	if first > 0 {
-		w.at(event{at: first, kind: evCtl, node: b, ctl: c, x: uint64(from)})
+		w.at(event{at: first, kind: evCtl, node: int32(b), ctl: c, x: uint64(from)})
 	}
 	if second > 0 {
-		w.at(event{at: second, kind: evCtl, node: b, ctl: c, x: uint64(from)})
+		w.at(event{at: second, kind: evCtl, node: int32(b), ctl: c, x: uint64(from)})
 	}
 }
 
@@ -122,7 +122,7 @@ func (t *network) reset(a, b int) {
 	at := t.w.now + int64(5*time.Millisecond)
 	t.resetAt[a][b], t.resetAt[b][a] = at, at
 	for _, p := range [][2]int{{a, b}, {b, a}} {
-		t.w.after(t.w.exp(2*time.Millisecond), event{kind: evReset, node: p[0], x: uint64(p[1])})
+		t.w.after(t.w.exp(2*time.Millisecond), event{kind: evReset, node: int32(p[0]), x: uint64(p[1])})
 	}
 }
 

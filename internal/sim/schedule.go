@@ -2,6 +2,7 @@ package sim
 
 import (
 	"cmp"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -103,6 +104,11 @@ type Action struct {
 // Profiles lists the names [Draw] accepts.
 var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny", "eight"}
 
+// Long lists the profiles of long runs: "days" is hours to days of a cluster
+// with the timing of production, few client operations, and a fault of some
+// kind every half minute or so. [Draw] accepts them beside [Profiles].
+var Long = []string{"days"}
+
 // Draw draws the schedule of seed under profile. Every profile is swarm with
 // some rates fixed: "calm" has no faults, "conf" many membership changes,
 // "elect" many transfers, campaigns and leader faults, "log" many crashes and
@@ -111,6 +117,10 @@ var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny"
 // A zero duration means the profile's own; zero nodes means drawn.
 func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedule {
 	rng := rand.New(rand.NewPCG(seed, 0x5eed))
+	days := profile == "days"
+	if duration == 0 && days {
+		duration = time.Duration(6+rng.IntN(31)) * time.Hour
+	}
 	if duration == 0 {
 		duration = time.Duration(4+rng.IntN(12)) * time.Second
 	}
@@ -125,11 +135,6 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 			return 0
 		}
 		return hi * r * r
-	}
-	type source struct {
-		kind   ActionKind
-		perSec float64
-		dur    time.Duration // mean
 	}
 	sources := []source{
 		{ActCrash, rate(1.5), 400 * time.Millisecond},
@@ -159,6 +164,9 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 	}
 	for i := range sources {
 		src := &sources[i]
+		if days {
+			src.slow(rng)
+		}
 		switch {
 		case profile == "conf" && src.kind == ActConf:
 			src.perSec = 3 + 3*rng.Float64()
@@ -199,6 +207,32 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 	}
 	slices.SortStableFunc(s.Actions, func(a, b Action) int { return cmp.Compare(a.At, b.At) })
 	return s
+}
+
+// source makes actions of one kind.
+type source struct {
+	kind   ActionKind
+	perSec float64
+	dur    time.Duration // mean
+}
+
+// slow draws the rate and the length of a fault in the life of a real cluster:
+// each kind in three of four seeds, once in two minutes to once in an hour.
+func (s *source) slow(rng *rand.Rand) {
+	on, every := rng.IntN(4) > 0, 120*math.Pow(30, rng.Float64())
+	switch s.kind {
+	case ActPropose:
+		s.perSec = 0.02 + 0.2*rng.Float64()
+		return
+	case ActRead:
+		s.perSec = 0.02 + 0.05*rng.Float64()
+		return
+	}
+	s.perSec = 0
+	if on {
+		s.perSec = 1 / every
+	}
+	s.dur *= time.Duration(1 + rng.IntN(40)) // up to half a minute and more
 }
 
 func drawParams(rng *rand.Rand, profile string, nodes int) Params {
@@ -263,5 +297,14 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 	}
 	t.ElectionRank = time.Duration(1+rng.IntN(40)) * time.Millisecond
 	t.ElectionJitter = t.ElectionRank
+	if profile == "days" {
+		p.Support, p.Beat = 2500*time.Millisecond, 500*time.Millisecond
+		p.Loss, p.Dup = p.Loss/100, p.Dup/100
+		t.ElectionRank, t.ElectionJitter = 0, 0
+		if nodes == 0 {
+			p.Nodes = []int{3, 3, 3, 3, 4, 5}[rng.IntN(6)]
+			p.Voters = min(3+2*(p.Nodes/5), p.Nodes)
+		}
+	}
 	return p
 }

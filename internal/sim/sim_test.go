@@ -3,6 +3,12 @@ package sim
 import (
 	"flag"
 	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -10,13 +16,16 @@ import (
 var (
 	flagSeed     = flag.Int64("sim.seed", -1, "run this one seed and print its trace tail if it fails")
 	flagFrom     = flag.Int64("sim.from", 1, "first seed")
-	flagSeeds    = flag.Int("sim.seeds", 0, "run this many seeds per profile; zero: as many as fit into -sim.budget")
-	flagBudget   = flag.Duration("sim.budget", 20*time.Second, "wall time for TestT0 when -sim.seeds is zero")
-	flagProfile  = flag.String("sim.profile", "", "profile; empty: all in turn")
+	flagSeeds    = flag.Int("sim.seeds", 0, "run this many seeds per profile; zero: as many as fit into -sim.budget or -sim.hours")
+	flagHours    = flag.Float64("sim.hours", 0, "run until this many hours of cluster life have passed; zero: -sim.budget counts")
+	flagBudget   = flag.Duration("sim.budget", 12*time.Second, "wall time for TestT0 when neither -sim.seeds nor -sim.hours is given")
+	flagProfile  = flag.String("sim.profile", "", "profiles, separated by commas; empty: all but the long ones, in turn")
 	flagDuration = flag.Duration("sim.duration", 0, "virtual length of a run's safety phase; zero: the seed draws it")
 	flagNodes    = flag.Int("sim.nodes", 0, "number of nodes; zero: the seed draws it")
 	flagTail     = flag.Int("sim.tail", 60, "lines of trace printed for a failure")
 	flagShrink   = flag.Int("sim.shrink", 0, "shrink a failing schedule with at most this many runs")
+	flagWorkers  = flag.Int("sim.workers", 1, "runs side by side")
+	flagTwice    = flag.Int("sim.twice", 100, "one run in so many is run twice, and both must be the same; zero: none")
 )
 
 // report prints a failure the way a reader needs it: what, when, the last
@@ -42,37 +51,75 @@ func report(t *testing.T, res *Result) {
 func TestT0(t *testing.T) {
 	profiles := Profiles
 	if *flagProfile != "" {
-		profiles = []string{*flagProfile}
+		profiles = strings.Split(*flagProfile, ",")
 	}
 	if *flagSeed >= 0 {
 		for _, p := range profiles {
 			o := Options{Seed: uint64(*flagSeed), Profile: p, Duration: *flagDuration, Nodes: *flagNodes}
 			res := Run(o)
-			t.Logf("seed %d profile %s: %s", o.Seed, p, res.summary())
+			t.Logf("seed %d profile %s: %s; %s", o.Seed, p, res.Figures(), res.Trace())
 			if res.Failure != nil {
 				report(t, res)
 			}
 		}
 		return
 	}
-	var sum tally
-	start := time.Now()
-	for i := 0; ; i++ {
-		if *flagSeeds > 0 && i >= *flagSeeds || *flagSeeds == 0 && time.Since(start) > *flagBudget || sum.failures > 3 {
-			break
-		}
-		for _, p := range profiles {
-			o := Options{Seed: uint64(*flagFrom) + uint64(i), Profile: p, Duration: *flagDuration, Nodes: *flagNodes}
-			res := Run(o)
-			sum.add(res)
-			if res.Failure != nil {
-				report(t, res)
-			}
+	if *flagHours > 0 {
+		defer debug.SetGCPercent(debug.SetGCPercent(800)) // runs are small and make much garbage
+	}
+	var (
+		mu   sync.Mutex
+		wg   sync.WaitGroup
+		next atomic.Int64
+		sum  = tally{started: time.Now()}
+	)
+	done := func(n int) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		switch seed := n / len(profiles); {
+		case sum.failures > 3:
+			return true
+		case *flagSeeds > 0:
+			return seed >= *flagSeeds
+		case *flagHours > 0:
+			return sum.virtual.Hours() >= *flagHours
+		default:
+			return time.Since(sum.started) > *flagBudget
 		}
 	}
-	t.Log(sum.String(time.Since(start)))
+	for range max(*flagWorkers, 1) {
+		wg.Go(func() {
+			for {
+				n := int(next.Add(1)) - 1
+				if done(n) {
+					return
+				}
+				seed := uint64(*flagFrom) + uint64(n/len(profiles))
+				o := Options{Seed: seed, Profile: profiles[n%len(profiles)], Duration: *flagDuration, Nodes: *flagNodes}
+				res := Run(o)
+				again := *flagTwice > 0 && n%*flagTwice == 0
+				if again {
+					if r := Run(o); r.Hash != res.Hash || r.Events != res.Events {
+						t.Errorf("seed %d profile %s is not the same twice: %s and %s", o.Seed, o.Profile, res.Trace(), r.Trace())
+					}
+				}
+				mu.Lock()
+				sum.add(res)
+				sum.twice += int(b2u(again))
+				if res.Failure != nil {
+					report(t, res)
+				}
+				if *flagHours > 0 && n > 0 && n%500 == 0 {
+					fmt.Fprintln(os.Stderr, sum.String())
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	t.Log(sum.String())
 	if sum.commits == 0 || sum.leaders == 0 || sum.crashes == 0 || sum.reads == 0 {
-		t.Errorf("the runs reached too little: %s", sum.String(time.Since(start)))
+		t.Errorf("the runs reached too little: %s", sum.String())
 	}
 }
 
@@ -80,7 +127,7 @@ func TestT0(t *testing.T) {
 // same trace hash, and different seeds have different ones.
 func TestT0Replay(t *testing.T) {
 	seen := map[uint64]string{}
-	for _, p := range Profiles {
+	for _, p := range slices.Concat(Profiles, Long) {
 		for seed := uint64(1); seed <= 3; seed++ {
 			a := Run(Options{Seed: seed, Profile: p, Duration: 3 * time.Second})
 			b := Run(Options{Seed: seed, Profile: p, Duration: 3 * time.Second})
@@ -98,10 +145,11 @@ func TestT0Replay(t *testing.T) {
 
 // tally sums up runs.
 type tally struct {
-	runs, failures, crashes, leaders, confs, snaps, acks, reads, headless int
-	events                                                                uint64
-	commits                                                               uint64
-	virtual                                                               time.Duration
+	started                                                                      time.Time
+	runs, failures, crashes, leaders, confs, snaps, acks, reads, headless, twice int
+	events                                                                       uint64
+	commits                                                                      uint64
+	virtual                                                                      time.Duration
 }
 
 func (s *tally) add(r *Result) {
@@ -121,12 +169,8 @@ func (s *tally) add(r *Result) {
 	s.headless += int(b2u(r.Headless))
 }
 
-func (s *tally) String(wall time.Duration) string {
-	return fmt.Sprintf("%d runs, %d failed; %.0f virtual minutes, %d events (%.0f/s); %d elections, %d entries, %d configurations, %d crashes, %d snapshots, %d acks, %d reads, %d headless",
-		s.runs, s.failures, s.virtual.Minutes(), s.events, float64(s.events)/wall.Seconds(), s.leaders, s.commits, s.confs, s.crashes, s.snaps, s.acks, s.reads, s.headless)
-}
-
-func (r *Result) summary() string {
-	return fmt.Sprintf("%d nodes, %d voters, %v virtual, %d events, hash %x; %d elections, %d entries, %d configurations, %d crashes, %d snapshots, %d acks, %d reads",
-		r.Schedule.Params.Nodes, r.Schedule.Params.Voters, r.Virtual, r.Events, r.Hash, r.Leaders, r.Commits, r.Confs, r.Crashes, r.Snaps, r.Acks, r.Reads)
+func (s *tally) String() string {
+	wall := time.Since(s.started)
+	return fmt.Sprintf("%d runs, %d failed, %d of them run twice; %.2f cluster-hours in %v (%.0f times real time), %d events (%.0f/s); %d elections, %d entries, %d configurations, %d crashes, %d snapshots, %d acks, %d reads, %d headless",
+		s.runs, s.failures, s.twice, s.virtual.Hours(), wall.Round(time.Second), s.virtual.Seconds()/wall.Seconds(), s.events, float64(s.events)/wall.Seconds(), s.leaders, s.commits, s.confs, s.crashes, s.snaps, s.acks, s.reads, s.headless)
 }

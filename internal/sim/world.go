@@ -71,7 +71,6 @@ const (
 	evTick
 	evSync
 	evPairs
-	evAction
 	evUndo
 	evRestart
 	evApply
@@ -82,13 +81,12 @@ const (
 	evLinger
 )
 
-// event is one entry of the heap. gen is the life of the node it is meant for;
+// event is what happens at some time. gen is the life of the node it is meant for;
 // zero means any.
 type event struct {
 	at   int64
-	seq  uint64
 	kind eventKind
-	node int
+	node int32
 	gen  uint32
 	x    uint64
 	msg  *raft.Msg
@@ -96,22 +94,33 @@ type event struct {
 	arg  any
 }
 
+// key is an event's place in the heap: by time, then by order of scheduling.
+type key struct {
+	at   int64
+	seq  uint64
+	slot int32 // in the slab
+}
+
 // World is one simulated cluster.
 type World struct {
-	sched  Schedule
-	p      *Params
-	now    int64 // virtual nanoseconds
-	seq    uint64
-	heap   []event
-	nodes  []*node
-	net    network
-	orc    oracle
-	trace  tracer
-	rng    *rand.Rand // delays, losses, latencies
-	res    *Result
-	calm   bool // the liveness phase has begun: no loss, fast disks
-	nextID uint64
-	recent [2]int64 // busy-loop guard: window start, events in it
+	sched Schedule
+	p     *Params
+	now   int64 // virtual nanoseconds
+	seq   uint64
+	heap  []key
+	slab  []event
+	free  []int32 // unused slots of the slab
+	// nextAct is the next action of the schedule.
+	nextAct int
+	nodes   []*node
+	net     network
+	orc     oracle
+	trace   tracer
+	rng     *rand.Rand // delays, losses, latencies
+	res     *Result
+	calm    bool // the liveness phase has begun: no loss, fast disks
+	nextID  uint64
+	recent  [2]int64 // busy-loop guard: window start, events in it
 }
 
 // Run runs one simulation to its end or to the first violation.
@@ -144,9 +153,6 @@ func Run(o Options) (res *Result) {
 	w.build()
 	if o.Hook != nil {
 		o.Hook(w)
-	}
-	for _, a := range w.sched.Actions {
-		w.at(event{at: a.At, kind: evAction, arg: a})
 	}
 	w.runUntil(int64(w.sched.Duration))
 	w.liveness()
@@ -202,58 +208,90 @@ func (w *World) after(d time.Duration, e event) {
 
 func (w *World) at(e event) {
 	w.seq++
-	e.seq = w.seq
-	h := append(w.heap, e)
+	slot := int32(len(w.slab))
+	if k := len(w.free); k > 0 {
+		slot = w.free[k-1]
+		w.free = w.free[:k-1]
+		w.slab[slot] = e
+	} else {
+		w.slab = append(w.slab, e)
+	}
+	h := append(w.heap, key{e.at, w.seq, slot})
 	i := len(h) - 1
+	k := h[i]
 	for i > 0 {
 		p := (i - 1) / 2
-		if !before(&h[i], &h[p]) {
+		if !k.before(&h[p]) {
 			break
 		}
-		h[i], h[p] = h[p], h[i]
+		h[i] = h[p]
 		i = p
 	}
+	h[i] = k
 	w.heap = h
 }
 
-func before(a, b *event) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }
+func (a *key) before(b *key) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }
 
-func (w *World) pop() event {
+// pop takes the next event from the heap into e.
+func (w *World) pop(e *event) {
 	h := w.heap
-	e := h[0]
+	slot := h[0].slot
+	*e = w.slab[slot]
+	s := &w.slab[slot]
+	s.msg, s.arg = nil, nil
+	w.free = append(w.free, slot)
 	n := len(h) - 1
-	h[0] = h[n]
-	h[n] = event{}
+	k := h[n]
 	h = h[:n]
-	for i := 0; ; {
+	i := 0
+	for {
 		c := 2*i + 1
 		if c >= n {
 			break
 		}
-		if c+1 < n && before(&h[c+1], &h[c]) {
+		if c+1 < n && h[c+1].before(&h[c]) {
 			c++
 		}
-		if !before(&h[c], &h[i]) {
+		if !h[c].before(&k) {
 			break
 		}
-		h[i], h[c] = h[c], h[i]
+		h[i] = h[c]
 		i = c
 	}
+	if n > 0 {
+		h[i] = k
+	}
 	w.heap = h
-	return e
 }
 
 // runUntil carries out all events before t.
 func (w *World) runUntil(t int64) {
-	for len(w.heap) > 0 && w.heap[0].at < t {
-		e := w.pop()
-		w.now = e.at
+	var e event
+	for {
+		// At one instant the schedule's actions come first.
+		acts := w.sched.Actions
+		act := w.nextAct < len(acts) && acts[w.nextAct].At < t && (len(w.heap) == 0 || acts[w.nextAct].At <= w.heap[0].at)
+		if !act && (len(w.heap) == 0 || w.heap[0].at >= t) {
+			break
+		}
+		if act {
+			w.now = acts[w.nextAct].At
+		} else {
+			w.pop(&e)
+			w.now = e.at
+		}
 		w.res.Events++
 		if w.now-w.recent[0] > 1e6 {
 			w.recent = [2]int64{w.now, 0}
 		}
 		if w.recent[1]++; w.recent[1] > 50_000 {
 			w.fail("spin", "more than 50000 events in a virtual millisecond")
+		}
+		if act {
+			w.nextAct++
+			w.act(acts[w.nextAct-1])
+			continue
 		}
 		w.do(&e)
 	}
@@ -262,9 +300,6 @@ func (w *World) runUntil(t int64) {
 
 func (w *World) do(e *event) {
 	switch e.kind {
-	case evAction:
-		w.act(e.arg.(Action))
-		return
 	case evUndo:
 		e.arg.(func())()
 		return
