@@ -124,7 +124,14 @@ func Linearizable() ReadOption {
 }
 
 // NoClock is Linearizable without any reliance on clocks: always a quorum round.
+// Options.NoClock makes it so for everything a node serves.
 func NoClock() ReadOption { return func(o *readOptions) { o.consistency = shard.NoClock } }
+
+// Follower is Linearizable, served by the nearest replica: it asks the leader how
+// far it has to be, and reads its own store when it is. It takes load off leaders
+// at the price of one message to them; all reads of a shard that a node starts
+// together share it.
+func Follower() ReadOption { return func(o *readOptions) { o.consistency = shard.Follower } }
 
 // Local reads what the nearest replica has applied. It may lag without bound,
 // but needs no quorum.

@@ -375,6 +375,7 @@ func (n *Node) openGroups() error {
 		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
 		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals,
 		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
+		Leases: !n.o.NoClock,
 	})
 	if err != nil {
 		return err

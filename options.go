@@ -60,6 +60,12 @@ type Options struct {
 	// where the network is slower than the processor.
 	Compress bool
 
+	// NoClock keeps this node from relying on clocks for reads: it claims no leases,
+	// and every linearizable read it serves as a leader is confirmed by a majority.
+	// Set it, on all nodes, where a clock may run more than 0.5 % fast or slow, or a
+	// machine may be frozen together with all its clocks.
+	NoClock bool
+
 	// Timeout bounds a call whose context has no deadline. Zero: 10 s.
 	Timeout time.Duration
 	// Limits of memory and disk.

@@ -29,6 +29,12 @@ func (c *systemClock) Now() raft.Time { return raft.Time(time.Since(c.start) + t
 
 func (c *systemClock) Wall() uint64 { return uint64(time.Now().UnixNano()) }
 
+// Instant reads both in one go (liveness.Instant).
+func (c *systemClock) Instant() (raft.Time, uint64) {
+	t := time.Now()
+	return raft.Time(t.Sub(c.start) + time.Hour), uint64(t.UnixNano())
+}
+
 func (c *systemClock) Wait(until raft.Time, wake <-chan struct{}) {
 	t := time.NewTimer(until.Sub(c.Now()))
 	defer t.Stop()

@@ -55,6 +55,9 @@ type Config struct {
 	// OnRole is called on a loop when a replica's view of its leadership or its
 	// quorum changed. It must not block.
 	OnRole func(old, now View)
+	// Leases lets leaders on this node claim leases, if Liveness tells when they
+	// may trust the clock (LeaseClock).
+	Leases bool
 	// ClockOK says whether this node's wall clock agrees with its peers' well
 	// enough to stamp entries. While it does not, proposals are refused. Nil: always.
 	ClockOK func() bool
@@ -68,24 +71,28 @@ type Config struct {
 
 // Host runs all Raft groups of a node.
 type Host struct {
-	node     raft.NodeID
-	engine   *engine.Engine
-	net      Net
-	live     raft.Liveness
-	clock    Clock
-	machine  StateMachine
-	snaps    SnapshotSender
-	tuning   raft.Tuning
-	seed     uint64
-	logger   *slog.Logger
-	onRole   func(old, now View)
-	clockOK  func() bool
-	onSync   func(raft.Time)
-	onFatal  func(error)
-	loops    []*loop
-	maxBytes int64
-	pending  atomic.Int64 // bytes of proposals not yet resolved
-	reads    atomic.Int64 // reads not yet answered
+	node    raft.NodeID
+	engine  *engine.Engine
+	net     Net
+	live    raft.Liveness
+	clock   Clock
+	machine StateMachine
+	snaps   SnapshotSender
+	tuning  raft.Tuning
+	seed    uint64
+	logger  *slog.Logger
+	onRole  func(old, now View)
+	clockOK func() bool
+	onSync  func(raft.Time)
+	onFatal func(error)
+	loops   []*loop
+	leases  bool
+	// leaseClock is live, or one that never lets a lease through.
+	leaseClock LeaseClock
+	gens       atomic.Uint64 // View.Generation, the last one given
+	maxBytes   int64
+	pending    atomic.Int64 // bytes of proposals not yet resolved
+	reads      atomic.Int64 // reads not yet answered
 
 	mu      sync.Mutex // rank 1: creation of groups, start, close
 	started bool
@@ -136,6 +143,10 @@ func New(c Config) (*Host, error) {
 		snaps: c.Snapshots, tuning: c.Tuning, seed: c.Seed, logger: c.Logger, onRole: c.OnRole, clockOK: c.ClockOK, onSync: c.OnSync, onFatal: c.OnFatal,
 		maxBytes: c.ProposalBytes, stop: make(chan struct{}),
 	}
+	h.leaseClock = noLeaseClock{}
+	if lc, ok := c.Liveness.(LeaseClock); ok && c.Leases {
+		h.leases, h.leaseClock = true, lc
+	}
 	for i := range c.Loops {
 		h.loops = append(h.loops, newLoop(h, i))
 	}
@@ -183,7 +194,7 @@ func (h *Host) AddGroups(states []raft.State) error {
 			continue
 		}
 		core, err := raft.NewCore(raft.Config{
-			Node: h.node, Replica: me.ID, Liveness: h.live,
+			Node: h.node, Replica: me.ID, Liveness: h.live, Leased: h.leases,
 			Rand: mix(h.seed ^ uint64(id)<<20 ^ uint64(h.node)), Tuning: h.tuning,
 		}, st, now)
 		if err != nil {
@@ -191,7 +202,7 @@ func (h *Host) AddGroups(states []raft.State) error {
 		}
 		r := &replica{
 			shard: id, self: me.ID, loop: h.loopOf(id), core: core, desc: st.Desc, as: st.Applied,
-			hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1,
+			hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1, gen: h.gens.Add(1),
 		}
 		r.publish(now, time.Unix(0, int64(h.clock.Wall())))
 		table[id] = r
@@ -318,10 +329,33 @@ func (h *Host) release(bytes int) { h.pending.Add(-int64(bytes)) }
 const maxReads = 1 << 17
 
 // ReadIndex asks for permission to serve a linearizable read of shard from the
-// engine; see ReadFunc. Only the leader answers. The same definite errors as Propose.
+// engine; see ReadFunc. Only the leader answers, and by the word of a quorum: no
+// clock is relied on. The same definite errors as Propose.
 func (h *Host) ReadIndex(shard raft.ShardID, done func(index raft.Index, err error)) {
+	h.read(shard, byQuorum, done)
+}
+
+// Read is ReadIndex, but for a leader whose lease holds: it answers by itself.
+// See LeaseRead for asking that without the loop.
+func (h *Host) Read(shard raft.ShardID, done func(index raft.Index, err error)) {
+	h.read(shard, byLease, done)
+}
+
+// FollowerRead is Read on any replica: the index comes from the leader, asked
+// once per round for all reads of a group, and done is called when this replica
+// has applied it.
+func (h *Host) FollowerRead(shard raft.ShardID, done func(index raft.Index, err error)) {
+	h.read(shard, byFollower, done)
+}
+
+func (h *Host) read(shard raft.ShardID, how readHow, done func(index raft.Index, err error)) {
 	r := h.lookup(shard)
-	if err := h.refuse(shard, r); err != nil {
+	err := h.refuse(shard, r)
+	var elsewhere *NotLeaderError
+	if how == byFollower && errors.As(err, &elsewhere) && elsewhere.Leader != 0 {
+		err = nil
+	}
+	if err != nil {
 		done(0, err)
 		return
 	}
@@ -330,7 +364,7 @@ func (h *Host) ReadIndex(shard raft.ShardID, done func(index raft.Index, err err
 		done(0, &OverloadedError{RetryAfter: 100 * time.Millisecond, Why: "too many reads wait on this node"})
 		return
 	}
-	if !r.loop.in.putRead(readRequest{shard: shard, done: done}) {
+	if !r.loop.in.putRead(readRequest{shard: shard, how: how, done: done}) {
 		h.reads.Add(-1)
 		done(0, ErrClosed)
 	}

@@ -26,8 +26,19 @@ type proposal struct {
 
 type readRequest struct {
 	shard raft.ShardID
+	how   readHow
 	done  ReadFunc
 }
+
+// readHow says on what a read may rest.
+type readHow uint8
+
+const (
+	byLease    readHow = iota // the leader's lease, else a quorum
+	byQuorum                  // a quorum
+	byFollower                // the word of the leader, wherever it is
+	numReadHow
+)
 
 // ack says that a batch of this loop is durable.
 type ack struct {

@@ -56,6 +56,7 @@ type loop struct {
 	ownBytes   int // of which proposals made here
 	peers      []peerOut
 	readCtx    uint64
+	leaseOK    bool // the clock of this round may be used for leases
 	applyCtx   ApplyContext
 }
 
@@ -92,6 +93,7 @@ func (l *loop) step(now raft.Time) bool {
 		// Work accumulates until a sync returns: natural group commit. What the
 		// acknowledgements caused is carried out with the next round.
 		if worked {
+			l.hideLeases()
 			l.sendMsgs(l.out.Msgs)
 			clear(l.out.Msgs)
 			l.out.Msgs = l.out.Msgs[:0]
@@ -110,6 +112,10 @@ func (l *loop) step(now raft.Time) bool {
 	if !it.empty() || !l.backlog.empty() || len(l.queued) > 0 {
 		worked = true
 	}
+	// The clock may have moved far since now was read, if this process was stopped
+	// in between; what came in by then must not be judged by a time from before it.
+	token := l.h.leaseClock.LeaseArm()
+	now, l.leaseOK = l.leaseTime(now, token)
 	for _, f := range it.funcs {
 		f(now)
 	}
@@ -358,22 +364,8 @@ func (l *loop) takeRead(q *readRequest) {
 		l.done.read(q.done, 0, r.refused())
 		return
 	}
-	r.newReads = append(r.newReads, q.done)
+	r.newReads[q.how] = append(r.newReads[q.how], q.done)
 	l.touch(r)
-}
-
-// askReads puts all reads of the round behind one read index request per group.
-func (l *loop) askReads(now raft.Time) {
-	for i := 0; i < len(l.touched); i++ {
-		r := l.touched[i]
-		if len(r.newReads) == 0 {
-			continue
-		}
-		l.readCtx++
-		r.reads = append(r.reads, readGroup{ctx: l.readCtx, dones: r.newReads})
-		r.newReads = nil
-		r.core.ReadIndex(now, l.readCtx, &l.out)
-	}
 }
 
 // commitRound carries out everything in l.out: messages first (a leader's
@@ -406,6 +398,7 @@ func (l *loop) commitRound(now raft.Time) {
 		b.Append(t.Shard, t.OldLast, t.Entries)
 	}
 	l.truncateAll()
+	l.hideLeases()
 	for _, r := range l.touched {
 		if r.asDirty {
 			b.SetApplied(r.shard, r.as)
@@ -682,6 +675,9 @@ func (l *loop) answerReads(o *raft.Out) {
 		g := r.reads[k]
 		r.reads = slices.Delete(r.reads, k, k+1)
 		l.touch(r)
+		for _, a := range g.asks {
+			r.core.AnswerRead(a, s.Index, s.Err == nil, o)
+		}
 		if s.Err != nil {
 			err := s.Err
 			if errors.Is(err, raft.ErrNotLeader) {

@@ -187,7 +187,7 @@ func (c *Custom) Propose(ctx context.Context, h *Host, shard raft.ShardID, cmd [
 // acknowledged before the call. The shard's leader must be on h.
 func (c *Custom) Query(ctx context.Context, h *Host, shard raft.ShardID, q []byte) ([]byte, error) {
 	ch := make(chan error, 1)
-	h.ReadIndex(shard, func(_ raft.Index, err error) { ch <- err })
+	h.Read(shard, func(_ raft.Index, err error) { ch <- err })
 	select {
 	case err := <-ch:
 		if err != nil {

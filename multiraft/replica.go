@@ -20,6 +20,7 @@ type readGroup struct {
 	ctx   uint64
 	index raft.Index // set once answered
 	dones []ReadFunc
+	asks  []raft.ReadAsk // of other members, who wait for the index alone
 }
 
 // View is what other goroutines may know of a replica without asking its loop.
@@ -39,6 +40,11 @@ type View struct {
 	NoQuorum *NoQuorumError
 	// Fenced is set once the state machine failed on this replica.
 	Fenced error
+	// Generation tells one life of a replica on this node from the next: who reads
+	// the store on the strength of a View has to look again afterwards.
+	Generation uint64
+	// lease is what this leader's lease rests on; nil: it claims none. It never changes.
+	lease *raft.Lease
 }
 
 // replica is one group on this node. Only its loop touches it; the rest of the
@@ -54,10 +60,11 @@ type replica struct {
 
 	queue      []proposal // not yet in the log
 	waiting    []pendingEntry
-	mixed      bool        // waiting holds entries of several terms, in no order of index
-	reads      []readGroup // asked, not answered; in order of ctx
-	readsReady []readGroup // answered, waiting for the applied index; in order of index
-	newReads   []ReadFunc  // of this round
+	mixed      bool                   // waiting holds entries of several terms, in no order of index
+	reads      []readGroup            // asked, not answered; in order of ctx
+	readsReady []readGroup            // answered, waiting for the applied index; in order of index
+	newReads   [numReadHow][]ReadFunc // of this round
+	newAsks    []raft.ReadAsk         // of this round
 
 	lastTs uint64 // newest group time proposed or applied, nanoseconds
 
@@ -77,6 +84,9 @@ type replica struct {
 	heapPos  int // -1: not in the heap
 
 	pub atomic.Pointer[View]
+	gen uint64 // View.Generation
+	// leaseBuf is memory for comparing.
+	leaseBuf [raft.MaxReplicas]raft.LeaseVoter
 }
 
 // fenceError is why a replica is fenced. It is a pointer, so that it compares
@@ -99,7 +109,8 @@ func (r *replica) refused() error {
 func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool) {
 	st := r.core.Status()
 	old := r.pub.Load()
-	if old != nil && old.Term == st.Term && old.Leader == st.LeadNode && old.IsLeader == (st.Role == raft.RoleLeader) &&
+	lease := r.lease(old)
+	if old != nil && old.lease == lease && old.Term == st.Term && old.Leader == st.LeadNode && old.IsLeader == (st.Role == raft.RoleLeader) &&
 		old.IsReady == st.Ready && (old.NoQuorum != nil) == st.QuorumLost && old.Fenced == r.fenced &&
 		old.Desc.ConfVer == r.desc.ConfVer && old.Desc.Version == r.desc.Version {
 		// Positions change at every round; they are published in place.
@@ -115,6 +126,7 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 		Shard: r.shard, Replica: r.self, Desc: r.desc, Term: st.Term, Leader: st.LeadNode,
 		IsLeader: st.Role == raft.RoleLeader, IsReady: st.Ready,
 		Commit: st.Commit, Applied: r.as.Applied, Last: st.Last, Fenced: r.fenced,
+		Generation: r.gen, lease: lease,
 	}
 	if st.QuorumLost {
 		if old != nil && old.NoQuorum != nil {
@@ -231,10 +243,12 @@ func (r *replica) failReads(err error, c *completions) {
 			c.read(d, 0, err)
 		}
 	}
-	for _, d := range r.newReads {
-		c.read(d, 0, err)
+	for _, dones := range r.newReads {
+		for _, d := range dones {
+			c.read(d, 0, err)
+		}
 	}
-	r.reads, r.readsReady, r.newReads = nil, nil, nil
+	r.reads, r.readsReady, r.newReads, r.newAsks = nil, nil, [numReadHow][]ReadFunc{}, nil
 }
 
 func (r *replica) notLeader() error {

@@ -186,7 +186,7 @@ func (r *Router) run(ctx context.Context, q *shard.Request, at place, fit fit) *
 		defer cancel()
 	}
 	c := chain{
-		write: q.Kind == shard.KindWrite, local: q.Kind != shard.KindWrite && q.Consistency == shard.Local,
+		write: q.Kind == shard.KindWrite, local: q.Kind != shard.KindWrite && (q.Consistency == shard.Local || q.Consistency == shard.Follower),
 		forward: r.o.Forward, self: r.o.Self, maxRedirects: r.o.MaxRedirects,
 	}
 	for {

@@ -57,6 +57,9 @@ const (
 	NoClock Consistency = 1
 	// Local reads see what the asked replica has applied; it may lag without bound.
 	Local Consistency = 2
+	// Follower reads are linearizable at any replica, which asks the leader how far
+	// it has to be.
+	Follower Consistency = 3
 )
 
 // Request is one operation on one shard. Byte slices are read-only for whoever
@@ -145,7 +148,7 @@ func (r *Request) Check() error {
 	if r.Shard == 0 {
 		return &ArgumentError{Field: "shard", Reason: "the request names none"}
 	}
-	if r.Consistency > Local {
+	if r.Consistency > Follower {
 		return &ArgumentError{Field: "consistency", Reason: "this version does not know the level asked for"}
 	}
 	switch r.Kind {

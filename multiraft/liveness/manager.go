@@ -102,7 +102,10 @@ type Manager struct {
 	net   Net
 	clock Clock
 
+	instant Instant // the clock, if it can read both times at once
+
 	table    table
+	anchor   atomic.Int64 // for LeaseNow; notAnchored: none yet
 	ahead    atomic.Int64 // ClockAhead, nanoseconds
 	lastSync atomic.Int64 // raft.Time of the last sync known to have succeeded
 	failed   atomic.Bool  // the store failed: no heartbeat, no answer any more
@@ -164,6 +167,8 @@ func New(cfg Config, store Store, net Net, clock Clock) (*Manager, error) {
 	m := &Manager{cfg: cfg, store: store, net: net, clock: clock,
 		wake: make(chan struct{}, 1), wakeDisk: make(chan struct{}, 1)}
 	m.cfg.Timing = cfg.Timing.WithDefaults()
+	m.instant, _ = clock.(Instant)
+	m.anchor.Store(notAnchored)
 	now := clock.Now()
 	rules, err := NewRules(RulesConfig{Node: cfg.Node, BootEpoch: cfg.BootEpoch, Timing: m.cfg.Timing}, cfg.Records, now, &m.fx)
 	if err != nil {
@@ -297,7 +302,7 @@ func (m *Manager) Step() {
 	m.events, m.mu.events = m.mu.events, m.events[:0]
 	m.mu.Unlock()
 
-	at := At{Now: m.clock.Now(), Wall: m.clock.Wall()}
+	at := m.at()
 	if m.cfg.Score != nil {
 		m.rules.SetScore(m.cfg.Score())
 	}
@@ -373,6 +378,9 @@ func (m *Manager) carryOut(now raft.Time) {
 		if en.Notify {
 			m.changed = append(m.changed, en.Node)
 		}
+	}
+	if a := m.rules.anchor; a.known {
+		m.anchor.Store(int64(a.diff)) // behind the table: LeaseArm
 	}
 	for _, s := range m.fx.Sends {
 		m.net.SendCtl(s.To, s.Ctl)
@@ -565,6 +573,12 @@ func (c *SystemClock) Now() raft.Time { return raft.Time(time.Since(c.origin)) }
 
 // Wall implements Clock.
 func (c *SystemClock) Wall() uint64 { return uint64(time.Now().UnixNano()) }
+
+// Instant reads both clocks in one go.
+func (c *SystemClock) Instant() (raft.Time, uint64) {
+	t := time.Now()
+	return raft.Time(t.Sub(c.origin)), uint64(t.UnixNano())
+}
 
 // Wait implements Clock.
 func (c *SystemClock) Wait(until raft.Time, wake <-chan struct{}) {

@@ -24,11 +24,13 @@ type requester struct {
 	since raft.Time
 	seq   uint64
 	// sent holds the last heartbeats, at seq modulo its length.
-	sent [sentRing]struct {
-		seq   uint64
-		epoch raft.Epoch
-		at    raft.Time
-	}
+	sent [sentRing]sentBeat
+}
+
+type sentBeat struct {
+	seq   uint64
+	epoch raft.Epoch
+	at    raft.Time
 }
 
 func (q *requester) deadline(d time.Duration) raft.Time {

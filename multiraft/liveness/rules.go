@@ -182,6 +182,7 @@ type Rules struct {
 	stopped  bool
 	selfOpen bool
 	score    uint8
+	anchor   anchor
 }
 
 // peer is both sides of the pair (own node, node).
@@ -261,6 +262,7 @@ func (r *Rules) Step(at At, from raft.NodeID, recv raft.Time, c raft.Ctl, e *Eff
 		return
 	}
 	recv = min(recv, at.Now)
+	r.noteClocks(at, e)
 	p := r.find(from)
 	if p == nil {
 		// A node that we do not know yet may be promised support all the same;
@@ -303,6 +305,7 @@ func (r *Rules) Done(at At, token uint64, e *Effects) {
 // epochs whose support lapsed, and sends heartbeats that are due, if the gate
 // lets them. The owner calls it when Deadline has come, and when the gate opens.
 func (r *Rules) Tick(at At, g Gate, e *Effects) {
+	r.noteClocks(at, e)
 	for _, p := range r.peers {
 		r.lapse(p, at.Now, e)
 		r.expire(p, at.Now, e)
@@ -321,6 +324,7 @@ func (r *Rules) Tick(at At, g Gate, e *Effects) {
 		r.nextBeat = at.Now.Add(max(r.cfg.Interval/8, time.Millisecond))
 		return
 	}
+	r.slewAnchor(at)
 	for _, p := range r.peers {
 		r.ask(p, at, e)
 	}

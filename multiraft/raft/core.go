@@ -47,6 +47,9 @@ type Config struct {
 	Node     NodeID
 	Replica  ReplicaID // zero: the replica that the descriptor has on Node
 	Liveness Liveness
+	// Leased lets this replica claim leases when it leads (Core.LeaseRead). It
+	// should be set only where monotonic clocks keep to the bound of package liveness.
+	Leased bool
 	// Rand seeds the core's own random stream (election jitter).
 	Rand   uint64
 	Tuning Tuning
@@ -156,6 +159,8 @@ type Core struct {
 	shard ShardID
 	node  NodeID
 	id    ReplicaID
+	// leased: claims leases when it leads.
+	leased bool
 
 	hs   HardState // as last emitted
 	role RaftRole
@@ -196,9 +201,11 @@ type Core struct {
 	transferTo  ReplicaID
 	transferAt  Time // deadline
 	timeoutSent bool
+	grantSent   bool // in this term somebody was granted a campaign
 	reads       []pendingRead
 	readRound   uint64 // newest round sent
 	readSent    Time
+	asking      asking
 	leaving     []Replica // members just removed, owed a last commit record
 	commitAt    Time      // when a commit record is due to peers that know less
 
@@ -241,7 +248,7 @@ func NewCore(cfg Config, st State, now Time) (*Core, error) {
 	if cfg.Node == 0 || id == 0 || cfg.Liveness == nil || st.Desc.Shard == 0 {
 		return nil, errors.New("raft: config without node, replica, liveness or shard")
 	}
-	c := &Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id}
+	c := &Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id, leased: cfg.Leased}
 	c.rng.Seed(cfg.Rand, uint64(st.Desc.Shard)*0x9e3779b97f4a7c15^uint64(id))
 	if err := c.load(now, st); err != nil {
 		return nil, fmt.Errorf("raft: shard %d: %w", c.shard, err)
@@ -361,7 +368,9 @@ func (c *Core) Step(now Time, m *Msg, o *Out) {
 			p.epoch = m.Epoch
 		}
 	case MsgReadReq:
-		c.send(o, m.From, m.FromReplica, Msg{Type: MsgReadResp, Flags: FlagReject, Round: m.Round})
+		c.stepReadReq(m, o)
+	case MsgReadResp:
+		c.stepReadResp(m, o)
 	}
 }
 
@@ -422,6 +431,8 @@ func (c *Core) neutralise(m *Msg, o *Out) {
 			return
 		}
 		c.send(o, m.From, m.FromReplica, Msg{Type: MsgAppResp, Flags: FlagReject, Commit: m.Index})
+	case MsgReadReq:
+		c.send(o, m.From, m.FromReplica, Msg{Type: MsgReadResp, Flags: FlagReject, Round: m.Round})
 	}
 }
 
@@ -483,6 +494,7 @@ func (c *Core) Flush(now Time, o *Out) {
 		c.drops = c.drops[:copy(c.drops, c.drops[1:])]
 	}
 	c.flushTruncate(now, o)
+	c.checkAsked(o)
 	if c.log.commit < c.log.last && c.role == RoleFollower && c.lead != 0 {
 		if c.lagAt == Never {
 			c.lagAt = now.Add(c.tun.LagQuery)
@@ -572,7 +584,7 @@ func (c *Core) Deadline() Time {
 	if c.role == RoleLeader {
 		return min(d, c.leaderDeadline())
 	}
-	d = min(d, c.lagAt)
+	d = min(d, c.lagAt, c.askDue())
 	if c.lead != 0 {
 		d = min(d, c.leaderLossAt())
 	}

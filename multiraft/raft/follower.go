@@ -131,6 +131,7 @@ func (c *Core) checkLeader(now Time) {
 func (c *Core) tickFollower(now Time, o *Out) {
 	c.checkLeader(now)
 	c.checkQuorum(now, o)
+	c.tickAsked(now, o)
 	if now >= c.lagAt {
 		c.lagAt = now.Add(c.tun.LagQuery)
 		if c.lead != 0 {

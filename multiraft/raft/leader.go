@@ -15,7 +15,7 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 	c.lead, c.leadNode = c.id, c.node
 	c.electionAt, c.attempts = Never, 0
 	c.preLeading, c.ready, c.uncommitted = c.log.last, false, 0
-	c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
+	c.transferTo, c.transferAt, c.timeoutSent, c.grantSent = 0, Never, false, false
 	c.reads, c.readRound, c.readSent = c.reads[:0], 0, 0
 	c.commitAt, c.leaving = Never, c.leaving[:0]
 	c.quorumFrom, c.quorumLost = now.Add(c.tun.QuorumGrace), false
@@ -31,8 +31,10 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 		}
 		p.inflight.reset()
 	}
+	c.hs.Leased = c.leased
 	if e, _ := c.live.SupportFrom(c.node); e != 0 {
 		c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = c.id, c.node, e
+		c.peers[c.self].epoch = e
 		c.writeHard(o)
 	}
 	c.appendOwn(EntryEmpty, EntryHeader{}, nil, o)
@@ -104,6 +106,9 @@ func (c *Core) Propose(now Time, h EntryHeader, cmds []Command, o *Out) (LogMark
 // leads reports whether this replica leads and is going to: one that has just
 // applied a configuration without its vote steps down with the next Flush.
 func (c *Core) leads() bool { return c.role == RoleLeader && c.isVoter() }
+
+// Leads reports whether this replica leads the group, as far as it knows.
+func (c *Core) Leads() bool { return c.leads() }
 
 // flushLeader sends what the round made due.
 func (c *Core) flushLeader(now Time, o *Out) {
@@ -566,7 +571,7 @@ func (c *Core) maybeTimeoutNow(o *Out) {
 		return
 	}
 	if p := c.peer(c.transferTo); p != nil && p.match == c.log.last {
-		c.timeoutSent = true
+		c.timeoutSent, c.grantSent = true, true
 		c.send(o, p.node, p.id, Msg{Type: MsgTimeoutNow, Flags: FlagGrant})
 	}
 }
@@ -635,7 +640,10 @@ func (c *Core) leaderDeadline() Time {
 
 func (c *Core) tickLeader(now Time, o *Out) {
 	if now >= c.transferAt && !mutants.On("A17") {
-		c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
+		c.abortTransfer(now, o)
+		if c.role != RoleLeader {
+			return
+		}
 	}
 	for i := range c.peers {
 		if i != c.self && now >= c.retryDue(&c.peers[i]) {

@@ -103,8 +103,9 @@ type HardState struct {
 	Lead      ReplicaID
 	LeadNode  NodeID
 	LeadEpoch Epoch
-	// Leased says that leaders of this group may claim leases. Always false in
-	// this release; the field is on disk so that turning it on is no format change.
+	// Leased says that this replica may claim leases when it leads. It is set from
+	// Config.Leased with each election this replica wins: groups of before become
+	// leased with their next leader.
 	Leased bool
 	Commit Index
 }
@@ -216,7 +217,7 @@ const (
 	// MsgSnapStatus reports an install [Index, LogTerm: snapshot; FlagReject: failed].
 	MsgSnapStatus MsgType = 15
 	// MsgReadReq and MsgReadResp ask the leader for a read index on behalf of a
-	// follower [Round: context; Index: answer; FlagReject: not leader].
+	// follower [Round: context; Index: answer, Commit, CompactTo; FlagReject: not leader].
 	MsgReadReq  MsgType = 16
 	MsgReadResp MsgType = 17
 )
@@ -363,6 +364,7 @@ type Out struct {
 	Reads      []ReadState
 	Roles      []RoleChange
 	Drops      []DropTask
+	Asks       []ReadAsk
 }
 
 // Reset empties o and keeps its memory. Pointers in it are cleared.
@@ -376,7 +378,7 @@ func (o *Out) Reset() {
 	o.Appends, o.HardStates = o.Appends[:0], o.HardStates[:0]
 	o.Applies, o.Truncates = o.Applies[:0], o.Truncates[:0]
 	o.Fetches, o.Snapshots = o.Fetches[:0], o.Snapshots[:0]
-	o.Reads, o.Roles, o.Drops = o.Reads[:0], o.Roles[:0], o.Drops[:0]
+	o.Reads, o.Roles, o.Drops, o.Asks = o.Reads[:0], o.Roles[:0], o.Drops[:0], o.Asks[:0]
 }
 
 // Liveness is the node-pair liveness table as a core sees it (package

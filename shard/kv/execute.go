@@ -19,9 +19,18 @@ type Host interface {
 	// Propose calls done exactly once, perhaps before it returns and perhaps on
 	// a goroutine that must not be blocked.
 	Propose(shard raft.ShardID, cmd raft.Command, done func(data []byte, index raft.Index, slot uint32, err error))
-	// ReadIndex calls done exactly once, like Propose. With a nil error
-	// everything a linearizable read must see is applied and visible here.
+	// LeaseRead reports whether everything a linearizable read that has begun must
+	// see is applied and visible here already, by the leader's lease.
+	LeaseRead(shard raft.ShardID) bool
+	// Read, ReadIndex and FollowerRead call done exactly once, like Propose. With a
+	// nil error everything a linearizable read must see is applied and visible here.
+	// Read may rest on a lease, ReadIndex does not, FollowerRead works on any replica.
+	Read(shard raft.ShardID, done func(index raft.Index, err error))
 	ReadIndex(shard raft.ShardID, done func(index raft.Index, err error))
+	FollowerRead(shard raft.ShardID, done func(index raft.Index, err error))
+	// Generation changes before data of the shard goes away here otherwise than by
+	// a command. Zero: no replica is here.
+	Generation(shard raft.ShardID) uint64
 	// Descriptor returns the newest applied descriptor of a shard with a replica
 	// here. It is read-only.
 	Descriptor(shard raft.ShardID) (raft.Descriptor, bool)
@@ -81,7 +90,7 @@ func (s *Store) Do(ctx context.Context, r *shard.Request) *shard.Response {
 	if !c.check() {
 		return &c.resp
 	}
-	if r.Kind == shard.KindStats || (r.Kind != shard.KindWrite && r.Consistency == shard.Local) {
+	if c.readableNow() {
 		return c.readHere()
 	}
 	c.done = signals.Get().(chan struct{})
@@ -106,11 +115,22 @@ func (s *Store) DoAsync(r *shard.Request, answer func(*shard.Response)) {
 		answer(&c.resp)
 		return
 	}
-	if r.Kind == shard.KindStats || (r.Kind != shard.KindWrite && r.Consistency == shard.Local) {
+	if c.readableNow() {
 		c.readAside()
 		return
 	}
 	c.start()
+}
+
+// readableNow reports whether the engine may be read without asking anybody.
+func (c *call) readableNow() bool {
+	switch {
+	case c.req.Kind == shard.KindWrite:
+		return false
+	case c.req.Kind == shard.KindStats || c.req.Consistency == shard.Local:
+		return true
+	}
+	return c.req.Consistency == shard.Linearizable && c.s.host.LeaseRead(c.req.Shard)
 }
 
 // Close refuses further requests with shard.ErrClosed and waits for the reads
@@ -134,6 +154,7 @@ type call struct {
 	s    *Store
 	req  *shard.Request
 	desc raft.Descriptor // the request was checked against it
+	gen  uint64          // and the replica's generation then
 	resp shard.Response
 
 	sync   bool
@@ -158,6 +179,7 @@ func (c *call) check() bool {
 		c.resp.Err = err
 		return false
 	}
+	c.gen = c.s.host.Generation(r.Shard)
 	d, ok := c.s.host.Descriptor(r.Shard)
 	if !ok {
 		c.resp.Err = &shard.EpochError{Shard: r.Shard}
@@ -198,7 +220,14 @@ func (c *call) start() {
 		c.s.host.Propose(c.req.Shard, c.req.Command, c.proposed)
 		return
 	}
-	c.s.host.ReadIndex(c.req.Shard, c.readable)
+	switch c.req.Consistency {
+	case shard.NoClock:
+		c.s.host.ReadIndex(c.req.Shard, c.readable)
+	case shard.Follower:
+		c.s.host.FollowerRead(c.req.Shard, c.readable)
+	default:
+		c.s.host.Read(c.req.Shard, c.readable)
+	}
 }
 
 // proposed is the host's completion of a write.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/flotillakv/flotilla/engine"
@@ -46,6 +47,10 @@ type fakeHost struct {
 	held   []func()
 	holds  chan struct{} // a signal per held completion
 	onRead func()        // runs when a read index is answered
+
+	lease     bool // LeaseRead
+	gen       atomic.Uint64
+	readCalls [2]int // of Read, FollowerRead
 }
 
 func newHost(t testing.TB, descs ...raft.Descriptor) *fakeHost {
@@ -105,6 +110,20 @@ func (h *fakeHost) ReadIndex(s raft.ShardID, done func(raft.Index, error)) {
 		done(index, nil)
 	})
 }
+
+func (h *fakeHost) Read(s raft.ShardID, done func(raft.Index, error)) {
+	h.readCalls[0]++
+	h.ReadIndex(s, done)
+}
+
+func (h *fakeHost) FollowerRead(s raft.ShardID, done func(raft.Index, error)) {
+	h.readCalls[1]++
+	h.ReadIndex(s, done)
+}
+
+func (h *fakeHost) LeaseRead(raft.ShardID) bool { return h.lease }
+
+func (h *fakeHost) Generation(raft.ShardID) uint64 { return h.gen.Load() }
 
 func (h *fakeHost) complete(f func()) {
 	h.mu.Lock()

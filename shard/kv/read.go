@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 )
@@ -23,10 +24,13 @@ func (c *call) read() {
 		return
 	}
 	d, ok := c.s.host.Descriptor(c.req.Shard)
-	if !ok {
+	switch {
+	case !ok:
 		c.resp = shard.Response{ID: c.req.ID, Err: &shard.EpochError{Shard: c.req.Shard}}
-	} else if d.Version != c.desc.Version {
+	case d.Version != c.desc.Version:
 		c.resp = shard.Response{ID: c.req.ID, Err: epochError(&d)}
+	case c.s.host.Generation(c.req.Shard) != c.gen && !mutants.On("D7b"):
+		c.resp = shard.Response{ID: c.req.ID, Err: &shard.UnavailableError{Why: "the replica was replaced while it was read"}}
 	}
 }
 

@@ -1,0 +1,172 @@
+package multiraft
+
+import (
+	"github.com/flotillakv/flotilla/internal/mutants"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// Reads under a lease. What a lease rests on changes seldom (an election, an
+// epoch, a configuration), so the loop publishes it with the commit index, and
+// every goroutine judges by itself, without the loop:
+//
+//  1. load the View: {lease, commit, applied, generation};
+//  2. take a token of the clock (LeaseArm), 3. look at the promises the lease
+//     rests on, 4. read the clock (LeaseNow): is it before the promises' end?
+//  5. read the engine; 6. is the View's generation still the shard's?
+//
+// Why the answer is linearizable, however long the goroutine is held up between
+// any two steps:
+//   - The lease holds at the instant of step 4. Until step 1 the leader had not
+//     let go of it (rule P1 below), so at step 1 nobody led a later term, and every
+//     write acknowledged by then was acknowledged by this leader or before it led.
+//     The read began before step 1; what was acknowledged before it began is
+//     covered by the commit index of the View (rule P2), which is applied.
+//   - Step 5 sees that or more, and nothing that is not committed: the engine only
+//     moves forward. A write that it sees beyond that takes effect before the read
+//     returns, one that it does not see was not acknowledged when the read began.
+//   - Where the replica's data goes away (destroyed, cut), step 6 notices it (rule P3).
+//
+// The lease needs not hold any more at step 5, so a pause there does no harm.
+//
+// P1: a round that takes the lease's ground away (StepDown, a vote, a grant, a
+// new configuration) hides it before its messages leave (hideLeases).
+// P2: {commit, lease} are published before any client of that commit is told
+// (commitRound publishes, then flushes the completions).
+// P3: whoever takes data away changes the generation, or takes the replica out
+// of the host's table, before the batch that does so becomes visible.
+
+// LeaseClock is a Liveness that can tell whether the clock may be trusted. See
+// package liveness (Manager) for how.
+type LeaseClock interface {
+	// LeaseArm returns a token; it is taken before promises are looked at.
+	LeaseArm() int64
+	// LeaseNow returns the time, and false if promises looked at under the token
+	// must not be counted.
+	LeaseNow(token int64) (now raft.Time, ok bool)
+}
+
+type noLeaseClock struct{}
+
+func (noLeaseClock) LeaseArm() int64                  { return 0 }
+func (noLeaseClock) LeaseNow(int64) (raft.Time, bool) { return 0, false }
+
+// LeaseRead reports whether a linearizable read of shard, which began before the
+// call, may be served from the engine at once. It asks nobody and takes no lock.
+// The read counts only if Generation(shard), looked at before this and after the
+// read, is the same. False says nothing about the shard; use Read.
+func (h *Host) LeaseRead(shard raft.ShardID) bool {
+	r := h.lookup(shard)
+	if r == nil || h.dead.Load() != nil {
+		return false
+	}
+	v := r.pub.Load()
+	if v.lease == nil || v.Fenced != nil || v.Applied < v.Commit {
+		return false
+	}
+	token := h.leaseClock.LeaseArm()
+	until := v.lease.Until(h.live)
+	now, ok := h.leaseClock.LeaseNow(token)
+	return ok && (now < until || mutants.On("D9h"))
+}
+
+// Generation returns the generation of the replica of shard on this node. Zero:
+// there is none.
+func (h *Host) Generation(shard raft.ShardID) uint64 {
+	if r := h.lookup(shard); r != nil {
+		return r.pub.Load().Generation
+	}
+	return 0
+}
+
+// leaseTime returns the time of the round for leases, which is not before now.
+func (l *loop) leaseTime(now raft.Time, token int64) (raft.Time, bool) {
+	if mutants.On("D8b") {
+		return now, l.h.leases
+	}
+	t, ok := l.h.leaseClock.LeaseNow(token)
+	return max(now, t), ok
+}
+
+// askReads settles the reads of the round: those that may rest on the lease by
+// it, if it holds, all others of a group behind one question, to the quorum or to
+// the leader.
+func (l *loop) askReads(now raft.Time) {
+	o := &l.out
+	for i := range o.Asks {
+		if r := l.byID[o.Asks[i].Shard]; r != nil {
+			r.newAsks = append(r.newAsks, o.Asks[i])
+		}
+	}
+	for i := 0; i < len(l.touched); i++ {
+		r := l.touched[i]
+		if n := &r.newReads; len(n[byLease])+len(n[byQuorum])+len(n[byFollower])+len(r.newAsks) > 0 {
+			l.askReplica(now, r)
+		}
+	}
+}
+
+func (l *loop) askReplica(now raft.Time, r *replica) {
+	o := &l.out
+	n := &r.newReads
+	asks := r.newAsks
+	r.newAsks = nil
+	if len(n[byFollower]) > 0 {
+		if r.core.Leads() {
+			n[byLease] = append(n[byLease], n[byFollower]...)
+		} else {
+			l.readCtx++
+			r.reads = append(r.reads, readGroup{ctx: l.readCtx, dones: n[byFollower]})
+			r.core.FollowerRead(now, l.readCtx, o)
+		}
+		n[byFollower] = nil
+	}
+	if l.leaseOK && len(n[byLease])+len(asks) > 0 {
+		if index, ok := r.core.LeaseRead(now); ok {
+			for _, a := range asks {
+				r.core.AnswerRead(a, index, true, o)
+			}
+			if len(n[byLease]) > 0 {
+				r.readsReady = append(r.readsReady, readGroup{index: index, dones: n[byLease]})
+			}
+			n[byLease], asks = nil, nil
+		}
+	}
+	dones := append(n[byQuorum], n[byLease]...)
+	n[byQuorum], n[byLease] = nil, nil
+	if len(dones)+len(asks) > 0 {
+		l.readCtx++
+		r.reads = append(r.reads, readGroup{ctx: l.readCtx, dones: dones, asks: asks})
+		r.core.ReadIndex(now, l.readCtx, o)
+	}
+}
+
+// hideLeases takes leases whose ground this round has changed out of the sight
+// of other goroutines, before anybody else can hear of the change (rule P1).
+func (l *loop) hideLeases() {
+	if mutants.On("D9i") {
+		return
+	}
+	for _, r := range l.touched {
+		old := r.pub.Load()
+		if old.lease == nil || !r.removed && r.lease(old) == old.lease {
+			continue
+		}
+		v := *old
+		v.lease = nil
+		r.pub.Store(&v)
+	}
+}
+
+// lease returns what the replica's lease rests on: old's, if that is the same;
+// nil if it claims none.
+func (r *replica) lease(old *View) *raft.Lease {
+	l, ok := r.core.Lease(r.leaseBuf[:0])
+	if !ok || r.fenced != nil {
+		return nil
+	}
+	if old != nil && old.lease != nil && old.lease.Same(&l) {
+		return old.lease
+	}
+	l.Voters = append([]raft.LeaseVoter(nil), l.Voters...)
+	return &l
+}
