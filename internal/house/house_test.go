@@ -39,7 +39,7 @@ var layers = []struct {
 	{"router", 3, "multiraft/raft shard internal/invariants", "golang.org/x/sync"},
 	{"router/catalog", 3, "multiraft/raft shard internal/invariants", ""},
 	{"multiraft", 4, "multiraft/raft multiraft/liveness engine snapshot internal/invariants internal/mutants", "golang.org/x/sync"},
-	{"shard/kv", 5, "multiraft/raft shard engine multiraft internal/invariants", ""},
+	{"shard/kv", 5, "multiraft/raft shard engine multiraft internal/invariants internal/mutants", ""},
 	{"", 6, "all", "github.com/prometheus/client_golang"},
 	{"internal/sim/...", 6, "all", "github.com/cockroachdb/pebble/v2 github.com/anishathalye/porcupine"},
 	{"flotillatest", 7, "all", ""},

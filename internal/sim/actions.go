@@ -60,6 +60,10 @@ func (w *World) act(a Action) {
 		n.slowUntil, n.slow = w.now+int64(a.Dur)*3, a.Dur
 	case ActPause:
 		n.pausedUntil = max(n.pausedUntil, w.now+int64(a.Dur))
+	case ActSuspend:
+		if n.up {
+			n.suspend(a.Dur)
+		}
 	case ActReset:
 		w.net.reset(a.Node, a.Peer)
 	case ActDropType:
@@ -261,6 +265,7 @@ func (w *World) liveness() {
 			}
 			n.held = true
 		default:
+			n.resume()
 			n.pausedUntil = 0
 			n.slowUntil = 0
 			if !n.up {

@@ -23,6 +23,8 @@ type node struct {
 	bootAt      int64  // virtual time of boot
 	origin      raft.Time
 	pausedUntil int64
+	suspendEnd  int64         // the clock stands still until then
+	suspended   time.Duration // that the clock has missed in this life
 	slowUntil   int64
 	slow        time.Duration
 	bootEpoch   uint64 // durable
@@ -49,6 +51,9 @@ type node struct {
 	applySet bool
 	waiting  []proposal
 	reads    []readWait
+	asks     []askWait
+	shown    shown
+	leaseBuf []raft.LeaseVoter
 	lastTs   uint64
 	removed  raft.Index // of the entry that took this replica out; zero: a member
 	obs      observed
@@ -105,12 +110,29 @@ func newNode(w *World, i int) *node {
 func (n *node) clock() raft.Time { return n.clockAt(n.w.now) }
 
 func (n *node) clockAt(t int64) raft.Time {
+	t = max(t, n.suspendEnd) - int64(n.suspended)
 	return n.origin + raft.Time(float64(t-n.bootAt)*(1+n.w.p.Drift[n.idx]))
+}
+
+// suspend stops the machine, its monotonic clock included.
+func (n *node) suspend(d time.Duration) {
+	from := max(n.w.now, n.suspendEnd)
+	n.suspendEnd = from + int64(d)
+	n.suspended += d
+	n.pausedUntil = max(n.pausedUntil, n.suspendEnd)
+}
+
+// resume ends a suspend early.
+func (n *node) resume() {
+	if left := n.suspendEnd - n.w.now; left > 0 {
+		n.suspended -= time.Duration(left)
+		n.suspendEnd = n.w.now
+	}
 }
 
 // realAt returns the first virtual time at which the clock shows at least t.
 func (n *node) realAt(t raft.Time) int64 {
-	return n.bootAt + int64(float64(t-n.origin)/(1+n.w.p.Drift[n.idx])) + 1
+	return n.bootAt + int64(n.suspended) + int64(float64(t-n.origin)/(1+n.w.p.Drift[n.idx])) + 1
 }
 
 // boot starts the node from what its disk holds.
@@ -119,7 +141,8 @@ func (n *node) boot() {
 	n.up = true
 	n.gen++
 	n.bootEpoch++ // synced before anything else
-	n.bootAt = w.now
+	n.bootAt, n.suspendEnd, n.suspended = w.now, 0, 0
+	n.asks, n.shown = nil, shown{}
 	n.origin = raft.Time(1 + w.rng.Int64N(1e12))
 	n.pausedUntil, n.tickAt, n.pairsAt = 0, 0, 0
 	n.inbox, n.roundSet, n.applyQ, n.applySet = nil, false, nil, false
@@ -169,7 +192,7 @@ func (n *node) start(st raft.State) {
 		n.w.fail("S10", "node %d starts replica %d, its descriptor names %d", n.id, id, me.ID)
 	}
 	n.w.orc.recovered(n)
-	core, err := raft.NewCore(raft.Config{Node: n.id, Replica: id, Liveness: n,
+	core, err := raft.NewCore(raft.Config{Node: n.id, Replica: id, Liveness: n, Leased: !n.w.p.NoLease,
 		Rand: mix(n.w.sched.Seed, uint64(n.idx)<<32|uint64(n.gen)), Tuning: n.w.p.Tuning}, st, n.clock())
 	if err != nil {
 		n.w.fail("F1", "node %d: NewCore: %v", n.id, err)
@@ -229,6 +252,9 @@ func (n *node) handle(e *event) {
 			return
 		}
 		n.tickPairs()
+	case inRead:
+		n.readShown()
+		n.input(*e)
 	case evSync:
 		n.synced()
 	case evTick:
@@ -293,6 +319,7 @@ func (n *node) round() {
 		n.step(now, &in[i])
 	}
 	if n.core != nil {
+		n.settleAsks(now)
 		n.core.Flush(now, &n.out)
 	}
 	n.commitRound(now)
@@ -345,13 +372,7 @@ func (n *node) step(now raft.Time, e *event) {
 	case inPropose:
 		n.propose(now, e.x)
 	case inRead:
-		n.w.nextID++
-		n.reads = append(n.reads, readWait{ctx: n.w.nextID, need: n.w.orc.last(), at: n.w.now})
-		if len(n.reads) > 256 { // clients gave up long ago
-			n.reads = slices.Clone(n.reads[128:])
-		}
-		n.w.log(n.idx, "read", n.w.nextID, uint64(n.w.orc.last()))
-		c.ReadIndex(now, n.w.nextID, o)
+		n.startRead(now)
 	case inTransfer:
 		if to, ok := n.desc.ReplicaOn(raft.NodeID(e.x + 1)); ok {
 			err := c.Transfer(now, to.ID, o)
@@ -622,6 +643,7 @@ func (n *node) writeRound(now raft.Time, b *batch) {
 	if len(b.held) > 0 && (b.sync || len(n.disk.pending) > 0) {
 		b.sync = true
 	}
+	n.hideLease()
 	for i := range o.Msgs {
 		w.orc.sending(n, &o.Msgs[i])
 		w.net.send(&o.Msgs[i])
@@ -637,6 +659,7 @@ func (n *node) writeRound(now raft.Time, b *batch) {
 		}
 	}
 	w.orc.round(n)
+	n.show()
 	n.planTick(now)
 }
 
@@ -674,7 +697,7 @@ func (n *node) destroy() {
 	n.removed = 0
 	n.core = nil
 	n.coreLife++
-	n.applyQ, n.waiting, n.reads = nil, nil, nil
+	n.applyQ, n.waiting, n.reads, n.asks, n.shown = nil, nil, nil, nil, shown{}
 	n.syncAll()
 	w.orc.buried(&n.disk.durable)
 	n.disk.commit(batch{ops: []op{{kind: opDestroy}}})
@@ -702,6 +725,9 @@ func (n *node) truncate(t *raft.TruncateTask, b *batch) {
 }
 
 func (n *node) answerRead(r *raft.ReadState) {
+	if n.answerAsk(r) {
+		return
+	}
 	i := slices.IndexFunc(n.reads, func(q readWait) bool { return q.ctx == r.Context })
 	if i < 0 {
 		return
@@ -920,7 +946,8 @@ func (n *node) wants(s *snapshot) bool {
 
 // at is the instant the liveness rules see.
 func (n *node) at() liveness.At {
-	return liveness.At{Now: n.clock(), Wall: uint64(n.w.now) + 1<<60}
+	// The wall clock runs off the same quartz, but through suspends.
+	return liveness.At{Now: n.clock(), Wall: 1<<60 + uint64(n.bootAt) + uint64(n.suspended) + uint64(n.clock()-n.origin)}
 }
 
 // tickPairs runs the liveness rules' timers.

@@ -115,6 +115,7 @@ func (o *oracle) role(n *node, r *raft.RoleChange) {
 		}
 		return
 	}
+	o.disjoint(n, r.Term)
 	me, ok := n.desc.ReplicaOn(n.id)
 	if !ok || me.Role == raft.Learner {
 		o.w.fail("S10", "node %d leads term %d but is no voter of configuration %d", n.id, r.Term, n.desc.ConfVer)
@@ -648,10 +649,11 @@ func (o *oracle) support(n *node, t *liveness.Entry) {
 		o.w.fail("S6", "node %d shows epoch %x of node %d as ended, durable is %x withdrawn=%v", n.id, t.For, t.Node, d.epoch, d.withdrawn)
 	}
 	p := o.w.nodes[t.Node-1]
-	if !p.up || p.pairs == nil {
+	now, ok := p.leaseTime()
+	if !ok {
 		return
 	}
-	if e, until := p.pairs.SupportFrom(n.id); e != 0 && until > p.clock() && (e < t.For || e == t.For && !t.ForLive) {
+	if e, until := p.pairs.SupportFrom(n.id); e != 0 && until > now && (e < t.For || e == t.For && !t.ForLive) {
 		o.w.fail("S14", "node %d shows epoch %d.%d of node %d as live=%v, which counts on epoch %d.%d for another %v",
 			n.id, t.For>>32, uint32(t.For), t.Node, t.ForLive, e>>32, uint32(e), until.Sub(p.clock()))
 	}

@@ -45,6 +45,7 @@ type Params struct {
 	KeepNone            float64       // probability that it keeps none of them
 	DropHeld            bool          // held messages that a slow disk outdated are dropped
 	Payload             int           // bytes of a command, at most
+	NoLease             bool          `json:",omitempty"` // leaders claim no leases
 	Tuning              raft.Tuning
 }
 
@@ -78,6 +79,7 @@ const (
 	ActSlowLeader                       // syncs of whoever leads take up to Dur
 	ActSnap                             // an unasked snapshot from Node to Peer
 	ActDuel                             // everybody campaigns
+	ActSuspend                          // Node stands still for Dur, its monotonic clock, too
 )
 
 var actionNames = [...]string{
@@ -86,7 +88,7 @@ var actionNames = [...]string{
 	ActPause: "pause", ActReset: "reset", ActDropType: "drop-type", ActFollow: "isolate-leader",
 	ActKillLeader: "kill-leader", ActStorm: "storm", ActPropose: "propose", ActRead: "read",
 	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign", ActDuel: "duel",
-	ActSlowLeader: "slow-leader", ActSnap: "unasked",
+	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend",
 }
 
 // String returns the action's name in traces.
@@ -161,6 +163,7 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 		{ActDuel, rate(3.0), 0},
 		{ActRead, 20 * rng.Float64(), 0},
 		{ActPropose, 10 + 90*rng.Float64(), 0},
+		{ActSuspend, rate(0.3), 900 * time.Millisecond},
 	}
 	for i := range sources {
 		src := &sources[i]

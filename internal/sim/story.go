@@ -173,6 +173,8 @@ func (a *Action) words() string {
 		return fmt.Sprintf("the disk of the leader takes up to %v per sync, for %v", d, 3*d)
 	case ActPause:
 		return fmt.Sprintf("node %d stands still for %v", n, d)
+	case ActSuspend:
+		return fmt.Sprintf("the machine of node %d is suspended for %v", n, d)
 	case ActReset:
 		return fmt.Sprintf("the stream between node %d and node %d breaks", n, q)
 	case ActDropType:

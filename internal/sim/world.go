@@ -36,11 +36,13 @@ type Result struct {
 	Leaders  int           // terms with a leader
 	Confs    int           // configurations applied
 	Crashes  int
-	Snaps    int  // snapshots installed
-	Acks     int  // commands acknowledged to clients
-	Reads    int  // read indexes answered
-	Headless bool // no liveness phase: a voter that has no state made a quorum impossible
-	Failure  *Failure
+	Snaps    int // snapshots installed
+	Acks     int // commands acknowledged to clients
+	Reads    int // read indexes answered
+	// LeaseReads counts those of them that a lease answered.
+	LeaseReads int
+	Headless   bool // no liveness phase: a voter that has no state made a quorum impossible
+	Failure    *Failure
 
 	opts  Options // the run's
 	turns []turn  // the story

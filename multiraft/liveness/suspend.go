@@ -17,12 +17,12 @@ import (
 // docs/leases.md.)
 
 const (
-	// MaxSuspend is how far the wall clock may move against the monotonic one,
-	// unnoticed, while a promise is counted.
+	// MaxSuspend is how far the wall clock may move against the monotonic one
+	// without voiding all promises. A smaller difference counts as time that passed.
 	MaxSuspend = 50 * time.Millisecond
 	// anchorSlew is how much of a smaller difference is taken as usual with each
-	// heartbeat: a promise spans few of them.
-	anchorSlew = time.Millisecond
+	// heartbeat: a promise spans few of them, which Slack covers.
+	anchorSlew = 200 * time.Microsecond
 )
 
 // anchor is the difference of the two clocks that is taken as usual.
@@ -31,10 +31,14 @@ type anchor struct {
 	known bool
 }
 
-// moved reports whether the clocks at at differ from what is usual.
-func (a anchor) moved(at At) bool {
+// time returns the monotonic time plus what it seems to have missed, and false
+// if that is too much, or if the wall clock was set back.
+func (a anchor) time(at At) (raft.Time, bool) {
 	d := at.diff() - a.diff
-	return a.known && (d > MaxSuspend || d < -MaxSuspend)
+	if at.Wall == 0 || mutants.On("D9c") {
+		d = 0
+	}
+	return at.Now.Add(max(d, 0)), d <= MaxSuspend && d >= -MaxSuspend
 }
 
 func (at At) diff() time.Duration { return time.Duration(int64(at.Wall) - int64(at.Now)) }
@@ -49,7 +53,8 @@ func (r *Rules) noteClocks(at At, e *Effects) {
 	case !r.anchor.known:
 		r.anchor = anchor{diff: at.diff(), known: true}
 		return
-	case !r.anchor.moved(at) || mutants.On("D9c"):
+	}
+	if _, ok := r.anchor.time(at); ok {
 		return
 	}
 	r.anchor.diff = at.diff()
@@ -65,6 +70,15 @@ func (r *Rules) noteClocks(at At, e *Effects) {
 		}
 	}
 	r.nextBeat = min(r.nextBeat, at.Now)
+}
+
+// LeaseTime returns the time for judging what SupportFrom says. With ok false
+// nothing of it may be counted before the next Step or Tick.
+func (r *Rules) LeaseTime(at At) (now raft.Time, ok bool) {
+	if !r.anchor.known {
+		return at.Now, at.Wall == 0
+	}
+	return r.anchor.time(at)
 }
 
 // slewAnchor follows small, slow movements.
@@ -90,7 +104,7 @@ func (m *Manager) LeaseNow(token int64) (now raft.Time, ok bool) {
 	if token == notAnchored {
 		return at.Now, false
 	}
-	return at.Now, !anchor{diff: time.Duration(token), known: true}.moved(at) || mutants.On("D9c")
+	return anchor{diff: time.Duration(token), known: true}.time(at)
 }
 
 // Instant is a Clock that reads both clocks in one go.
