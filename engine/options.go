@@ -68,6 +68,9 @@ type Options struct {
 	OnDurable func()
 	// Now is the wall clock for what people read and for pacing. Nil: time.Now.
 	Now func() time.Time
+	// ManifestBytes is the size at which the list of tables goes over to a new file.
+	// Zero: Pebble's default. Small values are for tests of that change.
+	ManifestBytes int64
 	// NoDiskWatch switches off the watch for hanging writes on the operating
 	// system's file system.
 	NoDiskWatch bool
@@ -164,6 +167,9 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 			return pebble.SpanPolicy{PreferFastCompression: true}, []byte{prefixData}, nil
 		}
 		return pebble.SpanPolicy{}, nil, nil
+	}
+	if e.opts.ManifestBytes > 0 {
+		o.MaxManifestFileSize = e.opts.ManifestBytes
 	}
 	if e.opts.tune != nil {
 		e.opts.tune(o)

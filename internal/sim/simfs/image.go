@@ -3,6 +3,9 @@ package simfs
 import (
 	"fmt"
 	"hash/fnv"
+	"hash/maphash"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -262,4 +265,48 @@ func (f *FS) Flip(name string, bit int64) bool {
 		n.durable[bit/8] ^= 1 << (bit % 8)
 	}
 	return true
+}
+
+var keySeed = maphash.MakeSeed()
+
+// Key is a fast hash of all names and contents that readers see; it is
+// comparable within one process only.
+func (f *FS) Key() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var h maphash.Hash
+	h.SetSeed(keySeed)
+	var walk func(n *node, name string)
+	walk = func(n *node, name string) {
+		_, _ = h.WriteString(name)
+		_ = h.WriteByte(0)
+		_, _ = h.Write(n.data)
+		for _, base := range sorted(n.names) {
+			walk(n.names[base], name+"/"+base)
+		}
+	}
+	walk(f.root, "")
+	return h.Sum64()
+}
+
+// Dump copies all files to a directory of the operating system.
+func (f *FS) Dump(dir string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var walk func(n *node, at string) error
+	walk = func(n *node, at string) error {
+		if !n.dir {
+			return os.WriteFile(at, n.data, 0o600)
+		}
+		if err := os.MkdirAll(at, 0o700); err != nil {
+			return err
+		}
+		for _, base := range sorted(n.names) {
+			if err := walk(n.names[base], filepath.Join(at, base)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return walk(f.root, dir)
 }
