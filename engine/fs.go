@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // FS is the file system a store lives in. Implementations must be safe for
@@ -46,7 +48,9 @@ func (r reuseFS) Unwrap() vfs.FS { return r.FS }
 // It syncs the directory after a MANIFEST was created in it. Pebble v2.1.7
 // syncs the MANIFEST's content, then creates the marker file that names it,
 // then syncs the directory: a power cut in between can keep the marker and
-// lose the MANIFEST, and the store does not open again.
+// lose the MANIFEST, and the store does not open again. The same goes for a new
+// marker: Pebble removes the old one before it syncs the directory, and a file
+// system that does not order such changes may keep the removal alone.
 //
 // It stops the node at the first failed operation on a write-ahead log. Pebble
 // panics when the log cannot be rotated, in a place where the panic itself
@@ -62,7 +66,7 @@ func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 	if strings.HasSuffix(base, ".log") {
 		return d.wal(name, f, err)
 	}
-	if err != nil || d.e.opts.noDirSync || !strings.HasPrefix(base, "MANIFEST-") {
+	if err != nil || d.e.opts.noDirSync || mutants.On("B16") || !strings.HasPrefix(base, "MANIFEST-") && !strings.HasPrefix(base, "marker.") {
 		return f, err
 	}
 	if err := syncDir(d.FS, d.FS.PathDir(name)); err != nil {

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
+	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
 // Scenario is a named script.
@@ -23,8 +24,11 @@ type Scenario struct {
 // Options of an exploration. The zero value checks one image per operation.
 type Options struct {
 	Scenarios []Scenario // nil: Scenarios
-	// Images is about how many images to check in all, second crashes not counted.
-	// Zero: one per operation.
+	// PerOp is how many images of a crash at each operation to make. Zero: 1.
+	PerOp float64
+	// Images is how many images to open, second crashes not counted: the scenarios
+	// run again, with the next seed, until there were so many. Zero: each scenario
+	// runs once.
 	Images int
 	// Seed chooses the draws of the scenarios and of the images.
 	Seed uint64
@@ -49,6 +53,7 @@ type Options struct {
 // Tally counts what was done.
 type Tally struct {
 	Scenarios  int
+	Runs       int // of scenarios
 	Operations int // recorded operations that change files
 	Images     int // distinct images, opened and checked
 	Same       int // images equal to one before, whose outcome was checked again
@@ -58,6 +63,7 @@ type Tally struct {
 
 func (t *Tally) add(o Tally) {
 	t.Scenarios += o.Scenarios
+	t.Runs += o.Runs
 	t.Operations += o.Operations
 	t.Images += o.Images
 	t.Same += o.Same
@@ -67,8 +73,8 @@ func (t *Tally) add(o Tally) {
 
 // String prints the tally on one line.
 func (t Tally) String() string {
-	return fmt.Sprintf("%d scenarios, %d operations, %d images (%d more equal to another), %d second crashes, %d failures",
-		t.Scenarios, t.Operations, t.Images, t.Same, t.Second, t.Failed)
+	return fmt.Sprintf("%d scenarios in %d runs, %d operations, %d images opened (%d more were equal to one of them), %d second crashes, %d failures",
+		t.Scenarios, t.Runs, t.Operations, t.Images, t.Same, t.Second, t.Failed)
 }
 
 // Explore crashes every scenario everywhere. Its error describes the failures.
@@ -81,6 +87,9 @@ func Explore(o Options) (Tally, error) {
 		o.SecondEvery = 8
 	}
 	o.Failures = max(1, o.Failures)
+	if o.PerOp <= 0 {
+		o.PerOp = 1
+	}
 	var mu sync.Mutex
 	var sum Tally
 	var errs []error
@@ -90,20 +99,24 @@ func Explore(o Options) (Tally, error) {
 		wg.Go(func() {
 			for {
 				i := int(next.Add(1)) - 1
+				round, k := i/len(o.Scenarios), i%len(o.Scenarios)
 				mu.Lock()
-				stop := i >= len(o.Scenarios) || len(errs) >= o.Failures
+				stop := len(errs) >= o.Failures || round > 0 && sum.Images >= o.Images
 				mu.Unlock()
 				if stop {
 					return
 				}
-				t, err := explore(&o, o.Scenarios[i])
+				t, err := explore(&o, o.Scenarios[k], o.Seed+uint64(round))
 				mu.Lock()
 				sum.add(t)
+				if round > 0 {
+					sum.Scenarios--
+				}
 				if err != nil {
 					errs = append(errs, err)
 				}
 				if o.Progress != nil {
-					o.Progress(o.Scenarios[i].Name, t)
+					o.Progress(o.Scenarios[k].Name, t)
 				}
 				mu.Unlock()
 			}
@@ -156,10 +169,10 @@ type explorer struct {
 	count int
 }
 
-func explore(o *Options, s Scenario) (Tally, error) {
-	r, err := Record(s, o.Seed)
-	x := &explorer{o: o, r: r, seen: map[uint64]known{}}
-	x.t.Scenarios = 1
+func explore(o *Options, s Scenario, seed uint64) (Tally, error) {
+	r, err := Record(s, seed)
+	x := &explorer{o: o, r: r, seed: seed, seen: map[uint64]known{}}
+	x.t.Scenarios, x.t.Runs = 1, 1
 	if err != nil {
 		x.t.Failed++
 		return x.t, err
@@ -172,17 +185,13 @@ func explore(o *Options, s Scenario) (Tally, error) {
 		_, err := x.check(c, shot{o.At, o.Mode, o.Draw}, true)
 		return x.t, err
 	}
-	perOp := 1.0
-	if o.Images > 0 {
-		perOp = float64(o.Images) / float64(len(o.Scenarios)) / float64(n+1)
-	}
-	due := 0.0
+	due := 1.0 - o.PerOp*float64(seed%7)/7
 	for at := 0; at <= n; at++ {
 		c.Seek(at)
-		due += perOp
+		due += o.PerOp
 		for m := 0; due >= 1; m++ {
 			due--
-			sh := shot{at, simfs.Modes[(at+m)%len(simfs.Modes)], mix(o.Seed, []byte(fmt.Sprint(at, m)))}
+			sh := shot{at, simfs.Modes[(at+m+int(seed))%len(simfs.Modes)], mix(seed, []byte(fmt.Sprint(at, m)))}
 			if done, err := x.check(c, sh, false); err != nil {
 				x.t.Failed++
 				return x.t, err
@@ -321,7 +330,7 @@ func (x *explorer) cluster(out known, at int) error {
 		}
 		have, voters := 0, 0
 		for _, rep := range conf.Desc.Replicas {
-			if !rep.Role.InOld() {
+			if r := rep.Role; r != raft.Voter && r != raft.VoterOutgoing && r != raft.VoterDemoting {
 				continue
 			}
 			voters++
@@ -349,7 +358,7 @@ func (x *explorer) cluster(out known, at int) error {
 func (x *explorer) failure(c *simfs.Cursor, sh shot, err error) error {
 	var b strings.Builder
 	n := x.r.j.Len()
-	fmt.Fprintf(&b, "scenario %s, seed %d, crash after %d of %d operations, mode %s, draw %d: %v\n", x.r.name, x.o.Seed, sh.at, n, sh.mode, sh.draw, err)
+	fmt.Fprintf(&b, "scenario %s, seed %d, crash after %d of %d operations, mode %s, draw %d: %v\n", x.r.name, x.seed, sh.at, n, sh.mode, sh.draw, err)
 	if sh.at > 0 {
 		fmt.Fprintf(&b, "  last operation: %s\n", x.r.j.Op(sh.at-1))
 	}
@@ -363,9 +372,9 @@ func (x *explorer) failure(c *simfs.Cursor, sh shot, err error) error {
 	}
 	fmt.Fprintf(&b, "  not synced: %v\n", c.Pending())
 	fmt.Fprintf(&b, "  again: go test ./internal/sim/crashpoint -run 'TestOne$' -crash.scenario=%s -crash.seed=%d -crash.at=%d -crash.mode=%s -crash.draw=%d\n",
-		x.r.name, x.o.Seed, sh.at, sh.mode, sh.draw)
+		x.r.name, x.seed, sh.at, sh.mode, sh.draw)
 	if x.o.DumpDir != "" {
-		dir := filepath.Join(x.o.DumpDir, fmt.Sprintf("%s-%d-%d-%s", x.r.name, x.o.Seed, sh.at, sh.mode))
+		dir := filepath.Join(x.o.DumpDir, fmt.Sprintf("%s-%d-%d-%s", x.r.name, x.seed, sh.at, sh.mode))
 		if derr := c.Image(sh.mode, sh.draw).Dump(dir); derr != nil {
 			fmt.Fprintf(&b, "  the image could not be kept: %v\n", derr)
 		} else {

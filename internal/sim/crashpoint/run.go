@@ -86,6 +86,13 @@ func (r *Run) Note(format string, args ...any) {
 // Restart begins the record anew: everything on disk now counts as durable, and
 // only crashes from here on are looked at. For scenarios that need a past.
 func (r *Run) Restart() error {
+	for _, n := range r.nodes {
+		if n.e != nil {
+			if err := n.e.SyncNow(); err != nil {
+				return err
+			}
+		}
+	}
 	r.j = r.fs.Record()
 	r.note, r.acks = nil, nil
 	for _, n := range r.nodes {
@@ -98,6 +105,7 @@ func (r *Run) Restart() error {
 			if err := n.see(0); err != nil {
 				return err
 			}
+			n.durable("what was before")
 		}
 	}
 	return nil
@@ -122,6 +130,7 @@ func (n *node) open() error {
 	from := n.r.j.Len()
 	o := storeOptions(n.r.fs, n.dir, n.id)
 	o.OnFatal = func(err error) { n.fatal = err }
+	o.Now = func() time.Time { n.r.now = n.r.now.Add(time.Second); return n.r.now }
 	e, err := engine.Open(o)
 	if err != nil {
 		return err
