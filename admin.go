@@ -26,6 +26,10 @@ const (
 	adminShard  = "shard"
 	adminRoutes = "routes" // a part of the catalog, for the routers of clients
 	adminDigest = "digest"
+	// Orders, which change something.
+	adminReplicas   = "replicas"    // of a shard
+	adminTransfer   = "transfer"    // of a shard's leadership
+	adminRemoveNode = "remove-node" // from the cluster
 )
 
 // report is what a node tells of itself.
@@ -98,6 +102,18 @@ func (n *Node) admin(ctx context.Context, method string, in []byte) ([]byte, err
 		}
 		applied, digest, err := n.LocalDigest(ctx, q.Shard)
 		return answer(digestAnswer{applied, digest}, err)
+	case adminReplicas, adminTransfer:
+		var q changeQuery
+		if err := json.Unmarshal(in, &q); err != nil {
+			return nil, &shard.ArgumentError{Field: "change", Reason: err.Error()}
+		}
+		return answer(n.change(ctx, method, q))
+	case adminRemoveNode:
+		var q removalQuery
+		if err := json.Unmarshal(in, &q); err != nil {
+			return nil, &shard.ArgumentError{Field: "node", Reason: err.Error()}
+		}
+		return answer(n.removeNode(ctx, q))
 	case adminRoutes:
 		var q routesQuery
 		if err := json.Unmarshal(in, &q); err != nil {
@@ -219,7 +235,7 @@ func (n *Node) shardsOf(ctx context.Context, reps map[uint32]report) ([]ShardInf
 	by := map[uint64]*ShardInfo{}
 	add := func(d raft.Descriptor) *ShardInfo {
 		s := by[uint64(d.Shard)]
-		if s == nil {
+		if s == nil || s.ConfVer < d.ConfVer {
 			s = &ShardInfo{ID: uint64(d.Shard), Keyspace: d.Keyspace, Start: d.Start, End: d.End, ConfVer: d.ConfVer, Version: d.Version}
 			for _, r := range d.Replicas {
 				s.Replicas = append(s.Replicas, ReplicaInfo{Node: uint32(r.Node), Replica: uint32(r.ID), Role: roleName(r.Role), State: "unknown"})
@@ -228,18 +244,23 @@ func (n *Node) shardsOf(ctx context.Context, reps map[uint32]report) ([]ShardInf
 		}
 		return s
 	}
-	for _, r := range reps {
+	for _, r := range reps { // the newest members of each
 		for _, p := range r.Replicas {
 			d, err := raft.DecodeDescriptor(p.Desc)
 			if err != nil {
 				return nil, err
 			}
-			s := add(d)
+			add(d)
+		}
+	}
+	for _, r := range reps {
+		for _, p := range r.Replicas {
+			s := by[p.Shard]
 			if p.Lead && p.Term >= s.Term {
 				s.Leader, s.Term, s.LogBytes, s.DataBytes = r.Node.ID, p.Term, p.Log, p.Data
 			}
 			for i := range s.Replicas {
-				if s.Replicas[i].Node == r.Node.ID {
+				if s.Replicas[i].Node == r.Node.ID && s.Replicas[i].Replica == p.Replica {
 					s.Replicas[i] = ReplicaInfo{Node: r.Node.ID, Replica: p.Replica, Role: s.Replicas[i].Role, State: "up", Applied: p.Applied, Commit: p.Commit, Last: p.Last}
 					if p.Fenced != "" {
 						s.Replicas[i].State = "fenced"
@@ -527,6 +548,7 @@ func (n *Node) reportLoop() {
 	})
 	defer close(stopped)
 	known := map[raft.ShardID]raft.Term{}
+	members := map[raft.ShardID]uint64{}
 	tick := time.NewTicker(refreshEvery)
 	defer tick.Stop()
 	told := false
@@ -534,6 +556,8 @@ func (n *Node) reportLoop() {
 		n.announce(ctx)
 		told = n.refreshNodes(ctx, told)
 		n.reportLeaders(ctx, known)
+		n.reportDescriptors(ctx, members)
+		n.rememberMeta()
 		select {
 		case <-n.stop:
 			return
@@ -612,13 +636,26 @@ func (n *Node) reportLeaders(ctx context.Context, known map[raft.ShardID]raft.Te
 func (n *Node) refreshNodes(ctx context.Context, told bool) bool {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
+	before := n.book.all()
 	nodes, err := catalog.ListNodes(ctx, n.catalog())
-	if err != nil {
+	if err != nil || len(nodes) == 0 {
 		return told
 	}
 	self := raft.NodeID(n.ID())
 	up := n.peersUp()
 	changed := false
+	isMember := func(id uint32) bool {
+		return slices.ContainsFunc(nodes, func(i catalog.NodeInfo) bool { return i.ID == raft.NodeID(id) })
+	}
+	if !isMember(uint32(self)) {
+		n.removedSelf()
+		return told
+	}
+	for _, m := range before {
+		if !isMember(m.ID) {
+			n.forgetNode(m.ID)
+		}
+	}
 	for _, i := range nodes {
 		if i.ID != self {
 			if !up[i.ID] {

@@ -374,6 +374,7 @@ func (n *Node) openGroups() error {
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
 		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals,
+		OnDescriptor: n.onDescriptor, Nodes: n.book.peers(self),
 		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
 		Leases: !n.o.NoClock,
 	})
@@ -545,6 +546,7 @@ func (n *Node) awaitReady(ctx context.Context) error {
 		left, stuck, served := raft.ShardID(0), raft.ShardID(0), false
 		for _, v := range n.host.Views() {
 			switch {
+			case v.Removed: // it waits for its end
 			case v.NoQuorum != nil && !n.fresh:
 				stuck = v.Shard // it waits for other nodes, which must not keep this one from serving the rest
 			case v.Leader == 0 || v.IsLeader && !v.IsReady:
@@ -779,55 +781,6 @@ func (n *Node) successor(v *multiraft.View) raft.NodeID {
 	return 0
 }
 
-// TransferLeader asks the leader of a shard, which must be on this node, to
-// hand over to another node. It returns when the other node leads. Errors:
-// ErrNotFound (no replica here, or none on the other node), *NotLeaderError,
-// ErrClosed, or the context's (Options.Timeout applies without a deadline), in
-// which case the transfer may still happen.
-func (n *Node) TransferLeader(ctx context.Context, shardID uint64, to uint32) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, n.o.timeout())
-		defer cancel()
-	}
-	id := raft.ShardID(shardID)
-	pause := time.Millisecond
-	began := time.Time{}
-	for {
-		if n.isClosed() {
-			return ErrClosed
-		}
-		v, ok := n.host.View(id)
-		if !ok {
-			return fmt.Errorf("shard %d on node %d: %w", shardID, n.ID(), ErrNotFound)
-		}
-		if _, ok := v.Desc.ReplicaOn(raft.NodeID(to)); !ok {
-			return fmt.Errorf("replica of shard %d on node %d: %w", shardID, to, ErrNotFound)
-		}
-		if v.Leader == raft.NodeID(to) {
-			return nil
-		}
-		if !v.IsLeader && began.IsZero() {
-			return &NotLeaderError{Shard: id, Leader: v.Leader, Term: v.Term}
-		}
-		// The core gives an attempt up after a second.
-		if v.IsLeader && time.Since(began) > time.Second {
-			began = time.Now()
-			if err := n.host.Transfer(ctx, id, raft.NodeID(to)); errors.Is(err, multiraft.ErrClosed) {
-				return ErrClosed
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("flotilla: shard %d is still led by node %d: %w", shardID, v.Leader, ctx.Err())
-		case <-n.stop:
-			return ErrClosed
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, 50*time.Millisecond)
-	}
-}
-
 // moved takes in where a member says it is.
 func (n *Node) moved(m member) {
 	if !n.book.update(m) {
@@ -857,14 +810,11 @@ func (n *Node) remember() {
 			changed = true
 		}
 	}
-	if !changed {
-		return
+	left := slices.DeleteFunc(f.Members, func(m member) bool { return m.ID != f.Node && !n.book.has(m.ID) })
+	changed = changed || len(left) != len(f.Members)
+	if f.Members = left; changed {
+		n.writeForm(&f)
 	}
-	if err := writeFormation(n.o.FS, n.dir, &f); err != nil {
-		n.log.Warn("addresses of the members not written", "err", err)
-		return
-	}
-	n.form.Store(&f)
 }
 
 // addressBook knows where the nodes are.
@@ -881,6 +831,10 @@ func (b *addressBook) set(m member) {
 		b.by = map[uint32]member{}
 	}
 	b.by[m.ID] = m
+	b.listLocked()
+}
+
+func (b *addressBook) listLocked() {
 	ids := make([]raft.NodeID, 0, len(b.by))
 	for id := range b.by {
 		ids = append(ids, raft.NodeID(id))
@@ -900,6 +854,25 @@ func (b *addressBook) update(m member) bool {
 	}
 	b.set(m)
 	return true
+}
+
+// drop removes a node; it reports whether it was known.
+func (b *addressBook) drop(id uint32) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.by[id]; !ok {
+		return false
+	}
+	delete(b.by, id)
+	b.listLocked()
+	return true
+}
+
+func (b *addressBook) has(id uint32) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, ok := b.by[id]
+	return ok
 }
 
 func (b *addressBook) all() []member {

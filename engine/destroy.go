@@ -83,6 +83,15 @@ func (e *Engine) Tombstone(s raft.ShardID) (minReplica raft.ReplicaID, ok bool, 
 	return e.tombstone(s)
 }
 
+// SetTombstone says that replicas of s below minReplica are not to live here: it
+// goes into the batch with which such a one learns that it was removed. It
+// removes nothing by itself; Destroy does.
+func (b *Batch) SetTombstone(s raft.ShardID, minReplica raft.ReplicaID) {
+	b.key = tombstoneKey(b.key[:0], s)
+	b.val = encodeTombstone(b.val[:0], minReplica)
+	b.set(b.key, b.val)
+}
+
 func (e *Engine) tombstone(s raft.ShardID) (raft.ReplicaID, bool, error) {
 	b, ok, err := e.getRaw(tombstoneKey(nil, s))
 	if err != nil || !ok {

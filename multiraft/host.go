@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -63,6 +64,15 @@ type Config struct {
 	ClockOK func() bool
 	// OnSync is told when a batch was made durable, on a syncer's goroutine. It must not block.
 	OnSync func(at raft.Time)
+	// OnDescriptor is called on a loop when a replica has applied another
+	// descriptor. It must not block.
+	OnDescriptor func(v View)
+	// OnDestroy is called when a replica was destroyed after its removal: its data
+	// are gone.
+	OnDestroy func(shard raft.ShardID, replica raft.ReplicaID)
+	// Nodes lists the nodes of the cluster, to be asked by replicas that know of
+	// no member that is left. Nil: such replicas stay. It must not block.
+	Nodes func() []raft.NodeID
 	// OnFatal is called once, on a goroutine of its own, when the node cannot go on
 	// (a failed log write, a corrupt entry); it may call Close. Everything open is
 	// answered and requests are refused from then on, with or without it.
@@ -93,6 +103,9 @@ type Host struct {
 	maxBytes   int64
 	pending    atomic.Int64 // bytes of proposals not yet resolved
 	reads      atomic.Int64 // reads not yet answered
+	onDesc     func(View)
+	onDestroy  func(raft.ShardID, raft.ReplicaID)
+	nodes      func() []raft.NodeID
 
 	mu      sync.Mutex // rank 1: creation of groups, start, close
 	started bool
@@ -147,6 +160,7 @@ func New(c Config) (*Host, error) {
 	if lc, ok := c.Liveness.(LeaseClock); ok && c.Leases {
 		h.leases, h.leaseClock = true, lc
 	}
+	h.onDesc, h.onDestroy, h.nodes = c.OnDescriptor, c.OnDestroy, c.Nodes
 	for i := range c.Loops {
 		h.loops = append(h.loops, newLoop(h, i))
 	}
@@ -188,10 +202,17 @@ func (h *Host) AddGroups(states []raft.State) error {
 		}
 		me, ok := st.Desc.ReplicaOn(h.node)
 		if !ok {
-			// It was removed by a configuration change. What is left of it waits for
-			// its destruction by an administrator; it must not keep the node from starting.
-			h.logger.Warn("a removed replica's state is left on this node", "shard", id)
-			continue
+			// It was removed by a configuration change, and stays until nobody needs it.
+			// The tombstone that came with the change says which one it was.
+			lowest, dead, err := h.engine.Tombstone(id)
+			if err != nil {
+				return fmt.Errorf("multiraft: shard %d: %w", id, err)
+			}
+			if !dead || mutants.On("G15") {
+				h.logger.Warn("state of a shard that has no replica on this node; it is left alone", "shard", id)
+				continue
+			}
+			me.ID = lowest - 1
 		}
 		core, err := raft.NewCore(raft.Config{
 			Node: h.node, Replica: me.ID, Liveness: h.live, Leased: h.leases,
@@ -203,6 +224,7 @@ func (h *Host) AddGroups(states []raft.State) error {
 		r := &replica{
 			shard: id, self: me.ID, loop: h.loopOf(id), core: core, desc: st.Desc, as: st.Applied,
 			hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1, gen: h.gens.Add(1),
+			quest: quest{at: raft.Never},
 		}
 		r.publish(now, time.Unix(0, int64(h.clock.Wall())))
 		table[id] = r
@@ -239,8 +261,9 @@ func (l *loop) adopt(r *replica) {
 }
 
 // CreateGroups writes the first state of new groups, durably, in one batch, and
-// adds them. Groups that exist are left alone. All are there when it returns nil;
-// on an error none of the new ones may be relied on.
+// adds them. Groups that exist, or whose replica was destroyed here, are left
+// alone. All others are there when it returns nil; on an error none of the new
+// ones may be relied on.
 func (h *Host) CreateGroups(descs []raft.Descriptor) error {
 	table := *h.table.Load()
 	var states []raft.State
@@ -250,7 +273,14 @@ func (h *Host) CreateGroups(descs []raft.Descriptor) error {
 		if table[d.Shard] != nil {
 			continue
 		}
-		if _, ok := d.ReplicaOn(h.node); !ok {
+		me, ok := d.ReplicaOn(h.node)
+		if !ok {
+			continue
+		}
+		if lowest, dead, err := h.engine.Tombstone(d.Shard); err != nil {
+			b.Close()
+			return fmt.Errorf("multiraft: create groups: %w", err)
+		} else if dead && me.ID < lowest && !mutants.On("G15b") {
 			continue
 		}
 		b.SetDescriptor(d)
@@ -436,7 +466,7 @@ func (h *Host) OnMessages(_ raft.NodeID, msgs []raft.Msg) {
 }
 
 // onUnknownShard drops a message for a shard that has no replica here.
-func (h *Host) onUnknownShard(m *raft.Msg, o *raft.Out) {
+func (h *Host) onUnknownShard(l *loop, m *raft.Msg, o *raft.Out) {
 	h.stats.unknown.Add(1)
 	if m.Type == raft.MsgLeadQuery {
 		// Whoever believes in a leader here shall not wait for it.
@@ -452,7 +482,12 @@ func (h *Host) onUnknownShard(m *raft.Msg, o *raft.Out) {
 	// A leader believes that a replica is here. One that is only late (its groups
 	// are being created) or was added by a configuration change takes a snapshot;
 	// a destroyed one stays away.
-	if min, ok, err := h.engine.Tombstone(m.Shard); err != nil || ok && m.ToReplica < min {
+	lowest, dead, err := h.engine.Tombstone(m.Shard)
+	if err != nil {
+		return
+	}
+	if dead && m.ToReplica < lowest && !mutants.On("G12b") {
+		l.sayGone(m, lowest)
 		return
 	}
 	o.Msgs = append(o.Msgs, raft.Msg{
@@ -569,6 +604,11 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 		if r.fenced != nil {
 			return r.refused()
 		}
+		if c.Status().Role == raft.RoleLeader {
+			if err := h.safeConf(&r.desc, &cc); err != nil {
+				return err
+			}
+		}
 		ts := max(r.lastTs+1, h.clock.Wall())
 		mark, err := c.ProposeConf(now, cc, raft.EntryHeader{GroupTs: ts}, o)
 		if err != nil {
@@ -614,6 +654,9 @@ func (h *Host) InstallAside(shard raft.ShardID, index raft.Index, term raft.Term
 func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term raft.Term, install InstallFunc) error {
 	r := l.byID[shard]
 	if r == nil {
+		if l.dying[shard] != nil {
+			return fmt.Errorf("multiraft: a replica of shard %d is being destroyed here", shard)
+		}
 		st, err := install(raft.HardState{}, raft.AppliedState{}, false)
 		if err != nil {
 			return l.notInstalled(shard, index, term, err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -51,6 +52,11 @@ type loop struct {
 	roundAt atomic.Int64
 	idle    atomic.Bool
 
+	dying     map[raft.ShardID]*replica // being destroyed
+	wantSync  bool                      // this round's batch has to be synced, whatever is in it
+	sweepAt   raft.Time
+	sweepNext int
+
 	batch      *engine.Batch
 	roundBytes int // of payload in this round
 	ownBytes   int // of which proposals made here
@@ -73,7 +79,7 @@ type peerOut struct {
 }
 
 func newLoop(h *Host, id int) *loop {
-	l := &loop{h: h, id: id, byID: make(map[raft.ShardID]*replica), gone: make(chan struct{})}
+	l := &loop{h: h, id: id, byID: make(map[raft.ShardID]*replica), dying: make(map[raft.ShardID]*replica), gone: make(chan struct{})}
 	l.in.wake = make(chan struct{}, 1)
 	l.done.waiting = &h.reads
 	l.syncer = newSyncer(l)
@@ -136,12 +142,17 @@ func (l *loop) step(now raft.Time) bool {
 	for len(l.timers) > 0 && l.timers[0].deadline <= now {
 		r := l.timers[0]
 		r.core.Tick(now, &l.out)
+		l.talk(now, r)
 		l.touch(r)
 		d := r.due()
 		if d <= now { // never spin on one deadline
 			d = now + 1
 		}
 		l.timers.set(r, d)
+		worked = true
+	}
+	if now >= l.sweepAt && len(l.order) > 0 {
+		l.sweep(now)
 		worked = true
 	}
 	if !worked {
@@ -169,7 +180,7 @@ func (l *loop) next() (deadline raft.Time, hasDeadline, busy bool) {
 	if len(l.timers) == 0 || l.inFlight >= maxInFlightSyncs {
 		return 0, false, false
 	}
-	return l.timers[0].deadline, true, false
+	return min(l.timers[0].deadline, max(l.sweepAt, 1)), true, false
 }
 
 func (l *loop) touch(r *replica) {
@@ -222,10 +233,20 @@ func (l *loop) stepMsgs(now raft.Time, fresh []raft.Msg, limit int) {
 		size := entryBytes(msgs[n : n+1])
 		n++
 		bytes += size
+		if l.stepMember(now, m) {
+			continue
+		}
 		r := l.byID[m.Shard]
 		if r == nil {
-			l.h.onUnknownShard(m, &l.out)
+			if l.dying[m.Shard] == nil {
+				l.h.onUnknownShard(l, m, &l.out)
+			}
 			continue
+		}
+		if m.ToReplica > r.self && r.quest.at > now.Add(askFirst) {
+			// Somebody sees a newer replica of the group on this node.
+			r.quest.at, r.quest.wait = now, askFirst
+			l.touch(r)
 		}
 		if m.Type == raft.MsgApp {
 			l.roundBytes += size
@@ -411,7 +432,8 @@ func (l *loop) commitRound(now raft.Time) {
 	l.sendMsgs(o.Msgs)
 	l.startSnapshots()
 
-	needSync := len(o.Appends) > 0 || len(o.HardStates) > 0
+	needSync := len(o.Appends) > 0 || len(o.HardStates) > 0 || l.wantSync
+	l.wantSync = false
 	switch {
 	case needSync:
 		f := inFlight{batch: b, ack: ack{marks: marksOf(nil, o), held: slices.Clone(o.Held)}}
@@ -451,8 +473,18 @@ func (l *loop) commitRound(now raft.Time) {
 			wall = time.Unix(0, int64(l.h.clock.Wall()))
 		}
 		old := r.pub.Load()
-		if r.publish(now, wall) && l.h.onRole != nil {
-			l.h.onRole(*old, *r.pub.Load())
+		changed := r.publish(now, wall)
+		v := r.pub.Load()
+		if changed && l.h.onRole != nil {
+			l.h.onRole(*old, *v)
+		}
+		if l.h.onDesc != nil && (old.Desc.ConfVer != v.Desc.ConfVer || old.Desc.Version != v.Desc.Version) {
+			l.h.onDesc(*v)
+		}
+		l.watch(now, r, v)
+		if r.retiring {
+			l.retire(r)
+			continue
 		}
 		if d := r.due(); d != r.deadline || r.heapPos < 0 {
 			l.timers.set(r, d)
@@ -593,7 +625,7 @@ func (l *loop) handOff(now raft.Time, r *replica) {
 
 // due returns when the replica needs a round even if nothing arrives for it.
 func (r *replica) due() raft.Time {
-	d := r.core.Deadline()
+	d := min(r.core.Deadline(), r.nextTalk())
 	if r.fenced != nil && r.core.Status().Role == raft.RoleLeader {
 		d = min(d, r.handOffAt)
 	}
@@ -633,11 +665,32 @@ func (l *loop) applyConf(now raft.Time, r *replica, e raft.Entry, results [][]by
 		}
 		next = r.desc
 	} else {
+		l.noteConf(now, r, &next)
 		r.desc = next
 		r.as.ConfIndex = e.Index
-		l.batch.SetDescriptor(&r.desc)
+		if !mutants.On("C5") || !r.isRemoved() {
+			l.batch.SetDescriptor(&r.desc)
+		}
 	}
 	r.core.ConfApplied(now, next, e.Index, &l.out)
+}
+
+// noteConf sees to who is on the way out by the descriptor that takes the place
+// of r.desc: a replica that is removed here, or others under this leader.
+func (l *loop) noteConf(now raft.Time, r *replica, next *raft.Descriptor) {
+	if _, stays := next.Replica(r.self); !stays && !r.isRemoved() {
+		// The descriptor does not tell any more who this is; and no replica of its
+		// age shall ever be put here.
+		l.batch.SetTombstone(r.shard, r.self+1)
+	}
+	if r.core.Status().Role != raft.RoleLeader {
+		return
+	}
+	for _, p := range r.desc.Replicas {
+		if _, stays := next.Replica(p.ID); !stays && p.ID != r.self {
+			r.departed = append(r.departed, departed{Replica: p, at: now.Add(tellFirst), wait: tellFirst})
+		}
+	}
 }
 
 // fetchAll reads entries for peers that lag behind the memory of their leader.

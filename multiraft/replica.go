@@ -38,6 +38,9 @@ type View struct {
 	Last    raft.Index
 	// NoQuorum is set while the replica cannot reach a majority of the voters.
 	NoQuorum *NoQuorumError
+	// Removed: the applied descriptor does not hold the replica any more. It
+	// stays until the others need it no more, and is destroyed then.
+	Removed bool
 	// Fenced is set once the state machine failed on this replica.
 	Fenced error
 	// Generation tells one life of a replica on this node from the next: who reads
@@ -71,7 +74,10 @@ type replica struct {
 	touched   bool
 	asDirty   bool
 	fenced    error // nil or a *fenceError
-	removed   bool
+	removed   bool  // destroyed, or about to be: off the loop
+	retiring  bool  // to be taken off at the end of the round
+	quest     quest
+	departed  []departed
 	snapsBusy map[raft.ReplicaID]bool
 
 	// Of a fenced leader: when it tries next to hand over, how long it waits after
@@ -125,7 +131,7 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 	v := &View{
 		Shard: r.shard, Replica: r.self, Desc: r.desc, Term: st.Term, Leader: st.LeadNode,
 		IsLeader: st.Role == raft.RoleLeader, IsReady: st.Ready,
-		Commit: st.Commit, Applied: r.as.Applied, Last: st.Last, Fenced: r.fenced,
+		Commit: st.Commit, Applied: r.as.Applied, Last: st.Last, Fenced: r.fenced, Removed: r.isRemoved(),
 		Generation: r.gen, lease: lease,
 	}
 	if st.QuorumLost {

@@ -201,7 +201,7 @@ func (n *node) proposeConf(now raft.Time, r uint64) {
 		case k == 0 && len(free) > 0: // a new learner or voter
 			i := rng.IntN(len(free))
 			s.Replica = raft.Replica{Node: free[i], ID: next, Role: raft.Learner}
-			if rng.IntN(8) == 0 {
+			if rng.IntN(8) == 0 && w.sched.Profile != "conf" { // there learners come first
 				s.Role = raft.Voter
 			}
 			next++

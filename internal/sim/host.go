@@ -462,6 +462,8 @@ func errCode(err error) uint64 {
 		return 4
 	case errors.Is(err, raft.ErrConfUnsafe):
 		return 5
+	case errors.Is(err, raft.ErrConfLagging):
+		return 6
 	}
 	return 9
 }

@@ -19,6 +19,10 @@ var (
 	// ErrConfUnsafe: the change would remove or demote the leader. Nothing was
 	// proposed; transfer the leadership first.
 	ErrConfUnsafe = errors.New("raft: change removes or demotes the leader; transfer its leadership first")
+	// ErrConfLagging: the change would give a vote to a learner that has not
+	// caught up (Tuning.PromoteLag), or cannot be reached. Nothing was proposed;
+	// try again when it has.
+	ErrConfLagging = errors.New("raft: change promotes a learner that has not caught up")
 	// ErrTransferring: the leadership is being handed over. Nothing was proposed.
 	ErrTransferring = errors.New("raft: leadership transfer in progress")
 	// ErrTransferTarget: the target of a transfer is not another, reachable voter.
@@ -76,6 +80,7 @@ type Tuning struct {
 	SnapshotTimeout  time.Duration // after which a snapshot that was not reported is given up. 2 min
 	LogKeepEntries   int           // how far a dead peer may hold the log back. 16384
 	LogKeepBytes     int           // the same in bytes. 16 MiB
+	PromoteLag       int           // entries that a learner may lack and be promoted; in bytes, InflightBytes. 1024
 }
 
 // WithDefaults returns t with every zero field replaced by its default.
@@ -109,13 +114,14 @@ func (t Tuning) WithDefaults() Tuning {
 	dur(&t.SnapshotTimeout, 2*time.Minute)
 	def(&t.LogKeepEntries, 16384)
 	def(&t.LogKeepBytes, 16<<20)
+	def(&t.PromoteLag, 1024)
 	return t
 }
 
 // Validate refuses values that make no sense. It looks at t as it is; apply
 // WithDefaults first.
 func (t Tuning) Validate() error {
-	for _, v := range [...]int{t.MaxMsgBytes, t.InflightMsgs, t.InflightBytes, t.UncommittedBytes, t.TailBytes, t.ApplyBytes, t.LogKeepEntries, t.LogKeepBytes} {
+	for _, v := range [...]int{t.MaxMsgBytes, t.InflightMsgs, t.InflightBytes, t.UncommittedBytes, t.TailBytes, t.ApplyBytes, t.LogKeepEntries, t.LogKeepBytes, t.PromoteLag} {
 		if v <= 0 {
 			return fmt.Errorf("raft: tuning: a limit is %d, must be positive", v)
 		}
@@ -749,6 +755,7 @@ type PeerStatus struct {
 	State    string // "probe", "replicate", "snapshot"; empty on a follower
 	Inflight int    // appends sent and not acknowledged
 	Epoch    Epoch  // at which it fortified this leader
+	CaughtUp bool   // close enough to the end of the log to be promoted
 }
 
 // Peers appends the members of the configuration, this replica included, to
@@ -760,6 +767,7 @@ func (c *Core) Peers(dst []PeerStatus) []PeerStatus {
 		if c.role == RoleLeader {
 			s.Match, s.Next, s.Inflight, s.Epoch = p.match, p.next, p.inflight.count(), p.epoch
 			s.State = [...]string{"probe", "replicate", "snapshot"}[p.state]
+			s.CaughtUp = i == c.self || c.caughtUp(p)
 			if i == c.self {
 				s.State = "replicate"
 			}

@@ -71,8 +71,8 @@ func (c *Core) soleVoter() bool {
 
 // ProposeConf appends a configuration change (an empty one leaves a joint
 // configuration). Errors, with nothing proposed: ErrNotLeader, ErrTransferring,
-// ErrConfPending, ErrConfVersion, ErrConfInvalid, ErrConfUnsafe. h.GroupTs is
-// the caller's; DescVersion is filled in.
+// ErrConfPending, ErrConfVersion, ErrConfInvalid, ErrConfUnsafe, ErrConfLagging.
+// h.GroupTs is the caller's; DescVersion is filled in.
 func (c *Core) ProposeConf(now Time, cc ConfChange, h EntryHeader, o *Out) (LogMark, error) {
 	c.touch(now)
 	switch {
@@ -90,6 +90,9 @@ func (c *Core) ProposeConf(now Time, cc ConfChange, h EntryHeader, o *Out) (LogM
 	if r, ok := next.Replica(c.id); (!ok || !r.Role.inNew()) && !mutants.On("C6") {
 		return LogMark{}, ErrConfUnsafe
 	}
+	if c.promotesLagging(&next) && !mutants.On("C11") {
+		return LogMark{}, ErrConfLagging
+	}
 	mark := c.appendOwn(EntryConf, h, []Command{{Body: cc.Encode(nil)}}, o)
 	if !mutants.On("C2") {
 		c.confIndex = mark.Index
@@ -98,6 +101,25 @@ func (c *Core) ProposeConf(now Time, cc ConfChange, h EntryHeader, o *Out) (LogM
 		c.setDesc(next)
 	}
 	return mark, nil
+}
+
+// promotesLagging reports whether next gives a vote to a learner that is not
+// close to the end of the log: the group could commit nothing until it is.
+func (c *Core) promotesLagging(next *Descriptor) bool {
+	for i := range c.peers {
+		p := &c.peers[i]
+		if r, ok := next.Replica(p.id); ok && p.role == Learner && r.Role.inNew() && !c.caughtUp(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// caughtUp reports whether a peer follows the log closely.
+func (c *Core) caughtUp(p *progress) bool {
+	l := &c.log
+	return p.state == stateReplicate && !p.fetching && c.alive(p.node) && p.match > 0 &&
+		l.last-p.match <= Index(c.tun.PromoteLag) && l.heldBytes(p.match) <= uint64(c.tun.InflightBytes)
 }
 
 // confPending reports whether the log may hold a change that is not applied.

@@ -220,6 +220,14 @@ const (
 	// follower [Round: context; Index: answer, Commit, CompactTo; FlagReject: not leader].
 	MsgReadReq  MsgType = 16
 	MsgReadResp MsgType = 17
+	// MsgMember asks a member whether the sender is one still. MsgMemberResp
+	// says that the replica it is for is none [one entry of type EntryAdmin at
+	// Index+1, whose command holds the sender's descriptor, durable where it was
+	// sent], or, with FlagReject, that a replica was destroyed [Index: the lowest
+	// replica id that may live on the sender's node]. Both are the owner's
+	// business; a Core does not know them.
+	MsgMember     MsgType = 18
+	MsgMemberResp MsgType = 19
 )
 
 // Flag bits of Msg.Flags.

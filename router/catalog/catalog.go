@@ -223,6 +223,13 @@ func RegisterNode(ctx context.Context, kv KV, n NodeInfo) (NodeInfo, error) {
 	return NodeInfo{}, errContention("registering a node")
 }
 
+// RemoveNode deletes the record of a node, whose id is not given out again. It
+// does nothing if there is none.
+func RemoveNode(ctx context.Context, kv KV, id raft.NodeID) error {
+	_, err := kv.Txn(ctx, shard.Txn{Then: []shard.Op{shard.DeleteOp(nodeKey(id))}})
+	return err
+}
+
 // AllocShards reserves n consecutive shard ids and returns the first. After an
 // ambiguous error a block may be lost, which does no harm.
 func AllocShards(ctx context.Context, kv KV, n uint64) (raft.ShardID, error) {
