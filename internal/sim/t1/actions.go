@@ -1,0 +1,241 @@
+package t1
+
+import (
+	"context"
+	"time"
+
+	"github.com/flotillakv/flotilla/internal/sim/simfs"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// act carries out one action of the schedule.
+func (w *World) act(a Action) {
+	if a.Kind == ActOp {
+		w.clients.begin(a)
+		return
+	}
+	w.log(a.Node, a.Kind.String(), uint64(a.Peer+1), uint64(a.Dur))
+	w.res.fault(a.Kind.String(), 1)
+	n := w.nodes[a.Node%len(w.nodes)]
+	peer := a.Peer % len(w.nodes)
+	switch a.Kind {
+	case ActCrash:
+		w.crash(n, a.Dur)
+	case ActCrashSome:
+		for i, n := range w.nodes {
+			if a.R>>i&1 == 1 {
+				w.crash(n, a.Dur+w.exp(10*time.Millisecond))
+			}
+		}
+	case ActCrashAll:
+		for _, n := range w.nodes {
+			w.crash(n, a.Dur+w.exp(30*time.Millisecond))
+		}
+	case ActKillLeader:
+		if l := w.pickLeader(a.R); l != nil {
+			w.crash(l, a.Dur)
+		}
+	case ActStop:
+		if n.up {
+			n.stop()
+			w.after(a.Dur, n.restart)
+		}
+	case ActIsolate:
+		w.isolate(n.idx, true, true, a.Dur)
+	case ActDeaf:
+		w.isolate(n.idx, true, false, a.Dur)
+	case ActMute:
+		w.isolate(n.idx, false, true, a.Dur)
+	case ActFollow:
+		if l := w.pickLeader(a.R); l != nil {
+			w.isolate(l.idx, true, a.R>>40&1 == 0, a.Dur)
+		}
+	case ActSplit:
+		var cuts [][2]int
+		for i := range w.nodes {
+			for j := range w.nodes {
+				if a.R>>i&1 != a.R>>j&1 {
+					cuts = append(cuts, [2]int{i, j})
+				}
+			}
+		}
+		w.cut(cuts, a.Dur)
+	case ActCut:
+		w.cut([][2]int{{n.idx, peer}}, a.Dur)
+	case ActCutBoth:
+		w.cut([][2]int{{n.idx, peer}, {peer, n.idx}}, a.Dur)
+	case ActFlap:
+		w.flap([][2]int{{n.idx, peer}, {peer, n.idx}}, w.now+int64(a.Dur))
+	case ActClog:
+		w.net.clogged[n.idx][peer] = max(w.net.clogged[n.idx][peer], w.now+int64(a.Dur))
+	case ActSwizzle:
+		w.swizzle(a.Dur)
+	case ActReset:
+		w.net.reset(n.idx, peer)
+	case ActDropType:
+		k := int(a.R % 18)
+		w.net.drop[k]++
+		w.undo(a.Dur, func() { w.net.drop[k] = max(w.net.drop[k]-1, 0) })
+	case ActStorm:
+		w.net.storm++
+		w.undo(a.Dur, func() { w.net.storm = max(w.net.storm-1, 0) })
+	case ActPause:
+		n.pausedUntil = max(n.pausedUntil, w.now+int64(a.Dur))
+	case ActSlowDisk:
+		n.slowUntil, n.slow = w.now+int64(a.Dur)*3, a.Dur
+	case ActWall:
+		n.jump(int64(a.R%uint64(2*time.Hour)) - int64(time.Hour))
+		w.undo(a.Dur, func() { n.jump(0) })
+	case ActTransfer:
+		w.transfer(a.R)
+	case ActCampaign:
+		w.onCore(n, raft.ShardID(a.R%uint64(w.p.Shards)+1), func(now raft.Time, c *raft.Core, o *raft.Out) { c.Campaign(now, o) })
+	case ActOld:
+		w.net.replay(1 + int(a.R%8))
+	case ActDiskFault:
+		n.failDisk(a.R)
+	}
+}
+
+// undo schedules the end of a fault. The liveness phase ends all faults itself.
+func (w *World) undo(d time.Duration, f func()) {
+	w.after(d, func() {
+		if !w.calm {
+			f()
+		}
+	})
+}
+
+func (w *World) crash(n *node, down time.Duration) {
+	if !n.up {
+		return
+	}
+	n.crash(n.mode())
+	gen := n.gen
+	w.after(down, func() {
+		if n.gen == gen {
+			n.restart()
+		}
+	})
+}
+
+func (w *World) isolate(i int, in, out bool, d time.Duration) {
+	var cuts [][2]int
+	for j := range w.nodes {
+		if j != i && in {
+			cuts = append(cuts, [2]int{j, i})
+		}
+		if j != i && out {
+			cuts = append(cuts, [2]int{i, j})
+		}
+	}
+	w.cut(cuts, d)
+}
+
+func (w *World) cut(links [][2]int, d time.Duration) {
+	for _, l := range links {
+		w.net.block(l[0], l[1], 1)
+	}
+	w.undo(d, func() {
+		for _, l := range links {
+			w.net.block(l[0], l[1], -1)
+		}
+	})
+}
+
+// flap cuts links and mends them again and again until a time.
+func (w *World) flap(links [][2]int, until int64) {
+	if w.now >= until || w.calm {
+		return
+	}
+	w.cut(links, 10*time.Millisecond+w.exp(40*time.Millisecond))
+	w.after(20*time.Millisecond+w.exp(80*time.Millisecond), func() { w.flap(links, until) })
+}
+
+// swizzle clogs links one after the other and clears them in another order.
+func (w *World) swizzle(d time.Duration) {
+	n := len(w.nodes)
+	links := w.rng.Perm(n * n)
+	for i, l := range links {
+		a, b := l/n, l%n
+		if a == b || w.rng.IntN(2) == 0 {
+			continue
+		}
+		until := w.now + int64(d) + w.rng.Int64N(int64(d)+1)
+		w.after(d*time.Duration(i)/time.Duration(len(links)), func() {
+			if !w.calm {
+				w.net.clogged[a][b] = max(w.net.clogged[a][b], until)
+			}
+		})
+	}
+}
+
+// jump sets the error of the wall clock.
+func (n *node) jump(by int64) {
+	n.wallJump = by
+	if n.clock != nil {
+		n.clock.wall = by
+	}
+}
+
+// pickLeader returns a node that leads some shard, or nil.
+func (w *World) pickLeader(r uint64) *node {
+	s := raft.ShardID(r%uint64(w.p.Shards) + 1)
+	for i := range w.nodes {
+		n := w.nodes[(i+int(r>>32%7))%len(w.nodes)]
+		if !n.up {
+			continue
+		}
+		if v, ok := n.host.View(s); ok && v.IsLeader {
+			return n
+		}
+	}
+	return nil
+}
+
+// transfer moves the leadership of a shard to some other replica.
+func (w *World) transfer(r uint64) {
+	n := w.pickLeader(r)
+	if n == nil {
+		return
+	}
+	s := raft.ShardID(r%uint64(w.p.Shards) + 1)
+	d, ok := n.host.Descriptor(s)
+	if !ok {
+		return
+	}
+	to := d.Replicas[int(r>>8%uint64(len(d.Replicas)))]
+	w.onCore(n, s, func(now raft.Time, c *raft.Core, o *raft.Out) { _ = c.Transfer(now, to.ID, o) }) // may be refused
+}
+
+// onCore hands a function to the loop of a replica.
+func (w *World) onCore(n *node, s raft.ShardID, f func(raft.Time, *raft.Core, *raft.Out)) {
+	if !n.up {
+		return
+	}
+	w.on(n, w.now, func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // do not wait
+		_ = n.host.On(ctx, s, func(now raft.Time, c *raft.Core, o *raft.Out) error {
+			f(now, c, o)
+			return nil
+		})
+	})
+}
+
+// failDisk makes one of the next operations on the log fail; the node has to stop.
+func (n *node) failDisk(r uint64) {
+	if !n.up {
+		return
+	}
+	x := simfs.Fault{Kind: simfs.OpWrite, Class: simfs.ClassWAL, Nth: 1 + int(r>>8%4), Sticky: true}
+	switch r % 4 {
+	case 0:
+		x.Effect = simfs.TornWrite
+	case 1:
+		x.Kind, x.Effect = simfs.OpSync, simfs.SyncLost
+	case 2:
+		x.Kind = simfs.OpSync
+	}
+	n.disk.SetFaults(x)
+}

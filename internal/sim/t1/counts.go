@@ -1,0 +1,97 @@
+package t1
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+)
+
+// Counts says what a run, or many, reached.
+type Counts struct {
+	Runs      int
+	Events    uint64
+	Commits   uint64 // entries committed, each counted once
+	Applies   uint64 // entries applied by replicas
+	Leaders   int    // terms with a leader
+	Boots     int    // first starts of nodes
+	Reopens   int    // starts of nodes from a disk that a crash or a stop left
+	Images    int    // crash images taken, each opened and compared with what it may hold
+	Recovery  int    // of them: taken in the middle of an opening
+	Batches   int    // synced rounds
+	LostSyncs int    // rounds that were synced and that a crash took back before anybody was told
+	Frames    uint64
+	SnapsSent int // snapshots that arrived and were installed
+	Refused   int // corrupted frames that were refused
+	Histories int // groups of keys whose operations have an order
+	Ops       int // operations of clients
+	Reads     int
+	Writes    int // acknowledged
+	Unknown   int // writes of unknown outcome
+	Denied    int // writes that were refused for certain
+	FailStops int // nodes that stopped because of their disk
+	Faults    map[string]int
+}
+
+// Add adds o to c.
+func (c *Counts) Add(o *Counts) {
+	c.Runs += o.Runs
+	c.Events += o.Events
+	c.Commits += o.Commits
+	c.Applies += o.Applies
+	c.Leaders += o.Leaders
+	c.Boots += o.Boots
+	c.Reopens += o.Reopens
+	c.Images += o.Images
+	c.Recovery += o.Recovery
+	c.Batches += o.Batches
+	c.LostSyncs += o.LostSyncs
+	c.Frames += o.Frames
+	c.SnapsSent += o.SnapsSent
+	c.Refused += o.Refused
+	c.Histories += o.Histories
+	c.Ops += o.Ops
+	c.Reads += o.Reads
+	c.Writes += o.Writes
+	c.Unknown += o.Unknown
+	c.Denied += o.Denied
+	c.FailStops += o.FailStops
+	for k, v := range o.Faults {
+		c.fault(k, v)
+	}
+}
+
+func (c *Counts) fault(kind string, n int) {
+	if c.Faults == nil {
+		c.Faults = map[string]int{}
+	}
+	c.Faults[kind] += n
+}
+
+// String returns all counts as text, one subject per line.
+func (c *Counts) String() string {
+	var kinds []string
+	for k := range c.Faults {
+		kinds = append(kinds, k)
+	}
+	sort.Strings(kinds)
+	var f strings.Builder
+	for _, k := range kinds {
+		fmt.Fprintf(&f, " %s=%d", k, c.Faults[k])
+	}
+	return fmt.Sprintf(`seeds %d, events %d
+disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk
+raft: %d terms with a leader, %d entries committed, %d applied, %d snapshots installed, %d frames, %d refused
+clients: %d operations, %d reads, %d writes, %d unknown, %d denied; %d linearizable histories
+faults:%s`,
+		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops,
+		c.Leaders, c.Commits, c.Applies, c.SnapsSent, c.Frames, c.Refused,
+		c.Ops, c.Reads, c.Writes, c.Unknown, c.Denied, c.Histories, f.String())
+}
+
+// Summary returns one line about a run; it is the same on each run of a seed.
+func (r *Result) Summary() string {
+	p := &r.Schedule.Params
+	return fmt.Sprintf("%d nodes, %d shards, %d loops, %v virtual, %d events; %d reopens, %d images, %d elections, %d entries, %d snapshots; %d operations, %d histories; trace %016x",
+		p.Nodes, p.Shards, p.Loops, r.Virtual.Round(time.Millisecond), r.Events, r.Reopens, r.Images, r.Leaders, r.Commits, r.SnapsSent, r.Ops, r.Histories, r.Hash)
+}

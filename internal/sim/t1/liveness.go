@@ -1,0 +1,198 @@
+package t1
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/flotillakv/flotilla/internal/sim/linear"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/shard"
+)
+
+// liveness ends the faults for a random core of nodes that holds a quorum of
+// every shard; the others stay down. Every operation under way must end, every
+// shard must take a write and answer a read, and every replica of the core must
+// catch up, in bounded virtual time: L1, L3.
+func (w *World) liveness() {
+	set := w.core()
+	w.calm = true
+	bits := uint64(0)
+	for i, n := range w.nodes {
+		if set[i] {
+			bits |= 1 << i
+			continue
+		}
+		if n.up {
+			n.crash(n.mode())
+		}
+		n.held = true
+	}
+	w.log(-1, "heal", bits, 0)
+	w.net.heal(set)
+	for i, n := range w.nodes {
+		if set[i] {
+			n.jump(0)
+			n.pausedUntil, n.slowUntil = 0, 0
+			n.disk.SetFaults()
+			n.restart()
+		}
+	}
+	start := w.now
+	limit := 8*int64(w.p.Support) + int64(20*time.Second)
+	done := make([]int, w.p.Shards) // how far the probe of a shard is
+	var target []raft.Index
+	for w.now < start+limit {
+		w.runUntil(w.now + int64(20*time.Millisecond))
+		all := true
+		for s := range done {
+			all = w.probe(s, done) && all
+		}
+		if !all || w.clients.open > 0 {
+			continue
+		}
+		if target == nil {
+			for _, g := range w.orc.order {
+				target = append(target, g.last())
+			}
+		}
+		if w.caughtUp(set, target) {
+			w.log(-1, "live", uint64(w.now-start), 0)
+			return
+		}
+	}
+	what := ""
+	for s, k := range done {
+		if k < 4 {
+			what += fmt.Sprintf(" shard %d takes no write (%d);", s+1, k)
+		}
+	}
+	if what != "" {
+		w.fail("L1", "nodes %b are healthy for %v and%s %s", bits, time.Duration(limit), what, w.describe())
+	}
+	if w.clients.open > 0 {
+		w.fail("L1", "nodes %b are healthy for %v and %d operations have not ended: %s", bits, time.Duration(limit), w.clients.open, w.describe())
+	}
+	w.fail("L3", "nodes %b are healthy for %v and not all replicas have caught up with %d: %s", bits, time.Duration(limit), target, w.describe())
+}
+
+// probe drives a write and a read through a shard: 0 idle, 1 writing, 2 written,
+// 3 reading, 4 done.
+func (w *World) probe(s int, done []int) bool {
+	if done[s] == 4 {
+		return true
+	}
+	if done[s]%2 == 1 {
+		return false
+	}
+	c := &client{w: w, id: 1000 + s*10 + done[s], hint: make([]int, w.p.Shards)}
+	c.hint[s] = w.rng.IntN(w.p.Nodes)
+	kind, before := 50, w.res.Writes // a put
+	if done[s] == 2 {
+		kind, before = 0, w.res.Reads // a get
+	}
+	done[s]++
+	c.begin(s, 2*time.Second, func(salt uint64) func() (*shard.Request, *linear.Op) {
+		return func() (*shard.Request, *linear.Op) {
+			return w.clients.build(s, kind, rand.New(rand.NewPCG(salt, 2)))
+		}
+	}(w.rng.Uint64()))
+	var watch func()
+	watch = func() {
+		switch {
+		case c.busy:
+			w.after(5*time.Millisecond, watch)
+		case kind == 50 && w.res.Writes > before && c.ok, kind == 0 && w.res.Reads > before && c.ok:
+			done[s]++
+		default:
+			done[s]--
+		}
+	}
+	w.after(time.Millisecond, watch)
+	return false
+}
+
+// core draws a set of nodes that holds a quorum of every shard.
+func (w *World) core() []bool {
+	set := make([]bool, len(w.nodes))
+	for i := range set {
+		set[i] = true
+	}
+	ok := func() bool {
+		for _, g := range w.orc.order {
+			if !quorum(&g.desc, func(r raft.Replica) bool { return set[r.Node-1] }) {
+				return false
+			}
+		}
+		return true
+	}
+	for _, i := range w.rng.Perm(len(set)) {
+		if w.rng.IntN(3) == 0 {
+			continue
+		}
+		set[i] = false
+		if !ok() {
+			set[i] = true
+		}
+	}
+	return set
+}
+
+// caughtUp reports whether every replica of the core has applied target.
+func (w *World) caughtUp(set []bool, target []raft.Index) bool {
+	for i, n := range w.nodes {
+		if !set[i] {
+			continue
+		}
+		if !n.up {
+			return false
+		}
+		for k, g := range w.orc.order {
+			if _, ok := g.desc.ReplicaOn(n.id); !ok {
+				continue
+			}
+			if v, ok := n.host.View(g.id); !ok || v.Applied < target[k] {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// describe returns the state of everybody.
+func (w *World) describe() string {
+	var b strings.Builder
+	for _, n := range w.nodes {
+		fmt.Fprintf(&b, "\n  node %d: up=%v", n.id, n.up)
+		if !n.up {
+			continue
+		}
+		for _, v := range n.host.Views() {
+			fmt.Fprintf(&b, " [shard %d term %d lead %d commit %d applied %d last %d of %d]", v.Shard, v.Term, v.Leader, v.Commit, v.Applied, v.Last, w.orc.groups[v.Shard].last())
+		}
+	}
+	return b.String()
+}
+
+// finalChecks ends a run that met no violation.
+func (w *World) finalChecks() {
+	for _, n := range w.nodes {
+		if !n.up {
+			continue
+		}
+		// Everything that is staged is either under way, or gone.
+		for _, v := range n.host.Views() {
+			g := w.orc.groups[v.Shard]
+			w.orc.content(n, g, v.Applied)
+			w.log(n.idx, "final", uint64(v.Shard)<<40|uint64(v.Applied), g.model.sum)
+		}
+	}
+	w.orc.audit()
+	good, bad := linear.Check(w.clients.h, w.opt.Check)
+	w.res.Histories = good
+	if len(bad) > 0 {
+		w.fail("S15", "%v", bad[0])
+	}
+	w.res.Runs = 1
+}

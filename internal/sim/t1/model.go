@@ -1,0 +1,133 @@
+package t1
+
+import (
+	"bytes"
+	"sort"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/shard/kv"
+)
+
+// model is a shard executed a second time, in memory: every committed entry,
+// once, in order. Its digest after each entry says what a disk that is applied
+// through it must hold.
+type model struct {
+	desc raft.Descriptor
+	data map[string]string
+	sum  uint64 // over all pairs, in no order
+}
+
+func newModel(d raft.Descriptor) *model { return &model{desc: d, data: map[string]string{}} }
+
+func pairHash(key, val []byte) uint64 { return mix(hashBytes(key), hashBytes(val)) }
+
+// apply executes an entry and returns the results of its commands.
+func (m *model) apply(e raft.Entry) ([][]byte, error) {
+	h, err := e.Header()
+	if err != nil || e.Type != raft.EntryNormal {
+		return nil, err
+	}
+	n := 0
+	for range e.Commands() {
+		n++
+	}
+	a := multiraft.ApplyContext{Desc: &m.desc, Entry: e, Header: h, Results: make([][]byte, n)}
+	return a.Results, kv.ApplyTo(m, &a)
+}
+
+// Get implements kv.Writer.
+func (m *model) Get(_ uint32, key []byte) ([]byte, bool, error) {
+	v, ok := m.data[string(key)]
+	return []byte(v), ok, nil
+}
+
+// Set implements kv.Writer.
+func (m *model) Set(_ uint32, key, val []byte) {
+	m.remove(string(key))
+	m.data[string(key)] = string(val)
+	m.sum += pairHash(key, val)
+}
+
+// Delete implements kv.Writer.
+func (m *model) Delete(_ uint32, key []byte) { m.remove(string(key)) }
+
+// DeleteRange implements kv.Writer.
+func (m *model) DeleteRange(_ uint32, start, end []byte) {
+	var gone []string
+	for k := range m.data {
+		if k >= string(start) && (len(end) == 0 || k < string(end)) {
+			gone = append(gone, k)
+		}
+	}
+	sort.Strings(gone)
+	for _, k := range gone {
+		m.remove(k)
+	}
+}
+
+func (m *model) remove(key string) {
+	if v, ok := m.data[key]; ok {
+		m.sum -= pairHash([]byte(key), []byte(v))
+		delete(m.data, key)
+	}
+}
+
+// digest is the model's sum of what an engine holds of a shard.
+func digest(e *engine.Engine, d *raft.Descriptor) (sum uint64, keys int, err error) {
+	it, err := e.NewIter(d.Keyspace, d.Start, d.End)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer it.Close()
+	for ok := it.First(); ok; ok = it.Next() {
+		sum += pairHash(bytes.Clone(it.Key()), bytes.Clone(it.Value()))
+		keys++
+	}
+	return sum, keys, it.Err()
+}
+
+// machine is the product's state machine on one node.
+type machine struct{ n *node }
+
+// Apply implements multiraft.StateMachine.
+func (m machine) Apply(b *engine.Batch, a *multiraft.ApplyContext) error {
+	return kv.NewMachine().Apply(b, a)
+}
+
+// door is the host as the request executor sees it, with checks in between.
+type door struct{ n *node }
+
+// Propose implements kv.Host.
+func (d door) Propose(s raft.ShardID, cmd raft.Command, done func(data []byte, index raft.Index, slot uint32, err error)) {
+	n, gen := d.n, d.n.gen
+	n.w.orc.proposed(s, &cmd)
+	n.host.Propose(s, cmd, func(data []byte, index raft.Index, slot uint32, err error) {
+		if n.gen != gen || !n.up {
+			return
+		}
+		n.w.orc.answered(n, s, &cmd, data, index, slot, err)
+		done(data, index, slot, err)
+	})
+}
+
+// ReadIndex implements kv.Host. Whoever may read must have applied everything
+// that was acknowledged before it asked: S15.
+func (d door) ReadIndex(s raft.ShardID, done func(index raft.Index, err error)) {
+	n, gen := d.n, d.n.gen
+	g := n.w.orc.groups[s]
+	acked := g.acked
+	n.host.ReadIndex(s, func(index raft.Index, err error) {
+		if n.gen != gen || !n.up {
+			return
+		}
+		if err == nil && index < acked {
+			n.w.fail("S15", "node %d allows a read of shard %d at index %d, acknowledged was %d before it was asked", n.id, s, index, acked)
+		}
+		done(index, err)
+	})
+}
+
+// Descriptor implements kv.Host.
+func (d door) Descriptor(s raft.ShardID) (raft.Descriptor, bool) { return d.n.host.Descriptor(s) }

@@ -1,0 +1,564 @@
+package t1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/sim/simfs"
+	"github.com/flotillakv/flotilla/multiraft"
+	"github.com/flotillakv/flotilla/multiraft/liveness"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/shard/kv"
+	"github.com/flotillakv/flotilla/snapshot"
+)
+
+const storeDir = "store"
+
+var clusterID = [16]byte{'t', '1'}
+
+// node is one node: its disk, and while it is up everything that runs on it.
+type node struct {
+	w   *World
+	idx int
+	id  raft.NodeID
+
+	disk  *simfs.FS
+	gen   uint32 // lives, of the process
+	up    bool
+	held  bool // not part of the liveness phase
+	boots int
+
+	// Of the present life.
+	clock   *nodeClock
+	eng     *engine.Engine
+	host    *multiraft.Host
+	st      *multiraft.Stepper
+	live    *liveness.Manager
+	snaps   *snapshot.Store
+	store   *kv.Store
+	loops   []loopState
+	manAt   int64
+	manTok  uint64
+	diskAt  bool // a DiskStep is scheduled
+	tasks   []*task
+	sending int
+	queue   []snapJob
+	died    atomic.Pointer[error] // the engine's or host's last word
+
+	// What the disk holds, as told by the rounds: see shadow.go.
+	shadow shadow
+
+	pausedUntil int64
+	slowUntil   int64
+	slow        time.Duration
+	wallJump    int64
+	rng         *rand.Rand // crash images, ids
+}
+
+// loopState is the driver's side of one loop.
+type loopState struct {
+	at       int64 // when the next step is scheduled; 0: not
+	tok      uint64
+	lastDone int64
+	rounds   []*round // synced, Done not delivered
+}
+
+// templates are the fresh stores of nodes, by id, made once per process.
+var templates struct {
+	sync.Mutex
+	by map[raft.NodeID]*simfs.FS
+}
+
+// freshDisk returns a disk with an empty store of node id on it.
+func freshDisk(id raft.NodeID) *simfs.FS {
+	templates.Lock()
+	defer templates.Unlock()
+	if fs := templates.by[id]; fs != nil {
+		return fs.Image(simfs.All, 0)
+	}
+	fs := simfs.New()
+	e, err := engine.Open(engine.Options{
+		Dir: storeDir, FS: fs, Create: true, Cluster: clusterID, Node: id, CacheBytes: 1 << 20, MemTableBytes: 256 << 10,
+		OnFatal: func(error) {}, Now: func() time.Time { return time.Unix(0, epochNanos) },
+	})
+	if err == nil {
+		err = e.Close()
+	}
+	if err != nil {
+		panic(fmt.Sprintf("t1: a fresh store: %v", err))
+	}
+	if templates.by == nil {
+		templates.by = map[raft.NodeID]*simfs.FS{}
+	}
+	templates.by[id] = fs
+	return fs.Image(simfs.All, 0)
+}
+
+func newNode(w *World, i int) *node {
+	n := &node{w: w, idx: i, id: raft.NodeID(i + 1)}
+	n.rng = rand.New(rand.NewPCG(w.sched.Seed, 0xd15c0+uint64(i)))
+	n.disk = freshDisk(n.id)
+	n.disk.Keep()
+	return n
+}
+
+// open opens the store of the disk. A crash may come in the middle of it.
+func (n *node) open() {
+	w := n.w
+	for try := 0; ; try++ {
+		if !w.p.Reuse {
+			n.disk.NoReuse()
+		}
+		gen := n.gen
+		e, err := engine.Open(engine.Options{
+			Dir: storeDir, FS: n.disk, Cluster: clusterID, Node: n.id, Cache: w.cache, MemTableBytes: w.p.MemTable,
+			OnFatal: func(err error) { n.died.CompareAndSwap(nil, &err) },
+			OnDurable: func() {
+				if n.gen == gen && n.up {
+					n.settle(n.disk.Syncs())
+				}
+			},
+			Now: func() time.Time { return time.Unix(0, epochNanos+w.now) },
+		})
+		if err != nil {
+			w.fail("F1", "node %d does not open its store after a crash: %v", n.id, err)
+		}
+		n.eng = e
+		if n.boots == 0 || w.calm || try >= 2 || n.rng.Float64() >= w.p.Recovery {
+			return
+		}
+		// A second crash, somewhere in the recovery.
+		k := n.rng.IntN(n.disk.Syncs() + 1)
+		img := n.disk.ImageAt(n.mode(), n.rng.Uint64(), k)
+		if err := e.Close(); err != nil {
+			w.fail("F1", "node %d: close: %v", n.id, err)
+		}
+		n.disk = img
+		n.disk.Keep()
+		w.res.Images++
+		w.res.Recovery++
+		w.log(n.idx, "recrash", uint64(try), 0)
+	}
+}
+
+func (n *node) mode() simfs.Mode {
+	return simfs.Mode(n.w.p.Images[n.rng.IntN(len(n.w.p.Images))])
+}
+
+// boot starts the node from its disk.
+func (n *node) boot() {
+	w := n.w
+	n.gen++
+	n.open()
+	states, err := n.eng.Boot()
+	if err != nil {
+		w.fail("S8", "node %d does not boot after a crash: %v", n.id, err)
+	}
+	n.disk.Settle(n.disk.Syncs())
+	if n.boots == 0 {
+		w.res.Boots++
+	} else {
+		w.res.Reopens++
+	}
+	n.boots++
+	n.shadow.booted(n, states)
+	n.up = true
+	n.died.Store(nil)
+	n.pausedUntil, n.manAt, n.diskAt, n.sending, n.queue, n.tasks = 0, 0, false, 0, nil, nil
+	n.clock = &nodeClock{w: w, origin: raft.Time(time.Hour) + raft.Time(n.rng.Int64N(int64(time.Hour))), bootAt: w.now, rate: 1 + w.p.Drift[n.idx], wall: n.wallJump}
+	w.log(n.idx, "boot", n.eng.BootEpoch(), uint64(len(states)))
+
+	support, err := n.eng.LoadSupport()
+	if err != nil {
+		w.fail("S8", "node %d: support records: %v", n.id, err)
+	}
+	var recs []liveness.Record
+	for _, r := range support {
+		recs = append(recs, liveness.Record(r))
+	}
+	var peers []raft.NodeID
+	for i := range w.p.Nodes {
+		if i != n.idx {
+			peers = append(peers, raft.NodeID(i+1))
+		}
+	}
+	n.live, err = liveness.New(liveness.Config{
+		Node: n.id, BootEpoch: n.eng.BootEpoch(), Records: recs, Peers: func() []raft.NodeID { return peers },
+		Timing:   liveness.Timing{Interval: w.p.Beat, Duration: w.p.Support},
+		OnChange: func(node raft.NodeID) { n.host.LivenessChanged(node) },
+		Gate:     func(now raft.Time) bool { return n.host.Alive(now, w.p.Support/2) },
+	}, (*nodeStore)(n), (*nodeNet)(n), n.clock)
+	if err != nil {
+		w.fail("panic", "node %d: liveness: %v", n.id, err)
+	}
+	n.snaps, err = snapshot.New(snapshot.Options{
+		Engine: n.eng, Node: n.id, Live: n.descriptors, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes,
+		NewID: func() (id snapshot.ID) {
+			for i := range id {
+				id[i] = byte(n.rng.Uint32())
+			}
+			return id
+		},
+	})
+	if err != nil {
+		w.fail("F1", "node %d: snapshots: %v", n.id, err)
+	}
+	n.host, err = multiraft.New(multiraft.Config{
+		Node: n.id, Engine: n.eng, Net: (*nodeNet)(n), Liveness: n.live, Clock: n.clock, Machine: machine{n},
+		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(),
+		OnFatal: func(err error) { n.died.CompareAndSwap(nil, &err) },
+		OnSync:  n.live.NoteSync, ClockOK: n.live.ClockOK,
+	})
+	if err != nil {
+		w.fail("panic", "node %d: host: %v", n.id, err)
+	}
+	if n.st, err = n.host.Stepper(); err != nil {
+		w.fail("panic", "node %d: %v", n.id, err)
+	}
+	n.st.OnRound, n.st.OnCommit = n.onRound, n.onCommit
+	n.loops = make([]loopState, n.st.Loops())
+	load := make([]raft.State, 0, len(states))
+	for _, s := range states {
+		load = append(load, s.State)
+	}
+	if err := n.host.AddGroups(load); err != nil {
+		w.fail("S8", "node %d: %v", n.id, err)
+	}
+	if len(states) == 0 {
+		var mine []raft.Descriptor
+		for _, d := range w.descriptors() {
+			if _, ok := d.ReplicaOn(n.id); ok {
+				mine = append(mine, d)
+			}
+		}
+		if err := n.host.CreateGroups(mine); err != nil {
+			w.fail("F1", "node %d: %v", n.id, err)
+		}
+		n.disk.Settle(n.disk.Syncs())
+		n.shadow.created(n, mine)
+	}
+	n.store = kv.NewStore(kv.Options{Host: door{n}, Engine: n.eng, Go: n.readLater})
+	for _, p := range peers {
+		n.live.AddPeer(p)
+	}
+	w.net.booted(n)
+	n.settleDown()
+}
+
+func (n *node) descriptors() []raft.Descriptor {
+	var out []raft.Descriptor
+	for _, v := range n.host.Views() {
+		out = append(out, v.Desc)
+	}
+	return out
+}
+
+// readLater carries out a read some time after it was allowed.
+func (n *node) readLater(read func()) {
+	n.w.on(n, n.w.now+int64(n.w.exp(n.w.p.ReadDelay)), read)
+}
+
+// syncTime draws how long a sync of the node takes.
+func (n *node) syncTime() int64 {
+	w := n.w
+	d := w.p.SyncMin + w.exp(w.p.SyncMean)
+	if n.slowUntil > w.now && !w.calm {
+		d += time.Duration(w.rng.Float64() * float64(n.slow))
+	}
+	return int64(d)
+}
+
+// settleDown looks, after something happened on the node, at what it has to do next.
+func (n *node) settleDown() {
+	if !n.up {
+		return
+	}
+	w := n.w
+	if p := n.died.Load(); p != nil {
+		n.failStop(*p)
+		return
+	}
+	for i := range n.loops {
+		l := &n.loops[i]
+		deadline, has, busy := n.st.Next(i)
+		switch {
+		case busy:
+			if l.at == 0 || l.at > w.now+int64(w.p.RoundDelay)*2 {
+				n.stepAt(i, w.now+1+int64(w.exp(w.p.RoundDelay)))
+			}
+			continue
+		case has:
+			if at := max(n.clock.world(deadline), w.now+1); l.at == 0 || at < l.at {
+				n.stepAt(i, at)
+			}
+		}
+		n.st.Rest(i)
+	}
+	at := w.now + 1
+	if d := n.live.Deadline(); d != 0 {
+		at = max(at, n.clock.world(d))
+	}
+	if n.manAt == 0 || at < n.manAt {
+		n.manAt = at
+		n.manTok++
+		tok := n.manTok
+		w.on(n, at, func() {
+			if tok == n.manTok {
+				n.manAt = 0
+				n.live.Step()
+			}
+		})
+	}
+	if !n.diskAt && n.live.DiskPending() {
+		n.diskAt = true
+		w.on(n, w.now+n.syncTime(), func() {
+			n.diskAt = false
+			n.live.DiskStep()
+		})
+	}
+}
+
+func (n *node) stepAt(i int, at int64) {
+	l := &n.loops[i]
+	l.at = at
+	l.tok++
+	tok := l.tok
+	n.w.on(n, at, func() {
+		if l.tok == tok && &n.loops[i] == l {
+			l.at = 0
+			n.step(i)
+		}
+	})
+}
+
+// step runs one round of loop i. If it committed a batch, the batch is made
+// durable at once, and the loop learns of it later.
+func (n *node) step(i int) {
+	w := n.w
+	n.shadow.begin()
+	n.st.Step(i, n.clock.Now())
+	n.checkViews(i)
+	r := n.shadow.end()
+	if r == nil {
+		return
+	}
+	if n.st.Flush(i) != nil {
+		return // the node has failed
+	}
+	r.marker = n.disk.Syncs()
+	n.shadow.rounds = append(n.shadow.rounds, r)
+	w.res.Batches++
+	w.log(n.idx, "batch", uint64(i), r.hash)
+	l := &n.loops[i]
+	l.lastDone = max(l.lastDone+1, w.now+n.syncTime())
+	w.on(n, l.lastDone, func() {
+		n.settle(r.marker)
+		n.st.Complete(i)
+	})
+}
+
+// settle tells that everything synced by sync k is known to be durable.
+func (n *node) settle(k int) {
+	n.disk.Settle(k)
+	n.shadow.settle(n, k)
+}
+
+// crash stops the node at once and leaves a disk that may lack whatever nobody
+// was told to be durable.
+func (n *node) crash(mode simfs.Mode) {
+	if !n.up {
+		return
+	}
+	w := n.w
+	if n.live.DiskPending() && n.rng.IntN(4) == 0 {
+		n.live.DiskStep() // durable, and nobody hears of it
+		if p := n.died.Load(); p != nil {
+			n.failStop(*p)
+			return
+		}
+	}
+	// The crash comes after the last sync that was told, or after any later one.
+	k, r := n.disk.Settled(), 0
+	if m := len(n.shadow.rounds); m > 0 {
+		if r = n.rng.IntN(m + 1); r > 0 {
+			k = n.shadow.rounds[r-1].marker
+		}
+		w.res.LostSyncs += m - r
+	}
+	w.log(n.idx, "crash", uint64(mode), uint64(r))
+	img := n.disk.ImageAt(mode, n.rng.Uint64(), k)
+	w.res.Images++
+	n.shadow.crashed(r, mode != simfs.None)
+	n.release()
+	n.disk = img
+	n.disk.Keep()
+}
+
+// failStop ends a node whose disk failed: it must have a reason.
+func (n *node) failStop(err error) {
+	w := n.w
+	w.res.FailStops++
+	w.say(n.idx, "fail-stop", "%v", err)
+	w.log(n.idx, "failed", 0, 0)
+	if err == nil || err.Error() == "" {
+		w.fail("F1", "node %d stops without a reason", n.id)
+	}
+	n.shadow.crashed(0, true)
+	img := n.disk.ImageAt(simfs.None, n.rng.Uint64(), n.disk.Settled())
+	w.res.Images++
+	n.release()
+	n.disk = img
+	n.disk.Keep()
+	w.after(50*time.Millisecond+w.exp(100*time.Millisecond), func() { n.restart() })
+}
+
+// restart boots the node if it is down and not to stay so.
+func (n *node) restart() {
+	if !n.up && !n.held {
+		n.boot()
+	}
+}
+
+// release ends the present life: nothing of it is heard any more.
+func (n *node) release() {
+	if !n.up {
+		return
+	}
+	n.up = false
+	n.gen++
+	n.w.net.died(n)
+	for len(n.tasks) > 0 {
+		n.tasks[len(n.tasks)-1].stop()
+	}
+	failed := n.died.Load() != nil
+	n.disk.SetFaults()
+	n.host.Close()
+	n.snaps.Close()
+	n.live.Close()
+	if err := n.eng.Close(); err != nil && !failed {
+		n.w.fail("F1", "node %d: close: %v", n.id, err)
+	}
+	n.eng, n.host, n.st, n.live, n.snaps, n.store = nil, nil, nil, nil, nil, nil
+}
+
+// stop is a clean stop: everything is durable afterwards.
+func (n *node) stop() {
+	if !n.up {
+		return
+	}
+	w := n.w
+	w.log(n.idx, "stop", 0, 0)
+	n.live.Relinquish()
+	n.shadow.crashed(len(n.shadow.rounds), true)
+	n.release()
+	n.disk = n.disk.Image(simfs.All, 0)
+	n.disk.Keep()
+}
+
+// nodeStore is the liveness side of a node's engine.
+type nodeStore node
+
+// SaveSupport implements liveness.Store.
+func (s *nodeStore) SaveSupport(recs ...liveness.Record) error {
+	out := make([]engine.SupportRecord, len(recs))
+	for i, r := range recs {
+		out[i] = engine.SupportRecord(r)
+		s.w.log(s.idx, "support", uint64(r.Node)<<1|b2u(r.Withdrawn), uint64(r.Epoch))
+	}
+	return s.eng.SaveSupport(out...)
+}
+
+// SyncNow implements liveness.Store.
+func (s *nodeStore) SyncNow() error { return s.eng.SyncNow() }
+
+func b2u(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// snapJob is a snapshot that a loop asked to be sent.
+type snapJob struct {
+	desc raft.Descriptor
+	to   raft.NodeID
+	done func(raft.Index, raft.Term, error)
+}
+
+// nodeSnaps sends snapshots, two at a time.
+type nodeSnaps node
+
+// SendSnapshot implements multiraft.SnapshotSender.
+func (s *nodeSnaps) SendSnapshot(desc raft.Descriptor, to raft.NodeID, _ raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
+	n := (*node)(s)
+	n.queue = append(n.queue, snapJob{desc, to, done})
+	n.w.on(n, n.w.now+1, n.sendNext)
+}
+
+func (n *node) sendNext() {
+	if len(n.queue) == 0 || n.sending >= 2 {
+		return
+	}
+	job := n.queue[0]
+	n.queue = n.queue[1:]
+	n.sending++
+	gen := n.gen
+	n.w.spawn(n, func(t *task) {
+		index, term, err := n.snaps.Send(context.Background(), &job.desc, func(_ context.Context, header []byte) (snapshot.Stream, error) {
+			return n.w.net.openSnapshot(t, job.to, header)
+		})
+		if n.gen != gen || !n.up {
+			return
+		}
+		n.sending--
+		if errors.Is(err, snapshot.ErrStale) {
+			err = nil
+		}
+		n.w.log(n.idx, "snap-sent", uint64(job.desc.Shard)<<32|uint64(job.to), uint64(index)<<1|b2u(err != nil))
+		job.done(index, term, err)
+		n.w.on(n, n.w.now+1, n.sendNext)
+	})
+}
+
+// receiveSnapshot is what a node does with an incoming stream.
+func (n *node) receiveSnapshot(t *task, from raft.NodeID, header []byte, next func() ([]byte, error)) error {
+	staged, err := n.snaps.Handle(from, header, next)
+	if err != nil || staged == nil {
+		return err
+	}
+	defer staged.Close()
+	w := n.w
+	var result error
+	over := false
+	m := &staged.Meta
+	install := func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error) {
+		st, err := staged.InstallOn(hs, applied, exists)
+		if err == nil {
+			w.res.SnapsSent++
+			w.log(n.idx, "installed", uint64(m.Shard), uint64(m.Index))
+			n.shadow.installed(n, &st)
+		}
+		return st, err
+	}
+	wake := t.waker()
+	err = n.host.InstallAside(m.Shard, m.Index, m.Term, install, func(err error) {
+		result, over = err, true
+		w.on(n, w.now, wake)
+	})
+	if err != nil {
+		return err
+	}
+	if !t.wait() || !over {
+		return errStopped
+	}
+	if errors.Is(result, multiraft.ErrSnapshotStale) {
+		result = snapshot.Verdict(fmt.Errorf("%w: %w", snapshot.ErrStale, result))
+	}
+	return result
+}

@@ -1,0 +1,291 @@
+package t1
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// maxNodes bounds the nodes of a simulated cluster.
+const maxNodes = 7
+
+// Schedule is everything that a seed decides before a run: the parameters and
+// the timed list of faults and client operations. It is plain data, so that a
+// failing run can be kept, and shrunk by deleting actions.
+type Schedule struct {
+	Seed     uint64        `json:"seed"`
+	Profile  string        `json:"profile"`
+	Params   Params        `json:"params"`
+	Duration time.Duration `json:"duration"` // of the safety phase, virtual
+	Actions  []Action      `json:"actions"`  // ascending by At
+}
+
+// Params are the drawn parameters of one run.
+type Params struct {
+	Nodes    int               `json:"nodes"`    // 3..7
+	Replicas int               `json:"replicas"` // of each shard: 3 or 5
+	Shards   int               `json:"shards"`   // 1..12
+	Groups   int               `json:"groups"`   // of keys that are checked together
+	Loops    int               `json:"loops"`    // of each node: 1..3
+	Clients  int               `json:"clients"`
+	Support  time.Duration     `json:"support"`
+	Beat     time.Duration     `json:"beat"`
+	Drift    [maxNodes]float64 `json:"drift"` // clock rate error, within +-0.5 %
+
+	DelayMin   time.Duration `json:"delay_min"` // one network hop
+	DelayMean  time.Duration `json:"delay_mean"`
+	Loss       float64       `json:"loss"` // probabilities per frame
+	Dup        float64       `json:"dup"`
+	Corrupt    float64       `json:"corrupt"`
+	LostAnswer float64       `json:"lost_answer"` // of a client
+	Stream     bool          `json:"stream"`      // links are FIFO and a loss resets them
+	Compress   bool          `json:"compress"`
+	SyncMin    time.Duration `json:"sync_min"`
+	SyncMean   time.Duration `json:"sync_mean"`
+	RoundDelay time.Duration `json:"round_delay"` // mean time between input and round
+	ReadDelay  time.Duration `json:"read_delay"`  // mean time between permission and read
+
+	Images   []uint8 `json:"images"`   // simfs modes of crash images
+	Recovery float64 `json:"recovery"` // probability of a crash in the recovery
+	Reuse    bool    `json:"reuse"`    // Pebble recycles its logs
+	MemTable int64   `json:"mem_table"`
+
+	Payload    int           `json:"payload"` // bytes of a value, at most
+	Timeout    time.Duration `json:"timeout"` // of a client's operation, mean
+	SmallBytes int           `json:"small_bytes"`
+	TableBytes int           `json:"table_bytes"`
+	Tuning     raft.Tuning   `json:"tuning"`
+}
+
+// ActionKind is what an Action does.
+type ActionKind uint8
+
+// Faults and client operations. R is the action's own random number.
+const (
+	ActOp         ActionKind = iota + 1 // client Node does something
+	ActCrash                            // Node stops and restarts after Dur
+	ActCrashSome                        // power loss of several (bits of R)
+	ActCrashAll                         // power loss of all
+	ActKillLeader                       // crash of a leader of the shard R chooses
+	ActIsolate                          // Node is cut off, both ways
+	ActDeaf                             // Node hears nothing
+	ActMute                             // Node is not heard
+	ActSplit                            // nodes split in two sides (bits of R)
+	ActCut                              // one link, one way
+	ActCutBoth                          // one link, both ways: the triangle
+	ActFlap                             // one link goes and comes
+	ActFollow                           // isolate a leader
+	ActClog                             // one link delays everything until the end of Dur
+	ActSwizzle                          // links clog one by one and clear in another order
+	ActReset                            // the stream between Node and Peer breaks
+	ActDropType                         // messages of one type (R) are lost
+	ActStorm                            // loss and duplication rise to a third
+	ActPause                            // Node stands still
+	ActSlowDisk                         // syncs of Node take up to Dur
+	ActWall                             // Node's wall clock jumps by up to an hour
+	ActTransfer                         // leadership transfer
+	ActCampaign                         // Node's replica of a shard campaigns
+	ActStop                             // clean stop and restart
+	ActDiskFault                        // a disk operation of Node fails
+	ActRot                              // Node crashes and a bit of its store has flipped
+	ActOld                              // frames from long ago arrive
+)
+
+var actionNames = [...]string{
+	ActOp: "op", ActCrash: "crash", ActCrashSome: "crash-some", ActCrashAll: "crash-all", ActKillLeader: "kill-leader",
+	ActIsolate: "isolate", ActDeaf: "deaf", ActMute: "mute", ActSplit: "split", ActCut: "cut", ActCutBoth: "cut-both",
+	ActFlap: "flap", ActFollow: "isolate-leader", ActClog: "clog", ActSwizzle: "swizzle", ActReset: "reset",
+	ActDropType: "drop-type", ActStorm: "storm", ActPause: "pause", ActSlowDisk: "slow-disk", ActWall: "wall",
+	ActTransfer: "transfer", ActCampaign: "campaign", ActStop: "stop", ActDiskFault: "disk-fault", ActRot: "rot", ActOld: "old-frames",
+}
+
+// String returns the action's name in traces.
+func (k ActionKind) String() string {
+	if int(k) < len(actionNames) && actionNames[k] != "" {
+		return actionNames[k]
+	}
+	return "unknown"
+}
+
+// Action is one timed fault or client operation.
+type Action struct {
+	At   int64         `json:"at"` // virtual nanoseconds
+	Kind ActionKind    `json:"kind"`
+	Node int           `json:"node"`
+	Peer int           `json:"peer,omitempty"`
+	Dur  time.Duration `json:"dur,omitempty"`
+	R    uint64        `json:"r,omitempty"`
+}
+
+// Profiles lists the names that [Draw] accepts. Each is "swarm" with some rates
+// fixed: "calm" has no faults, "crash" many crashes of all kinds, "net" many
+// network faults, "snap" small logs and long absences, so that snapshots travel,
+// "disk" failing and slow disks, "many" seven nodes and twelve shards.
+var Profiles = []string{"swarm", "calm", "crash", "net", "snap", "disk", "many"}
+
+// Draw draws the schedule of a seed. Zero duration: drawn.
+func Draw(seed uint64, profile string, duration time.Duration) Schedule {
+	rng := rand.New(rand.NewPCG(seed, 0x7e57ed))
+	if duration == 0 {
+		duration = time.Duration(2500+rng.IntN(3500)) * time.Millisecond
+	}
+	s := Schedule{Seed: seed, Profile: profile, Duration: duration, Params: drawParams(rng, profile)}
+	p := &s.Params
+	n := p.Nodes
+	// Each fault is off in half of the seeds.
+	rate := func(hi float64) float64 {
+		on, r := rng.IntN(2) == 0, rng.Float64()
+		if !on || profile == "calm" {
+			return 0
+		}
+		return hi * r
+	}
+	type source struct {
+		kind   ActionKind
+		perSec float64
+		dur    time.Duration // mean
+	}
+	sources := []source{
+		{ActCrash, rate(4), 120 * time.Millisecond},
+		{ActCrashSome, rate(1), 120 * time.Millisecond},
+		{ActCrashAll, rate(0.7), 100 * time.Millisecond},
+		{ActKillLeader, rate(2), 120 * time.Millisecond},
+		{ActStop, rate(0.7), 50 * time.Millisecond},
+		{ActIsolate, rate(0.5), 500 * time.Millisecond},
+		{ActDeaf, rate(0.4), 500 * time.Millisecond},
+		{ActMute, rate(0.4), 500 * time.Millisecond},
+		{ActSplit, rate(0.5), 600 * time.Millisecond},
+		{ActCut, rate(0.5), 500 * time.Millisecond},
+		{ActCutBoth, rate(0.5), 500 * time.Millisecond},
+		{ActFlap, rate(0.4), 900 * time.Millisecond},
+		{ActFollow, rate(0.4), 600 * time.Millisecond},
+		{ActClog, rate(0.6), 400 * time.Millisecond},
+		{ActSwizzle, rate(0.3), 700 * time.Millisecond},
+		{ActReset, rate(1.5), 0},
+		{ActDropType, rate(0.5), 500 * time.Millisecond},
+		{ActStorm, rate(0.3), 500 * time.Millisecond},
+		{ActPause, rate(0.6), 400 * time.Millisecond},
+		{ActSlowDisk, rate(0.6), 200 * time.Millisecond},
+		{ActWall, rate(0.4), 700 * time.Millisecond},
+		{ActTransfer, rate(2), 0},
+		{ActCampaign, rate(1), 0},
+		{ActOld, rate(1), 0},
+		{ActDiskFault, rate(0.15), 200 * time.Millisecond},
+		{ActOp, 50 + 70*rng.Float64(), 0},
+	}
+	for i := range sources {
+		src := &sources[i]
+		boost := 0.5 + rng.Float64()
+		switch {
+		case profile == "crash" && (src.kind == ActCrash || src.kind == ActKillLeader || src.kind == ActCrashSome || src.kind == ActCrashAll):
+			src.perSec = max(src.perSec, 1.5*boost)
+		case profile == "net" && src.kind >= ActIsolate && src.kind <= ActStorm:
+			src.perSec = max(src.perSec, 0.5*boost)
+		case profile == "snap" && (src.kind == ActCrash || src.kind == ActIsolate || src.kind == ActCutBoth):
+			src.perSec, src.dur = max(src.perSec, 0.8*boost), 900*time.Millisecond
+		case profile == "snap" && src.kind == ActOp:
+			src.perSec = 160
+		case profile == "disk" && src.kind == ActDiskFault:
+			src.perSec = 0.6 * boost
+		case profile == "disk" && src.kind == ActSlowDisk:
+			src.perSec = 1.5 * boost
+		}
+		if src.perSec <= 0 {
+			continue
+		}
+		for at := 0.25; ; {
+			at += rng.ExpFloat64() / src.perSec
+			if at >= duration.Seconds() {
+				break
+			}
+			a := Action{At: int64(at * 1e9), Kind: src.kind, Node: rng.IntN(n), R: rng.Uint64()}
+			a.Peer = (a.Node + 1 + rng.IntN(n-1)) % n
+			if src.kind == ActOp {
+				a.Node, a.Peer = rng.IntN(p.Clients), 0
+			}
+			a.Dur = time.Duration(float64(src.dur) * min(rng.ExpFloat64(), 6))
+			s.Actions = append(s.Actions, a)
+		}
+	}
+	slices.SortStableFunc(s.Actions, func(a, b Action) int { return cmp.Compare(a.At, b.At) })
+	return s
+}
+
+func drawParams(rng *rand.Rand, profile string) Params {
+	p := Params{Replicas: 3}
+	p.Nodes = 3 + rng.IntN(3)*rng.IntN(2)
+	if p.Nodes == 5 && rng.IntN(2) == 0 {
+		p.Replicas = 5
+	}
+	p.Shards = 1 + rng.IntN(6)
+	if profile == "many" {
+		p.Nodes, p.Shards = maxNodes, 12
+	}
+	p.Groups = p.Shards * (1 + rng.IntN(3))
+	p.Loops = 1 + rng.IntN(3)*rng.IntN(2)
+	p.Clients = 4 + rng.IntN(8)
+	p.Support = []time.Duration{200, 300, 500, 900}[rng.IntN(4)] * time.Millisecond
+	p.Beat = p.Support / 5
+	for i := range p.Drift {
+		p.Drift[i] = (rng.Float64() - 0.5) / 100
+	}
+	p.DelayMin = time.Duration(20+rng.IntN(200)) * time.Microsecond
+	p.DelayMean = time.Duration(float64(200*time.Microsecond) * (1 + 20*rng.Float64()*rng.Float64()))
+	p.Stream = rng.IntN(3) > 0
+	loss, dup := rng.Float64()*rng.Float64()*0.15, rng.Float64()*rng.Float64()*0.3
+	if rng.IntN(2) == 0 && profile != "calm" {
+		p.Loss = loss
+		if p.Stream {
+			p.Loss /= 10 // each breaks the stream
+		}
+	}
+	if rng.IntN(2) == 0 && profile != "calm" && !p.Stream {
+		p.Dup = dup
+	}
+	if rng.IntN(3) == 0 && profile != "calm" {
+		p.Corrupt = 0.02 * rng.Float64()
+	}
+	if profile != "calm" {
+		p.LostAnswer = 0.05 * rng.Float64()
+	}
+	p.Compress = rng.IntN(2) == 0
+	p.SyncMin = time.Duration(50+rng.IntN(300)) * time.Microsecond
+	p.SyncMean = time.Duration(float64(300*time.Microsecond) * (1 + 30*rng.Float64()*rng.Float64()*rng.Float64()))
+	p.RoundDelay = time.Duration(rng.IntN(200)) * time.Microsecond
+	p.ReadDelay = time.Duration(rng.IntN(400)) * time.Microsecond
+	if rng.IntN(3) == 0 {
+		p.ReadDelay *= 50
+	}
+	for i := range 8 {
+		if i < 2 || rng.IntN(2) == 0 {
+			p.Images = append(p.Images, uint8(i))
+		}
+	}
+	p.Recovery = 0.3 * rng.Float64() * float64(rng.IntN(2))
+	p.Reuse = rng.IntN(2) == 0
+	p.MemTable = 256 << 10
+	p.Payload = []int{16, 100, 400, 2000}[rng.IntN(4)]
+	p.Timeout = time.Duration(100+rng.IntN(1500)) * time.Millisecond
+	p.SmallBytes = []int{256, 4 << 10, 256 << 10}[rng.IntN(3)]
+	p.TableBytes = []int{512, 8 << 10, 1 << 20}[rng.IntN(3)]
+	t := &p.Tuning
+	if rng.IntN(2) == 0 {
+		t.MaxMsgBytes = 512 << rng.IntN(6)
+		t.InflightMsgs = 1 + rng.IntN(8)
+		t.InflightBytes = 1024 << rng.IntN(6)
+		t.UncommittedBytes = 2048 << rng.IntN(6)
+		t.TailBytes = 256 << rng.IntN(6)
+	}
+	if profile == "snap" || rng.IntN(2) == 0 {
+		t.LogKeepEntries = 4 << rng.IntN(5)
+		t.LogKeepBytes = 1024 << rng.IntN(5)
+	}
+	t.IdleTruncate = time.Duration(50+rng.IntN(300)) * time.Millisecond
+	t.ElectionRank = time.Duration(2+rng.IntN(30)) * time.Millisecond
+	t.ElectionJitter = t.ElectionRank
+	t.SnapshotTimeout = 5 * time.Second
+	return p
+}

@@ -1,0 +1,50 @@
+package t1
+
+import (
+	"slices"
+	"time"
+)
+
+// Shrink deletes actions from a failing schedule as long as the run still ends
+// with a violation of the same oracle, and returns the smaller schedule. It
+// takes at most budget runs.
+func Shrink(s Schedule, oracle string, budget int) Schedule {
+	at := time.Duration(0)
+	fails := func(c Schedule) bool {
+		budget--
+		r := Run(Options{Schedule: &c})
+		if r.Failure == nil || r.Failure.Oracle != oracle {
+			return false
+		}
+		at = r.Failure.At
+		return true
+	}
+	if !fails(s) {
+		return s
+	}
+	// What comes after the failure does not matter.
+	if at < s.Duration {
+		c := s
+		c.Actions = slices.DeleteFunc(slices.Clone(s.Actions), func(a Action) bool { return a.At > int64(at) })
+		if fails(c) {
+			s = c
+		}
+	}
+	for chunk := (len(s.Actions) + 1) / 2; chunk >= 1 && budget > 0; {
+		shrunk := false
+		for i := 0; i+chunk <= len(s.Actions) && budget > 0; {
+			c := s
+			c.Actions = slices.Delete(slices.Clone(s.Actions), i, i+chunk)
+			if fails(c) {
+				s, shrunk = c, true
+			} else {
+				i += chunk
+			}
+		}
+		if chunk == 1 && (!shrunk || len(s.Actions) == 0) {
+			break
+		}
+		chunk = max(chunk/2, 1)
+	}
+	return s
+}

@@ -1,0 +1,84 @@
+package t1
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	flagSeed    = flag.Int64("t1.seed", -1, "run this one seed and print its trace tail if it fails")
+	flagFrom    = flag.Uint64("t1.from", 1, "first seed")
+	flagSeeds   = flag.Int("t1.seeds", 0, "run this many seeds per profile; zero: as many as fit into -t1.budget")
+	flagBudget  = flag.Duration("t1.budget", 8*time.Second, "wall time for TestT1 when -t1.seeds is zero")
+	flagProfile = flag.String("t1.profile", "", "profile; empty: all in turn")
+	flagWorkers = flag.Int("t1.workers", 2, "runs at the same time")
+	flagTail    = flag.Int("t1.tail", 60, "lines of trace printed for a failure")
+	flagShrink  = flag.Int("t1.shrink", 0, "shrink a failing schedule with at most this many runs")
+	flagTwice   = flag.Uint64("t1.twice", 100, "run one in so many seeds twice and compare")
+)
+
+// report prints a failure the way a reader needs it: what, when, the last
+// events, and how to see it again.
+func report(t *testing.T, o Options, res *Result) {
+	t.Helper()
+	f := res.Failure
+	lines := strings.SplitAfter(f.Tail, "\n")
+	lines = lines[max(0, len(lines)-*flagTail):]
+	t.Errorf("seed %d profile %s: %s\n%v\n%sreplay: go test ./internal/sim/t1 -run TestT1 -t1.seed=%d -t1.profile=%s",
+		o.Seed, o.Profile, res.Summary(), f, strings.Join(lines, ""), o.Seed, o.Profile)
+}
+
+// TestT1 runs whole clusters on real Pebble from seeds, under all profiles. All
+// oracles are on, and each run ends with a liveness phase.
+func TestT1(t *testing.T) {
+	profiles := Profiles
+	if *flagProfile != "" {
+		profiles = strings.Split(*flagProfile, ",")
+	}
+	if *flagSeed >= 0 {
+		for _, p := range profiles {
+			o := Options{Seed: uint64(*flagSeed), Profile: p}
+			res := Run(o)
+			t.Logf("seed %d profile %s: %s", o.Seed, p, res.Summary())
+			if res.Failure != nil {
+				report(t, o, res)
+			}
+		}
+		return
+	}
+	sum := RunMany(ManyOptions{
+		From: *flagFrom, Seeds: *flagSeeds, Budget: *flagBudget, Profiles: profiles, Workers: *flagWorkers, Twice: *flagTwice,
+		OnFailure: func(o Options, r *Result) { report(t, o, r) },
+	})
+	t.Log(sum.String())
+	if sum.Commits == 0 || sum.Leaders == 0 || sum.Reopens == 0 || sum.Reads == 0 || sum.Histories == 0 {
+		t.Errorf("the runs reached too little: %s", fmt.Sprint(sum))
+	}
+}
+
+// TestT1Replay shows that a seed decides everything that counts: frames,
+// batches, answers and the final state of two runs are equal, and those of
+// different seeds are not.
+func TestT1Replay(t *testing.T) {
+	seen := map[uint64]string{}
+	for i, p := range Profiles {
+		seed := uint64(41 + i)
+		a := Run(Options{Seed: seed, Profile: p, Duration: time.Second})
+		b := Run(Options{Seed: seed, Profile: p, Duration: time.Second})
+		if a.Failure != nil {
+			report(t, Options{Seed: seed, Profile: p}, a)
+			continue
+		}
+		if a.Hash != b.Hash || a.Events != b.Events || a.Summary() != b.Summary() {
+			t.Fatalf("profile %s:\n%s\n%s", p, a.Summary(), b.Summary())
+		}
+		name := fmt.Sprintf("%s/%d", p, seed)
+		if other := seen[a.Hash]; other != "" {
+			t.Fatalf("runs %s and %s have the same trace", name, other)
+		}
+		seen[a.Hash] = name
+	}
+}
