@@ -80,7 +80,14 @@ func (w *World) act(a Action) {
 		w.net.storm++
 		w.undo(a.Dur, func() { w.net.storm = max(w.net.storm-1, 0) })
 	case ActPause:
-		n.pausedUntil = max(n.pausedUntil, w.now+int64(a.Dur))
+		if n.pausedUntil <= w.now {
+			n.pausedUntil = w.now + int64(a.Dur)
+		}
+	case ActSuspend:
+		if n.up && n.pausedUntil <= w.now {
+			n.pausedUntil = w.now + int64(a.Dur)
+			n.clock.lost += int64(a.Dur) // nobody looks at it meanwhile
+		}
 	case ActSlowDisk:
 		n.slowUntil, n.slow = w.now+int64(a.Dur)*3, a.Dur
 	case ActWall:

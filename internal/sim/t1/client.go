@@ -136,8 +136,11 @@ func (cs *clients) build(g, kind int, rng *rand.Rand) (*shard.Request, *linear.O
 	}
 	was := cs.known[g]
 	consistency := func() {
-		if rng.IntN(3) == 0 {
+		switch rng.IntN(4) {
+		case 0:
 			r.Consistency = shard.NoClock
+		case 1:
+			r.Consistency = shard.Follower
 		}
 	}
 	switch {

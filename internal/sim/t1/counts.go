@@ -9,28 +9,29 @@ import (
 
 // Counts says what a run, or many, reached.
 type Counts struct {
-	Runs      int
-	Events    uint64
-	Commits   uint64 // entries committed, each counted once
-	Applies   uint64 // entries applied by replicas
-	Leaders   int    // terms with a leader
-	Boots     int    // first starts of nodes
-	Reopens   int    // starts of nodes from a disk that a crash or a stop left
-	Images    int    // crash images taken, each opened and compared with what it may hold
-	Recovery  int    // of them: taken in the middle of an opening
-	Batches   int    // synced rounds
-	LostSyncs int    // rounds that were synced and that a crash took back before anybody was told
-	Frames    uint64
-	SnapsSent int // snapshots that arrived and were installed
-	Refused   int // corrupted frames that were refused
-	Histories int // groups of keys whose operations have an order
-	Ops       int // operations of clients
-	Reads     int
-	Writes    int // acknowledged
-	Unknown   int // writes of unknown outcome
-	Denied    int // writes that were refused for certain
-	FailStops int // nodes that stopped because of their disk
-	Faults    map[string]int
+	Runs       int
+	Events     uint64
+	Commits    uint64 // entries committed, each counted once
+	Applies    uint64 // entries applied by replicas
+	Leaders    int    // terms with a leader
+	Boots      int    // first starts of nodes
+	Reopens    int    // starts of nodes from a disk that a crash or a stop left
+	Images     int    // crash images taken, each opened and compared with what it may hold
+	Recovery   int    // of them: taken in the middle of an opening
+	Batches    int    // synced rounds
+	LostSyncs  int    // rounds that were synced and that a crash took back before anybody was told
+	Frames     uint64
+	SnapsSent  int // snapshots that arrived and were installed
+	Refused    int // corrupted frames that were refused
+	Histories  int // groups of keys whose operations have an order
+	Ops        int // operations of clients
+	Reads      int
+	LeaseReads int // of them: served by a lease, without asking anybody
+	Writes     int // acknowledged
+	Unknown    int // writes of unknown outcome
+	Denied     int // writes that were refused for certain
+	FailStops  int // nodes that stopped because of their disk
+	Faults     map[string]int
 }
 
 // Add adds o to c.
@@ -52,6 +53,7 @@ func (c *Counts) Add(o *Counts) {
 	c.Histories += o.Histories
 	c.Ops += o.Ops
 	c.Reads += o.Reads
+	c.LeaseReads += o.LeaseReads
 	c.Writes += o.Writes
 	c.Unknown += o.Unknown
 	c.Denied += o.Denied
@@ -82,11 +84,11 @@ func (c *Counts) String() string {
 	return fmt.Sprintf(`seeds %d, events %d
 disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk
 raft: %d terms with a leader, %d entries committed, %d applied, %d snapshots installed, %d frames, %d refused
-clients: %d operations, %d reads, %d writes, %d unknown, %d denied; %d linearizable histories
+clients: %d operations, %d reads (%d by lease), %d writes, %d unknown, %d denied; %d linearizable histories
 faults:%s`,
 		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops,
 		c.Leaders, c.Commits, c.Applies, c.SnapsSent, c.Frames, c.Refused,
-		c.Ops, c.Reads, c.Writes, c.Unknown, c.Denied, c.Histories, f.String())
+		c.Ops, c.Reads, c.LeaseReads, c.Writes, c.Unknown, c.Denied, c.Histories, f.String())
 }
 
 // Summary returns one line about a run; it is the same on each run of a seed.

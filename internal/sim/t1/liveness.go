@@ -34,7 +34,7 @@ func (w *World) liveness() {
 	for i, n := range w.nodes {
 		if set[i] {
 			n.jump(0)
-			n.pausedUntil, n.slowUntil = 0, 0
+			n.slowUntil = 0
 			n.disk.SetFaults()
 			n.restart()
 		}

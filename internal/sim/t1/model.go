@@ -112,22 +112,55 @@ func (d door) Propose(s raft.ShardID, cmd raft.Command, done func(data []byte, i
 	})
 }
 
-// ReadIndex implements kv.Host. Whoever may read must have applied everything
-// that was acknowledged before it asked: S15.
-func (d door) ReadIndex(s raft.ShardID, done func(index raft.Index, err error)) {
+// read asks for a read by one of the host's ways. Whoever may read must have
+// applied everything that was acknowledged before it asked: S15.
+func (d door) read(s raft.ShardID, how string, ask func(raft.ShardID, func(raft.Index, error)), done func(index raft.Index, err error)) {
 	n, gen := d.n, d.n.gen
-	g := n.w.orc.groups[s]
-	acked := g.acked
-	n.host.ReadIndex(s, func(index raft.Index, err error) {
+	acked := n.w.orc.groups[s].acked
+	ask(s, func(index raft.Index, err error) {
 		if n.gen != gen || !n.up {
 			return
 		}
-		if err == nil && index < acked {
-			n.w.fail("S15", "node %d allows a read of shard %d at index %d, acknowledged was %d before it was asked", n.id, s, index, acked)
+		if err == nil {
+			if v, ok := n.host.View(s); index < acked || ok && v.Applied < index {
+				n.w.fail("S15", "node %d allows a %s read of shard %d at index %d and has applied %d; acknowledged was %d before it was asked", n.id, how, s, index, v.Applied, acked)
+			}
 		}
 		done(index, err)
 	})
 }
+
+// ReadIndex implements kv.Host.
+func (d door) ReadIndex(s raft.ShardID, done func(index raft.Index, err error)) {
+	d.read(s, "quorum", d.n.host.ReadIndex, done)
+}
+
+// Read implements kv.Host.
+func (d door) Read(s raft.ShardID, done func(index raft.Index, err error)) {
+	d.read(s, "lease", d.n.host.Read, done)
+}
+
+// FollowerRead implements kv.Host.
+func (d door) FollowerRead(s raft.ShardID, done func(index raft.Index, err error)) {
+	d.read(s, "follower", d.n.host.FollowerRead, done)
+}
+
+// LeaseRead implements kv.Host. Whoever holds a lease has applied everything
+// that was acknowledged by now: S14.
+func (d door) LeaseRead(s raft.ShardID) bool {
+	n := d.n
+	if !n.host.LeaseRead(s) {
+		return false
+	}
+	n.w.res.LeaseReads++
+	if v, ok := n.host.View(s); ok && v.Applied < n.w.orc.groups[s].acked {
+		n.w.fail("S14", "node %d serves shard %d by its lease and has applied %d, acknowledged is %d", n.id, s, v.Applied, n.w.orc.groups[s].acked)
+	}
+	return true
+}
+
+// Generation implements kv.Host.
+func (d door) Generation(s raft.ShardID) uint64 { return d.n.host.Generation(s) }
 
 // Descriptor implements kv.Host.
 func (d door) Descriptor(s raft.ShardID) (raft.Descriptor, bool) { return d.n.host.Descriptor(s) }

@@ -212,6 +212,7 @@ func (n *node) boot() {
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: n.id, Engine: n.eng, Net: (*nodeNet)(n), Liveness: n.live, Clock: n.clock, Machine: machine{n},
 		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(),
+		Leases:  !w.p.NoLease,
 		OnFatal: func(err error) { n.died.CompareAndSwap(nil, &err) },
 		OnSync:  n.live.NoteSync, ClockOK: n.live.ClockOK,
 	})

@@ -48,6 +48,8 @@ type Params struct {
 	RoundDelay time.Duration `json:"round_delay"` // mean time between input and round
 	ReadDelay  time.Duration `json:"read_delay"`  // mean time between permission and read
 
+	NoLease bool `json:"no_lease,omitempty"`
+
 	Images   []uint8 `json:"images"`   // simfs modes of crash images
 	Recovery float64 `json:"recovery"` // probability of a crash in the recovery
 	Reuse    bool    `json:"reuse"`    // Pebble recycles its logs
@@ -92,6 +94,7 @@ const (
 	ActDiskFault                        // a disk operation of Node fails
 	ActRot                              // Node crashes and a bit of its store has flipped
 	ActOld                              // frames from long ago arrive
+	ActSuspend                          // Node stands still, and its monotonic clock with it
 )
 
 var actionNames = [...]string{
@@ -100,6 +103,7 @@ var actionNames = [...]string{
 	ActFlap: "flap", ActFollow: "isolate-leader", ActClog: "clog", ActSwizzle: "swizzle", ActReset: "reset",
 	ActDropType: "drop-type", ActStorm: "storm", ActPause: "pause", ActSlowDisk: "slow-disk", ActWall: "wall",
 	ActTransfer: "transfer", ActCampaign: "campaign", ActStop: "stop", ActDiskFault: "disk-fault", ActRot: "rot", ActOld: "old-frames",
+	ActSuspend: "suspend",
 }
 
 // String returns the action's name in traces.
@@ -168,6 +172,7 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 		{ActDropType, rate(0.5), 500 * time.Millisecond},
 		{ActStorm, rate(0.3), 500 * time.Millisecond},
 		{ActPause, rate(0.6), 400 * time.Millisecond},
+		{ActSuspend, rate(0.4), 300 * time.Millisecond},
 		{ActSlowDisk, rate(0.6), 200 * time.Millisecond},
 		{ActWall, rate(0.4), 700 * time.Millisecond},
 		{ActTransfer, rate(2), 0},
@@ -264,6 +269,7 @@ func drawParams(rng *rand.Rand, profile string) Params {
 			p.Images = append(p.Images, uint8(i))
 		}
 	}
+	p.NoLease = rng.IntN(4) == 0
 	p.Recovery = 0.3 * rng.Float64() * float64(rng.IntN(2))
 	p.Reuse = rng.IntN(2) == 0
 	p.MemTable = 256 << 10
