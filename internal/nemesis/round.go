@@ -110,12 +110,6 @@ func (x *run) round(ctx context.Context, i int, length time.Duration) (*Round, e
 		r.Violations = append(r.Violations, fmt.Sprintf("%s after all faults were mended: %s", healWithin, why))
 	} else {
 		r.Violations = append(r.Violations, x.readBack(ctx, l)...)
-		if why := x.awaitEqual(ctx); why != "" {
-			r.Violations = append(r.Violations, why)
-		}
-		var bad []string
-		r.Reread, bad = x.reread(ctx, x.earlier(), stream(seed, 3))
-		r.Violations = append(r.Violations, bad...)
 	}
 	if ctx.Err() != nil {
 		return nil, nil
@@ -125,7 +119,23 @@ func (x *run) round(ctx context.Context, i int, length time.Duration) (*Round, e
 	for _, v := range bad {
 		r.Violations = append(r.Violations, v.Error())
 	}
-	r.Violations = append(append(r.Violations, l.odd...), x.c.ended()...)
+	r.Violations = append(r.Violations, l.odd...)
+	if why == "" {
+		limit := equalWithin
+		if len(r.Violations) > 0 {
+			limit = time.Second // enough to see one more thing that is wrong
+		}
+		if why := x.awaitEqual(ctx, limit); why != "" {
+			r.Violations = append(r.Violations, why)
+		}
+		var odd []string
+		r.Reread, odd = x.reread(ctx, x.earlier(), stream(seed, 3))
+		r.Violations = append(r.Violations, odd...)
+	}
+	if ctx.Err() != nil {
+		return nil, nil
+	}
+	r.Violations = append(r.Violations, x.c.ended()...)
 	n := l.h.Counts()
 	r.Operations, r.Reads, r.Writes, r.Unheld, r.Ambiguous, r.Refused = int(l.ops.Load()), n.Reads, n.Writes, n.Unheld, n.Ambiguous, n.Refused
 	r.Histories, r.Starts = good, x.starts()-starts
@@ -234,9 +244,9 @@ func (x *run) awaitHealthy(ctx context.Context, limit time.Duration) string {
 
 // awaitEqual waits until all replicas of every shard hold the same at the same
 // index.
-func (x *run) awaitEqual(ctx context.Context) string {
+func (x *run) awaitEqual(ctx context.Context, limit time.Duration) string {
 	bad := ""
-	why := await(ctx, equalWithin, func(ctx context.Context) string {
+	why := await(ctx, limit, func(ctx context.Context) string {
 		var all []flotilla.ShardInfo
 		if err := x.doors[0].ask(ctx, "shards", struct{}{}, &all); err != nil {
 			return err.Error()
