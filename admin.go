@@ -395,7 +395,7 @@ func (n *Node) Status(ctx context.Context) (ClusterStatus, error) {
 }
 
 // LocalDigest hashes what this node's replica of a shard holds: keys, values
-// and versions, in order, as of the applied index it returns. Replicas with
+// and versions, in order, and the records of sessions, as of the applied index it returns. Replicas with
 // equal applied indexes have equal digests. It reads the whole shard.
 func (n *Node) LocalDigest(ctx context.Context, shardID uint64) (applied, digest uint64, err error) {
 	n.using.RLock()
@@ -420,22 +420,35 @@ func (n *Node) LocalDigest(ctx context.Context, shardID uint64) (applied, digest
 	}
 	defer it.Close()
 	var lens [16]byte
-	for ok := it.First(); ok; ok = it.Next() {
-		if ctx.Err() != nil {
-			return 0, 0, ctx.Err()
+	hash := func(it *engine.Iter) error {
+		for ok := it.First(); ok; ok = it.Next() {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if n.isClosed() {
+				return ErrClosed
+			}
+			k, val := it.Key(), it.Value()
+			for i := range 8 {
+				lens[i], lens[8+i] = byte(len(k)>>(8*i)), byte(len(val)>>(8*i))
+			}
+			h.Write(lens[:])
+			h.Write(k)
+			h.Write(val)
 		}
-		if n.isClosed() {
-			return 0, 0, ErrClosed
-		}
-		k, val := it.Key(), it.Value()
-		for i := range 8 {
-			lens[i], lens[8+i] = byte(len(k)>>(8*i)), byte(len(val)>>(8*i))
-		}
-		h.Write(lens[:])
-		h.Write(k)
-		h.Write(val)
+		return it.Err()
 	}
-	if err := it.Err(); err != nil {
+	if err := hash(it); err != nil {
+		return 0, 0, err
+	}
+	// Of the applied side: what the state machine keeps (sessions), not the
+	// positions and the replicas, which are each replica's own or the group's.
+	own, err := v.Iter(engine.ViewMachine)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer own.Close()
+	if err := hash(own); err != nil {
 		return 0, 0, err
 	}
 	return uint64(v.Applied().Applied), h.Sum64(), nil

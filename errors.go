@@ -18,10 +18,12 @@ var (
 	ErrLogBudget = shard.ErrLogBudget
 	// ErrClosed: the node or client was closed before the request was started.
 	ErrClosed = shard.ErrClosed
+	// ErrSessionExpired: a write of a Session came to its shard after its TTL.
+	ErrSessionExpired = shard.ErrSessionExpired
 )
 
-// Typed errors; branch with errors.As. All but PartialError mean that the write
-// was not applied.
+// Typed errors; branch with errors.As. All but PartialError and ResultGoneError
+// mean that the write was not applied.
 type (
 	// NotLeaderError: the asked node does not lead the shard. The router retries it; it surfaces when time runs out.
 	NotLeaderError = shard.NotLeaderError
@@ -46,6 +48,12 @@ type (
 	RefusedError = transport.RefusedError
 	// PartialError: a write that gave up atomicity was applied in part.
 	PartialError = shard.PartialError
+	// SessionExpiredError: the shard's time passed the TTL of a session's write. It is ErrSessionExpired.
+	SessionExpiredError = shard.SessionExpiredError
+	// SessionsFullError: the shard remembers as many sessions as it may.
+	SessionsFullError = shard.SessionsFullError
+	// ResultGoneError: a session's write took effect by an earlier try, and its result is no longer kept.
+	ResultGoneError = shard.ResultGoneError
 	// OpenError: the data directory was refused; Path and Reason say which and why. Nothing in it was changed.
 	OpenError = engine.OpenError
 )

@@ -42,6 +42,9 @@ const (
 	// ViewState are the suffixes of the applied side, descriptor ("d") and
 	// applied state ("a") included.
 	ViewState ViewPart = 2
+	// ViewMachine are the suffixes that the state machine wrote (Batch.SetGroup).
+	// They sort behind descriptor and applied state.
+	ViewMachine ViewPart = 3
 )
 
 // View takes a cut of the group of desc. The descriptor in the cut counts, not
@@ -130,6 +133,9 @@ func (v *View) Iter(part ViewPart) (*Iter, error) {
 	defer v.e.leave()
 	lower := StatePrefix(v.desc.Shard)
 	upper, head := PrefixEnd(lower), lower
+	if part == ViewMachine {
+		lower = append(lower[:len(lower):len(lower)], suffixDesc+1)
+	}
 	if part == ViewData {
 		lower, upper = DataSpan(v.desc.Keyspace, v.desc.Start, v.desc.End)
 		head = lower[:dataHead:dataHead]

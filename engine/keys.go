@@ -25,7 +25,7 @@ import (
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 03 | shard(8) 'a'                | applied state: applied and truncated index, ...   |
 //	| 03 | shard(8) 'd'                | descriptor                                        |
-//	| 03 | shard(8) 's' client(16) ... | session records (SetGroup suffix 's'...)          |
+//	| 03 | shard(8) 's' ..., 't' ...   | session records (package multiraft/session)       |
 //	| 03 | shard(8) 'k' ...            | reserved: locks of cross-shard transactions       |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 10 | keyspace(4) user key        | value record (opaque to the engine)               |

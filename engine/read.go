@@ -9,6 +9,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/batchrepr"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
 // Get returns the value of a user key, appended to dst[:0]. It sees every
@@ -104,6 +106,21 @@ func (e *Engine) NewIter(ks uint32, start, end []byte) (*Iter, error) {
 	return &Iter{it: it, e: e, head: lower[:dataHead:dataHead]}, nil
 }
 
+// NewGroupIter returns an iterator over the records that SetGroup wrote for a
+// group. Keys are suffixes. It is not positioned.
+func (e *Engine) NewGroupIter(s raft.ShardID) (*Iter, error) {
+	if err := e.enter(); err != nil {
+		return nil, err
+	}
+	defer e.leave()
+	head := StatePrefix(s)
+	it, err := e.newRawIter(append(head[:groupKeyLen:groupKeyLen], suffixDesc+1), PrefixEnd(head))
+	if err != nil {
+		return nil, err
+	}
+	return &Iter{it: it, e: e, head: head}, nil
+}
+
 // First moves to the first key and reports whether there is one.
 func (i *Iter) First() bool { return i.it.First() }
 
@@ -164,6 +181,19 @@ func (i *Iter) Close() error {
 // or rolled back.
 func (b *Batch) Get(ks uint32, key []byte) (val []byte, ok bool, err error) {
 	b.key = appendData(b.key[:0], ks, key)
+	return b.getKey()
+}
+
+// GetGroup returns a record that SetGroup wrote, as it will be after the batch:
+// own writes first, then what is committed. It is valid until the batch is
+// closed or rolled back.
+func (b *Batch) GetGroup(s raft.ShardID, suffix []byte) (val []byte, ok bool, err error) {
+	b.key = append(appendGroup(b.key[:0], prefixApplied, s), suffix...)
+	return b.getKey()
+}
+
+// getKey reads the raw key in b.key.
+func (b *Batch) getKey() (val []byte, ok bool, err error) {
 	if v, state := b.overlay.lookup(b.b, b.key); state != unknown {
 		return v, state == present, nil
 	}
@@ -210,7 +240,7 @@ func (b *Batch) Iter(ks uint32, start, end []byte) (*Iter, error) {
 	return &Iter{it: it, e: b.e, head: lower[:dataHead:dataHead], batch: ib}, nil
 }
 
-// overlay is a hash index over the user keys written in a batch. It is built
+// overlay is a hash index over the user keys and group records written in a batch. It is built
 // when a batch is first read, and continued from where it ended at each later
 // read, so a batch that is only written pays nothing. It holds offsets into
 // the batch, no keys, and reuses its memory.
@@ -287,7 +317,7 @@ func (o *overlay) extend(data []byte) {
 		if !ok || err != nil {
 			panic(fmt.Sprintf("engine: damaged batch at offset %d: %v", at, err))
 		}
-		if len(key) == 0 || key[0] != prefixData {
+		if !overlaid(key) {
 			continue
 		}
 		if kind == pebble.InternalKeyKindRangeDelete {
@@ -305,6 +335,21 @@ func (o *overlay) extend(data []byte) {
 		s.hash, s.at = h, at
 	}
 	o.done = len(data)
+}
+
+// overlaid reports whether a raw key is one that batches are asked for: user
+// keys and records of SetGroup.
+func overlaid(key []byte) bool {
+	if len(key) == 0 {
+		return false
+	}
+	switch key[0] {
+	case prefixData:
+		return true
+	case prefixApplied:
+		return len(key) > groupKeyLen && key[groupKeyLen] != suffixApplied && key[groupKeyLen] != suffixDesc
+	}
+	return false
 }
 
 // find returns the slot of key, or the free one where it belongs.

@@ -412,6 +412,37 @@ type worker struct {
 	node    *flotilla.Node
 	patient bool
 	err     error // of the last call
+
+	sessions map[flotilla.KV]*flotilla.Session // of this client, by the way it takes
+}
+
+// inSession returns the way in a session, for two clients of three: their writes
+// are tried again after an unknown outcome, and must take effect once. Sessions
+// live for some dozens of writes, with a time to live that is sometimes too short.
+func (w *worker) inSession(kv flotilla.KV) flotilla.KV {
+	way, ok := kv.(interface {
+		NewSession(flotilla.SessionOptions) (*flotilla.Session, error)
+	})
+	if !ok || w.id%3 == 0 || w.patient {
+		return kv
+	}
+	s := w.sessions[kv]
+	if s != nil && w.rand.IntN(40) > 0 {
+		return s
+	}
+	if s != nil && w.rand.IntN(2) == 0 {
+		s.Close()
+	}
+	if w.sessions == nil {
+		w.sessions = map[flotilla.KV]*flotilla.Session{}
+	}
+	s, err := way.NewSession(flotilla.SessionOptions{TTL: []time.Duration{time.Second, 2 * time.Second, time.Minute}[w.rand.IntN(3)]})
+	if err != nil {
+		w.s.t.Error(err)
+		return kv
+	}
+	w.sessions[kv] = s
+	return s
 }
 
 // door returns the way this call takes.
@@ -506,7 +537,7 @@ func (w *worker) call(o *linear.Op, f func(ctx context.Context, kv flotilla.KV) 
 	ctx, cancel := context.WithTimeout(w.s.ctx, d)
 	defer cancel()
 	o.Client = w.id
-	kv := w.door()
+	kv := w.inSession(w.door())
 	o.Call = w.s.h.Now()
 	w.err = f(ctx, kv)
 	o.Return = w.s.h.Now()
@@ -712,8 +743,10 @@ func (w *worker) txn(g int) {
 		return err
 	})
 	o.Outcome = flotilla.Outcome(w.err)
-	if w.err == nil {
+	if o.Outcome == flotilla.Applied {
 		o.Held, o.Receipt = r.Succeeded, r.Receipt.Version
+	}
+	if w.err == nil {
 		o.Read = 1<<linear.KeysMax - 1
 		for k, v := range r.Gets {
 			if v.Found {

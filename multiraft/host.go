@@ -123,13 +123,14 @@ type Host struct {
 }
 
 type stats struct {
-	rounds, syncs, entries, commands, applied, unknown atomic.Uint64
+	rounds, syncs, entries, commands, applied, unknown, joined atomic.Uint64
 }
 
 // Stats counts what the host did since its start.
 type Stats struct {
 	Rounds, Syncs, Entries, Commands, Applied uint64
 	UnknownShard                              uint64 // messages for shards without a replica here
+	JoinedTries                               uint64 // tries of session commands that joined one under way
 	PendingBytes                              int64
 }
 
@@ -442,7 +443,7 @@ func (h *Host) Stats() Stats {
 	return Stats{
 		Rounds: h.stats.rounds.Load(), Syncs: h.stats.syncs.Load(), Entries: h.stats.entries.Load(),
 		Commands: h.stats.commands.Load(), Applied: h.stats.applied.Load(),
-		UnknownShard: h.stats.unknown.Load(), PendingBytes: h.pending.Load(),
+		UnknownShard: h.stats.unknown.Load(), JoinedTries: h.stats.joined.Load(), PendingBytes: h.pending.Load(),
 	}
 }
 

@@ -272,6 +272,9 @@ func (l *loop) stepMsgs(now raft.Time, fresh []raft.Msg, limit int) {
 
 func (l *loop) takeProposal(p *proposal) {
 	r := l.byID[p.shard]
+	if r != nil && p.cmd.Session != nil && r.joinFlight(p, l) {
+		return
+	}
 	if r == nil {
 		l.done.propose(p.done, nil, 0, 0, ErrUnknownShard)
 		l.h.release(p.size)
@@ -554,7 +557,10 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	dones := r.takeWaiters(e, &l.done)
 
 	ac := &l.applyCtx
-	*ac = ApplyContext{Desc: &r.desc, Entry: e, Header: hdr}
+	*ac = ApplyContext{Desc: &r.desc, Entry: e, Header: hdr, TimeBefore: r.as.GroupTs}
+	if mutants.On("F1d") {
+		ac.Header.GroupTs = l.h.clock.Wall()
+	}
 	if len(dones) > 0 {
 		ac.Results = make([][]byte, len(dones))
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/multiraft/session"
 )
 
 // OpUser is the operation code of commands of custom state machines.
@@ -127,57 +128,152 @@ func NewCustom(m Machine) *Custom { return &Custom{m: m} }
 
 // The first byte of a result.
 const (
-	resultOK    = 0
-	resultError = 1
+	resultOK      = 0 // what the machine answered
+	resultError   = 1 // the text of its error
+	resultReplay  = 2 // cut u8, then the result of an earlier try (if cut, its first byte only)
+	resultSession = 3 // verdict u8, known u8, reason: not carried out
 )
 
+// SessionError says why a command of a session was not carried out now.
+type SessionError struct {
+	// Verdict is Expired, Full, Invalid or Settled: never carried out, except that
+	// of Settled, and of Expired unless Known, an earlier try may have been.
+	// Replay: an earlier try was carried out, and what the machine answered was
+	// too large to keep.
+	Verdict session.Verdict
+	Known   bool
+	Reason  string // of Invalid
+}
+
+// Error says what is known.
+func (e *SessionError) Error() string {
+	switch e.Verdict {
+	case session.Replay:
+		return "multiraft: the session's command was carried out before, once; what it answered is no longer kept"
+	case session.Settled:
+		return "multiraft: the session's command was settled before and is not carried out again"
+	case session.Expired:
+		return "multiraft: the deadline of the session's command has passed; this try was not carried out"
+	case session.Full:
+		return fmt.Sprintf("multiraft: the group remembers %d sessions already and takes no new one; the command was not carried out", session.MaxSessions)
+	}
+	return "multiraft: the session header cannot be right: " + e.Reason + "; the command was not carried out"
+}
+
+// sessioned applies a command of a session, unless that was done before, and
+// returns its encoded result, which is the same on every replica.
+func (c *Custom) sessioned(b *engine.Batch, a *ApplyContext, cmd raft.Command, slot uint32) ([]byte, error) {
+	t := session.Table{Store: &groupRecords{b, a.Desc.Shard}, Now: a.GroupTime()}
+	j, err := t.Judge(cmd.Session)
+	switch {
+	case err != nil:
+		return nil, err
+	case j.Verdict == session.Replay:
+		return append([]byte{resultReplay, boolByte(j.Result.Cut)}, j.Result.Bytes...), nil
+	case j.Verdict != session.Execute:
+		known := j.Known || j.Verdict == session.Full || j.Verdict == session.Invalid
+		return append([]byte{resultSession, byte(j.Verdict), boolByte(known)}, j.Reason...), nil
+	}
+	out := c.command(b, a, cmd)
+	return out, t.Record(cmd.Session, session.Result{Lineage: a.Desc.Shard, Index: a.Entry.Index, Slot: slot, Bytes: out}, out[:1])
+}
+
+func decodeResult(b []byte) ([]byte, error) {
+	switch {
+	case len(b) == 0:
+	case b[0] == resultOK:
+		return b[1:], nil
+	case b[0] == resultError:
+		return nil, &MachineError{Text: string(b[1:])}
+	case b[0] == resultReplay && len(b) > 2 && b[2] != resultReplay:
+		if b[1] != 0 {
+			return nil, &SessionError{Verdict: session.Replay, Known: true}
+		}
+		return decodeResult(b[2:])
+	case b[0] == resultSession && len(b) > 2:
+		return nil, &SessionError{Verdict: session.Verdict(b[1]), Known: b[2] != 0, Reason: string(b[3:])}
+	}
+	return nil, ErrAmbiguous
+}
+
+// groupRecords are the session records of one group within a batch.
+type groupRecords struct {
+	b     *engine.Batch
+	shard raft.ShardID
+}
+
+func (g *groupRecords) Get(suffix []byte) ([]byte, bool, error) { return g.b.GetGroup(g.shard, suffix) }
+func (g *groupRecords) Set(suffix, val []byte)                  { g.b.SetGroup(g.shard, suffix, val) }
+func (g *groupRecords) Delete(suffix []byte)                    { g.b.DeleteGroup(g.shard, suffix) }
+
+func boolByte(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // Apply implements StateMachine.
-func (c *Custom) Apply(b *engine.Batch, a *ApplyContext) error {
+func (c *Custom) Apply(b *engine.Batch, a *ApplyContext) (err error) {
 	for i, cmd := range a.Entry.Commands() {
 		if cmd.Op != OpUser {
 			return fmt.Errorf("multiraft: a custom state machine got operation %d at index %d; upgrade this node", cmd.Op, a.Entry.Index)
 		}
-		mark := b.Mark()
-		tx := Tx{b: b, desc: a.Desc}
-		out, err := c.m.Apply(&tx, cmd.Body)
-		status := byte(resultOK)
-		if err != nil {
-			b.RollbackTo(mark)
-			status, out = resultError, []byte(err.Error())
-		} else {
-			a.WrittenBytes += tx.n
-			a.WrittenKeys += tx.keys
+		var out []byte
+		if cmd.Session == nil {
+			out = c.command(b, a, cmd)
+		} else if out, err = c.sessioned(b, a, cmd, uint32(i)); err != nil {
+			return fmt.Errorf("multiraft: shard %d index %d slot %d: %w", a.Desc.Shard, a.Entry.Index, i, err)
 		}
 		if a.Results != nil {
-			a.Results[i] = append([]byte{status}, out...)
+			a.Results[i] = out
 		}
 	}
 	return nil
+}
+
+// command applies one command and returns its encoded result.
+func (c *Custom) command(b *engine.Batch, a *ApplyContext, cmd raft.Command) []byte {
+	mark := b.Mark()
+	tx := Tx{b: b, desc: a.Desc}
+	out, err := c.m.Apply(&tx, cmd.Body)
+	if err != nil {
+		b.RollbackTo(mark)
+		return append([]byte{resultError}, err.Error()...)
+	}
+	a.WrittenBytes += tx.n
+	a.WrittenKeys += tx.keys
+	return append([]byte{resultOK}, out...)
 }
 
 // Propose carries cmd through the log of shard, whose leader must be on h, and
 // returns what the machine answered. A context that ends after the hand-over to
 // Raft gives ErrAmbiguous; other errors as Host.Propose, and *MachineError.
 func (c *Custom) Propose(ctx context.Context, h *Host, shard raft.ShardID, cmd []byte) ([]byte, error) {
+	return c.ProposeIn(ctx, h, shard, nil, cmd)
+}
+
+// ProposeIn is Propose as a command of a session (nil: of none). After
+// ErrAmbiguous the same command may be proposed again with the same header, here
+// or at the node that leads then: it takes effect at most once, and the answer is
+// that of the first time. Headers come from a session.Client; deadlines are Unix
+// nanoseconds. A command that is not carried out because of its session is a
+// *SessionError.
+func (c *Custom) ProposeIn(ctx context.Context, h *Host, shard raft.ShardID, s *raft.SessionHeader, cmd []byte) ([]byte, error) {
 	type answer struct {
 		data []byte
 		err  error
 	}
 	ch := make(chan answer, 1)
-	h.Propose(shard, raft.Command{Op: OpUser, Body: bytes.Clone(cmd)}, func(data []byte, _ raft.Index, _ uint32, err error) {
+	h.Propose(shard, raft.Command{Op: OpUser, Session: s, Body: bytes.Clone(cmd)}, func(data []byte, _ raft.Index, _ uint32, err error) {
 		ch <- answer{data, err}
 	})
 	select {
 	case a := <-ch:
-		switch {
-		case a.err != nil:
+		if a.err != nil {
 			return nil, a.err
-		case len(a.data) == 0:
-			return nil, ErrAmbiguous
-		case a.data[0] == resultError:
-			return nil, &MachineError{Text: string(a.data[1:])}
 		}
-		return a.data[1:], nil
+		return decodeResult(a.data)
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w (%w)", ErrAmbiguous, ctx.Err())
 	}

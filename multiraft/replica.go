@@ -69,6 +69,8 @@ type replica struct {
 	newReads   [numReadHow][]ReadFunc // of this round
 	newAsks    []raft.ReadAsk         // of this round
 
+	flights map[flightKey]*flight // commands of sessions that are queued or in the log
+
 	lastTs uint64 // newest group time proposed or applied, nanoseconds
 
 	touched   bool

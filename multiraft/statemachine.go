@@ -19,7 +19,15 @@ type ApplyContext struct {
 	// WrittenBytes and WrittenKeys are counters the machine adds to.
 	WrittenBytes uint64
 	WrittenKeys  uint64
+
+	// TimeBefore is the group's time as of the entry before this one.
+	TimeBefore uint64
 }
+
+// GroupTime returns the group's time as of the entry, in nanoseconds: the
+// highest time stamp of the log so far. It never goes back and is the same on
+// every replica. Machines must use no other clock.
+func (a *ApplyContext) GroupTime() uint64 { return max(a.TimeBefore, a.Header.GroupTs) }
 
 // StateMachine applies committed entries of the groups it serves. One value
 // serves many groups; calls for one group never overlap, calls for different

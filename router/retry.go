@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 )
@@ -54,9 +55,10 @@ type verdict struct {
 // in a round unless the table was healed in between, and at most maxRedirects
 // replies of a round may send the request elsewhere.
 type chain struct {
-	write        bool // the request is not idempotent: no second try after ErrAmbiguous
-	local        bool // any replica will do
-	forward      bool // a reachable replica may be asked to forward
+	write        bool   // the request is not idempotent: no second try after ErrAmbiguous
+	stamp        *stamp // the request is a write of a session, which makes it idempotent
+	local        bool   // any replica will do
+	forward      bool   // a reachable replica may be asked to forward
 	self         raft.NodeID
 	maxRedirects int
 	offset       int // where among the replicas a search begins
@@ -111,15 +113,22 @@ func (c *chain) judge(node raft.NodeID, err error, healed bool) verdict {
 		overloaded  *shard.OverloadedError
 		noQuorum    *shard.NoQuorumError
 		unavailable *shard.UnavailableError
+		full        *shard.SessionsFullError
 	)
 	switch {
 	case err == error(senderClosedError{}):
 		return verdict{act: actStop}
 	case errors.Is(err, shard.ErrAmbiguous):
-		if c.write {
+		if c.stamp != nil {
+			c.stamp.unknown = true
+			return c.again()
+		}
+		if c.write && !mutants.On("F9") {
 			return verdict{act: actStop}
 		}
 		return c.again()
+	case c.stamp != nil && c.stamp.unknown && errors.As(err, &full):
+		return verdict{act: actWait}
 	case errors.As(err, &notLeader):
 		return c.redirect(node, notLeader.Leader)
 	case errors.As(err, &epoch):

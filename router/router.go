@@ -21,10 +21,11 @@ import (
 //
 // What is tried again, within the caller's deadline (or Options.Timeout):
 // whatever certainly was not applied, and every read. What is not: a write
-// whose outcome is unknown. Not even a blind put, since another client may have
-// written the key in the meantime and the second try would overwrite it. A
-// shard without a quorum, the one with the ranges included, is reported at once,
-// after its other replicas, asked once each, knew no better or did not answer.
+// whose outcome is unknown, unless it is one of a Session. Not even a blind put,
+// since another client may have written the key in the meantime and the second
+// try would overwrite it. A shard without a quorum, the one with the ranges
+// included, is reported at once, after its other replicas, asked once each, knew
+// no better or did not answer.
 type Router struct {
 	o       Options
 	table   Table
@@ -173,6 +174,11 @@ func fitCommand(d *raft.Descriptor, q *shard.Request) ([]byte, error) {
 
 // run is the retry loop. It owns q, except for its byte slices.
 func (r *Router) run(ctx context.Context, q *shard.Request, at place, fit fit) *shard.Response {
+	return r.runIn(ctx, q, at, fit, nil)
+}
+
+// runIn is run for a write of the session x, unless that is nil.
+func (r *Router) runIn(ctx context.Context, q *shard.Request, at place, fit fit, x *Session) *shard.Response {
 	r.stats.requests.Add(1)
 	if err := ctx.Err(); err != nil {
 		return q.Failed(&shard.UnavailableError{Why: "the context had ended before the request was sent", Cause: err})
@@ -188,6 +194,10 @@ func (r *Router) run(ctx context.Context, q *shard.Request, at place, fit fit) *
 	c := chain{
 		write: q.Kind == shard.KindWrite, local: q.Kind != shard.KindWrite && (q.Consistency == shard.Local || q.Consistency == shard.Follower),
 		forward: r.o.Forward, self: r.o.Self, maxRedirects: r.o.MaxRedirects,
+	}
+	if x != nil {
+		c.stamp = &stamp{x: x}
+		defer c.stamp.end()
 	}
 	for {
 		resp, wait, last := r.round(ctx, q, at, fit, &c, deadline)
@@ -210,7 +220,10 @@ func (r *Router) run(ctx context.Context, q *shard.Request, at place, fit fit) *
 			cause = r.o.Clock.Sleep(ctx, wait)
 		}
 		if cause != nil {
-			return q.Failed(&gaveUpError{last: definite(last), tries: c.tries, took: now.Sub(start), cause: cause})
+			if c.stamp == nil {
+				last = definite(last)
+			}
+			return q.Failed(&gaveUpError{last: c.stamp.honest(0, last), tries: c.tries, took: now.Sub(start), cause: cause})
 		}
 	}
 }
@@ -226,10 +239,10 @@ func (r *Router) round(ctx context.Context, q *shard.Request, at place, fit fit,
 				c.tries++
 				return nil, 0, err
 			}
-			return q.Failed(err), 0, nil
+			return q.Failed(c.stamp.honest(0, err)), 0, nil
 		}
 		try := q
-		if fit != nil || c.tries > 0 { // every try its own: a sender may still read an earlier one
+		if fit != nil || c.tries > 0 || c.stamp != nil { // every try its own: a sender may still read an earlier one
 			again := *q
 			try = &again
 		}
@@ -238,7 +251,12 @@ func (r *Router) round(ctx context.Context, q *shard.Request, at place, fit fit,
 		var resume []byte
 		if fit != nil {
 			if resume, err = fit(route.Desc, try); err != nil {
-				return q.Failed(err), 0, nil
+				return q.Failed(c.stamp.honest(route.Desc.Shard, err)), 0, nil
+			}
+		}
+		if c.stamp != nil {
+			if try.Command.Session, err = c.stamp.header(ctx, route.Desc.Shard, at.key); err != nil {
+				return q.Failed(c.stamp.honest(route.Desc.Shard, err)), 0, nil
 			}
 		}
 		leader, _ := route.Leader()
@@ -248,6 +266,9 @@ func (r *Router) round(ctx context.Context, q *shard.Request, at place, fit fit,
 		node, relay, ok := c.pick(route.Desc, leader)
 		if !ok {
 			if c.noQuorum != nil {
+				if c.stamp != nil && c.stamp.unknown { // it may come back in time to tell
+					return nil, 0, c.noQuorum
+				}
 				return q.Failed(c.noQuorum), 0, nil
 			}
 			if c.foreign { // every replica disowns the range: ask the source again
@@ -277,9 +298,10 @@ func (r *Router) round(ctx context.Context, q *shard.Request, at place, fit fit,
 		last = err
 		switch {
 		case v.act == actStop:
-			return q.Failed(final(err, c.write, route.Desc.Shard)), 0, nil
+			return q.Failed(c.stamp.honest(route.Desc.Shard, final(err, c.write, route.Desc.Shard))), 0, nil
 		case ctx.Err() != nil && c.noQuorum != nil:
-			return q.Failed(c.noQuorum), 0, nil // says more than whoever else could not be reached
+			// Says more than whoever else could not be reached.
+			return q.Failed(c.stamp.honest(route.Desc.Shard, c.noQuorum)), 0, nil
 		case v.act == actWait || ctx.Err() != nil:
 			return nil, v.after, last
 		}

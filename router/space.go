@@ -14,8 +14,9 @@ import (
 // Space is a keyspace as a store of keys: every operation of a client, carried
 // out on the shards that hold the keys. It is a small value.
 type Space struct {
-	r  *Router
-	id uint32
+	r       *Router
+	id      uint32
+	session *Session // of writes; nil: none
 }
 
 // Space returns the keyspace with this id.
@@ -72,8 +73,16 @@ func (s Space) Txn(ctx context.Context, t shard.Txn) (shard.TxnResult, error) {
 	if err != nil {
 		return shard.TxnResult{}, err
 	}
-	resp := s.r.Do(ctx, &shard.Request{Keyspace: s.id, Kind: shard.KindWrite, Command: cmd})
+	q := &shard.Request{Keyspace: s.id, Kind: shard.KindWrite, Command: cmd}
+	at, fit, err := aim(q)
+	if err != nil {
+		return shard.TxnResult{}, err
+	}
+	resp := s.r.runIn(ctx, q, at, fit, s.session)
+	var gone *shard.ResultGoneError
 	switch {
+	case errors.As(resp.Err, &gone) && !gone.Version.IsZero():
+		return shard.TxnResult{Succeeded: gone.Succeeded, Receipt: shard.Receipt{Version: gone.Version}}, resp.Err
 	case resp.Err != nil:
 		return shard.TxnResult{}, resp.Err
 	case resp.Txn == nil:
@@ -86,7 +95,7 @@ func (s Space) Txn(ctx context.Context, t shard.Txn) (shard.TxnResult, error) {
 // checked by fit.
 func (s Space) write(ctx context.Context, q *shard.Request, at place, fit fit) (shard.Receipt, error) {
 	q.Keyspace, q.Kind = s.id, shard.KindWrite
-	resp := s.r.run(ctx, q, at, fit)
+	resp := s.r.runIn(ctx, q, at, fit, s.session)
 	return resp.Receipt, resp.Err
 }
 

@@ -7,6 +7,7 @@ import (
 	"iter"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/multiraft/session"
 )
 
 // Op codes of replicated commands. Codes below 128 belong to the built-in
@@ -33,6 +34,10 @@ const (
 	// OpGet reads a key; it occurs only inside the lists of OpTxn.
 	//	keyLen uvarint, key
 	OpGet raft.Op = 7
+	// OpEndSession settles everything a session did in the shard that holds the
+	// key; results kept for it go. It only makes sense with a session header.
+	//	keyLen uvarint, key
+	OpEndSession raft.Op = 8
 
 	// OpSplit, OpFreeze, OpMerge and OpAbortMerge are reserved for
 	// administration; this version does not apply them.
@@ -197,6 +202,14 @@ func DeleteRangeCommand(start, end []byte) (raft.Command, error) {
 	return raft.Command{Op: OpDeleteRange, Body: AppendDeleteRange(nil, start, end)}, nil
 }
 
+// EndSessionCommand returns a checked command that ends a session in the shard
+// that holds key. It has to be given a session header.
+func EndSessionCommand(key []byte) (raft.Command, error) {
+	c, err := DeleteCommand(key)
+	c.Op = OpEndSession
+	return c, err
+}
+
 // CASCommand returns a checked command that stores value under key if the key's
 // version is want; the zero Version means that the key must be absent.
 func CASCommand(key []byte, want Version, value []byte) (raft.Command, error) {
@@ -250,14 +263,20 @@ func DecodeCAS(body []byte) (key []byte, want Version, value []byte, err error) 
 
 // KnownOp reports whether this version's key-value machine applies commands of
 // op with the given flags.
-func KnownOp(op raft.Op, flags uint8) bool { return op >= OpPut && op <= OpTxn && flags == 0 }
+func KnownOp(op raft.Op, flags uint8) bool {
+	return (op >= OpPut && op <= OpTxn || op == OpEndSession) && flags == 0
+}
 
 // CheckCommand validates op, flags and the whole body of a command that a
 // client wants replicated. It returns nil, *ArgumentError or *LimitError;
 // nothing has been done. Bodies of OpUser are opaque: only their size is checked.
 func CheckCommand(c raft.Command) error {
 	if c.Session != nil {
-		return &ArgumentError{Field: "session", Reason: "this version does not serve sessions; send the command without one"}
+		if why := session.Check(c.Session); why != "" {
+			return &ArgumentError{Field: "session", Reason: why}
+		}
+	} else if c.Op == OpEndSession {
+		return &ArgumentError{Field: "session", Reason: "the command ends one and names none"}
 	}
 	if c.Flags != 0 {
 		return &ArgumentError{Field: "flags", Reason: "this version does not know the command's flags"}
@@ -282,7 +301,7 @@ func VisitSpans(c raft.Command, visit func(Span) error) error {
 	case OpPut:
 		key, _, err := DecodePut(c.Body)
 		return visitOne(Span{Start: key, Point: true}, err, visit)
-	case OpDelete:
+	case OpDelete, OpEndSession:
 		key, err := DecodeDelete(c.Body)
 		return visitOne(Span{Start: key, Point: true}, err, visit)
 	case OpDeleteRange:

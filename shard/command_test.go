@@ -192,13 +192,15 @@ func TestCheckCommandRefuses(t *testing.T) {
 	put := must(PutCommand([]byte("k"), nil))
 	session, flags := put, put
 	session.Session = &raft.SessionHeader{}
+	ending := must(EndSessionCommand([]byte("k")))
 	flags.Flags = 1
 	for _, c := range []struct {
 		name string
 		cmd  raft.Command
 		want error
 	}{
-		{"a session", session, &ArgumentError{Field: "session"}},
+		{"a session without a number", session, &ArgumentError{Field: "session"}},
+		{"the end of no session", ending, &ArgumentError{Field: "session"}},
 		{"flags", flags, &ArgumentError{Field: "flags"}},
 		{"code 0", raft.Command{}, &ArgumentError{Field: "operation"}},
 		{"a get", raft.Command{Op: OpGet, Body: AppendDelete(nil, []byte("k"))}, &ArgumentError{Field: "operation"}},

@@ -32,6 +32,10 @@ const (
 	CodeClosed      Code = 14
 	CodeNotFound    Code = 15
 	CodeUnknownOp   Code = 16
+
+	CodeSessionExpired Code = 17 // shard, known u8, deadline u64, now u64
+	CodeSessionsFull   Code = 18 // shard, limit
+	CodeResultGone     Code = 19 // shard, version, succeeded u8
 )
 
 // errVersion is the first byte of every error payload.
@@ -67,6 +71,9 @@ func encodeError(err error, p []byte) (Code, []byte) {
 		limit       *LimitError
 		argument    *ArgumentError
 		unavailable *UnavailableError
+		expired     *SessionExpiredError
+		full        *SessionsFullError
+		gone        *ResultGoneError
 	)
 	switch {
 	// What is unknown goes first: nothing it wraps may turn it into a definite error.
@@ -122,6 +129,15 @@ func encodeError(err error, p []byte) (Code, []byte) {
 			why = unavailable.Cause.Error()
 		}
 		return CodeUnavailable, append(appendText(appendUvarints(p, uint64(unavailable.Node)), why), causeByte(unavailable.Cause))
+	case errors.As(err, &expired):
+		p = append(appendUvarints(p, uint64(expired.Shard)), boolByte(expired.Known))
+		p = binary.BigEndian.AppendUint64(p, uint64(expired.Deadline.UnixNano()))
+		return CodeSessionExpired, binary.BigEndian.AppendUint64(p, uint64(expired.Now.UnixNano()))
+	case errors.As(err, &full):
+		return CodeSessionsFull, appendUvarints(p, uint64(full.Shard), clampInt(full.Limit))
+	case errors.As(err, &gone):
+		p = gone.Version.Append(appendUvarints(p, uint64(gone.Shard)))
+		return CodeResultGone, append(p, boolByte(gone.Succeeded))
 	case errors.Is(err, ErrLogBudget):
 		return CodeLogBudget, p
 	case errors.Is(err, ErrClosed):
@@ -212,6 +228,12 @@ func (r *reader) error(code Code) error {
 		}
 		e.Err = DecodeError(inner, payload)
 		return e
+	case CodeSessionExpired:
+		return &SessionExpiredError{Shard: raft.ShardID(r.uvarint()), Known: r.bool(), Deadline: r.time(), Now: r.time()}
+	case CodeSessionsFull:
+		return &SessionsFullError{Shard: raft.ShardID(r.uvarint()), Limit: r.int()}
+	case CodeResultGone:
+		return &ResultGoneError{Shard: raft.ShardID(r.uvarint()), Version: r.version(), Succeeded: r.bool()}
 	case CodeLogBudget:
 		return ErrLogBudget
 	case CodeClosed:
@@ -239,6 +261,11 @@ func (r *reader) node() raft.NodeID {
 		r.fail()
 	}
 	return raft.NodeID(n)
+}
+
+func (r *reader) time() time.Time {
+	v := r.u64()
+	return time.Unix(0, int64(v)).UTC()
 }
 
 func (r *reader) cause() error {

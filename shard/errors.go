@@ -20,6 +20,9 @@ var (
 	// ErrLogBudget says that a shard's log may not grow now because replicas
 	// that are away still need it. The write was not applied.
 	ErrLogBudget = errors.New("flotilla: the shard's log has used up its disk budget because a replica lags too far behind; the write was not applied; bring the replica back or remove it, then try again")
+	// ErrSessionExpired says that a write of a session came to its shard after its
+	// deadline. SessionExpiredError carries what is known.
+	ErrSessionExpired = errors.New("flotilla: the time within which the session may try this write again is over")
 	// ErrClosed says that the store, node or client was closed before the
 	// request was handed on. Nothing was applied.
 	ErrClosed = errors.New("flotilla: it is closed; the request was not started; open it again first")
@@ -71,6 +74,10 @@ func OutcomeOf(err error) Outcome {
 	var partial *PartialError
 	if errors.Is(err, ErrAmbiguous) || errors.As(err, &partial) {
 		return MaybeApplied
+	}
+	var gone *ResultGoneError
+	if errors.As(err, &gone) {
+		return gone.outcome()
 	}
 	var d definite
 	if errors.As(err, &d) || errors.Is(err, ErrLogBudget) || errors.Is(err, ErrClosed) || errors.Is(err, ErrNotFound) {
@@ -285,6 +292,75 @@ func (e *UnavailableError) Error() string {
 func (e *UnavailableError) Unwrap() error { return e.Cause }
 
 func (e *UnavailableError) notApplied() {}
+
+// SessionExpiredError says that a write of a session reached its shard after the
+// deadline that its first try set. This try was not applied, and no later one
+// will be. It is ErrSessionExpired.
+type SessionExpiredError struct {
+	Shard raft.ShardID
+	// Known says that no earlier try of the write was applied either. If it is
+	// false and there was an earlier try whose outcome is unknown, that outcome
+	// cannot be told any more.
+	Known bool
+	// Deadline and Now are the write's deadline and the shard's time. If they are
+	// far apart, compare the clock of the client's machine with the cluster's.
+	Deadline, Now time.Time
+}
+
+// Error names both times.
+func (e *SessionExpiredError) Error() string {
+	return fmt.Sprintf("flotilla: the session's write%s is expired (its time ended at %s, the shard's clock says %s); this try was not applied; write again in a new call, and if this came at once, compare the clocks",
+		inShard(e.Shard), e.Deadline.UTC().Format(time.RFC3339Nano), e.Now.UTC().Format(time.RFC3339Nano))
+}
+
+// Is reports whether target is ErrSessionExpired.
+func (e *SessionExpiredError) Is(target error) bool { return target == ErrSessionExpired }
+
+func (e *SessionExpiredError) notApplied() {}
+
+// SessionsFullError says that a shard remembers as many sessions as it may, and
+// this is a new one. Nothing was applied. Sessions that are in use are never
+// forgotten to make room; a place becomes free when the last write of some
+// session is older than its time to live.
+type SessionsFullError struct {
+	Shard raft.ShardID
+	Limit int
+}
+
+// Error names the limit.
+func (e *SessionsFullError) Error() string {
+	return fmt.Sprintf("flotilla: the shard%s remembers %d sessions already and takes no new one; nothing was applied; try again when sessions have ended, share sessions between callers, or give them a shorter time to live", inShard(e.Shard), e.Limit)
+}
+
+func (e *SessionsFullError) notApplied() {}
+
+// ResultGoneError says that a write of a session took effect by an earlier try,
+// once, and that (a part of) its result is no longer kept: it was too large, or
+// the session had said that nobody waits for it.
+type ResultGoneError struct {
+	Shard raft.ShardID
+	// Version is where it was applied. Zero: unknown; the write is settled, and
+	// whether it took effect was answered, or could not be, to an earlier try.
+	Version Version
+	// Succeeded tells, of a transaction with a Version, which branch was applied.
+	// What its gets read is lost.
+	Succeeded bool
+}
+
+// Error says what is known.
+func (e *ResultGoneError) Error() string {
+	if e.Version.IsZero() {
+		return fmt.Sprintf("flotilla: the session's write%s was settled before and is not applied again; its result is no longer kept; read the keys", inShard(e.Shard))
+	}
+	return fmt.Sprintf("flotilla: the session's write%s was applied, once, as %d.%d.%d; its result is no longer kept, because it is too large; read the keys", inShard(e.Shard), e.Version.Lineage, e.Version.Index, e.Version.Slot)
+}
+
+func (e *ResultGoneError) outcome() Outcome {
+	if e.Version.IsZero() {
+		return MaybeApplied
+	}
+	return Applied
+}
 
 // PartialError says that a write over several shards, for which atomicity was
 // waived, was applied on some of them only.

@@ -50,6 +50,10 @@ func sampleErrors() []struct {
 		{"closed", ErrClosed, NotApplied, "closed"},
 		{"notfound", ErrNotFound, NotApplied, "not found"},
 		{"unknownop", ErrUnknownOp, MaybeApplied, "upgrade this node"},
+		{"sessionexpired", &SessionExpiredError{Shard: 7, Known: true, Deadline: since, Now: since.Add(time.Minute)}, NotApplied, "is expired (its time ended at 2023-11-14T22:13:20.000000005Z"},
+		{"sessionsfull", &SessionsFullError{Shard: 7, Limit: 10000}, NotApplied, "remembers 10000 sessions"},
+		{"resultgone", &ResultGoneError{Shard: 7, Version: v1, Succeeded: true}, Applied, "was applied, once, as 7.300.2"},
+		{"settled", &ResultGoneError{Shard: 7}, MaybeApplied, "is not applied again"},
 		{"remote", &RemoteError{Text: "the disk is on fire"}, MaybeApplied, "fire"},
 	}
 }

@@ -3,6 +3,7 @@ package shard
 import (
 	"encoding/binary"
 	"errors"
+	"time"
 )
 
 // Status tells how the evaluation of a committed command ended. Everything but
@@ -25,6 +26,15 @@ const (
 	StatusMalformed Status = 4
 	// StatusLimit: evaluating would exceed a limit (Text, Limit, Got).
 	StatusLimit Status = 5
+	// StatusReplay: an earlier try of the session's command was executed, with
+	// the result that follows.
+	StatusReplay Status = 6
+	// StatusExpired: the session's command came after its deadline.
+	StatusExpired Status = 7
+	// StatusSessionsFull: the shard takes no new session.
+	StatusSessionsFull Status = 8
+	// StatusSettled: the session had settled the command before; it was not executed now.
+	StatusSettled Status = 9
 )
 
 // ErrBadResult says that the encoded result of a command does not decode.
@@ -39,6 +49,11 @@ var ErrBadResult = errors.New("shard: the result of a command does not decode; n
 //	epoch, range   applied descriptor version uvarint
 //	malformed  textLen, text
 //	limit      whatLen, what, limit uvarint, got uvarint
+//	replay     version of the execution, cut u8, the result it had (or, if cut,
+//	           its short form), which is no replay itself
+//	expired    known u8, deadline u64, group time u64
+//	sessions full   limit uvarint
+//	settled    nothing
 const resultVersion = 1
 
 // Result is the decoded result of one command.
@@ -55,6 +70,13 @@ type Result struct {
 	Limit, Got int
 	// Txn is set for an applied OpTxn.
 	Txn *TxnResult
+
+	// Cut says that the result of an earlier execution was too large to keep: the
+	// values that a transaction read are missing.
+	Cut bool
+	// Known, Deadline and Now are of StatusExpired.
+	Known         bool
+	Deadline, Now uint64
 }
 
 // Append appends the encoded result to dst. The receipt is not encoded.
@@ -76,8 +98,32 @@ func (r *Result) Append(dst []byte) []byte {
 		dst = appendBytes(dst, []byte(r.Text))
 		dst = binary.AppendUvarint(dst, uint64(r.Limit))
 		dst = binary.AppendUvarint(dst, uint64(r.Got))
+	case StatusExpired:
+		dst = append(dst, boolByte(r.Known))
+		dst = binary.BigEndian.AppendUint64(dst, r.Deadline)
+		dst = binary.BigEndian.AppendUint64(dst, r.Now)
+	case StatusSessionsFull:
+		dst = binary.AppendUvarint(dst, uint64(r.Limit))
 	}
 	return dst
+}
+
+// AppendReplay appends the result of a command of a session that was executed
+// before, at the given position, with the given encoded result.
+func AppendReplay(dst []byte, at Version, cut bool, result []byte) []byte {
+	dst = at.Append(append(dst, resultVersion, byte(StatusReplay)))
+	return append(append(dst, boolByte(cut)), result...)
+}
+
+// AppendShort appends the short form of the result: what is kept of it when the
+// whole is too large. It has at most 32 bytes.
+func (r *Result) AppendShort(dst []byte) []byte {
+	s := *r
+	if s.Txn != nil {
+		s.Txn = &TxnResult{Succeeded: s.Txn.Succeeded}
+	}
+	s.Text = ""
+	return s.Append(dst)
 }
 
 func (t *TxnResult) append(dst []byte) []byte {
@@ -103,6 +149,15 @@ func DecodeResult(b []byte, at Version) (Result, error) {
 		return Result{}, ErrBadResult
 	}
 	out.Status = Status(r.byte())
+	if out.Status == StatusReplay {
+		at, cut := r.version(), r.bool()
+		if r.bad || len(r.b) > 1 && r.b[1] == byte(StatusReplay) {
+			return Result{}, ErrBadResult
+		}
+		out, err := DecodeResult(r.b, at)
+		out.Cut = cut
+		return out, err
+	}
 	switch out.Status {
 	case StatusOK:
 		out.Txn = r.txnResult()
@@ -117,6 +172,11 @@ func DecodeResult(b []byte, at Version) (Result, error) {
 		out.Text = string(r.bytes())
 	case StatusLimit:
 		out.Text, out.Limit, out.Got = string(r.bytes()), r.int(), r.int()
+	case StatusExpired:
+		out.Known, out.Deadline, out.Now = r.bool(), r.u64(), r.u64()
+	case StatusSessionsFull:
+		out.Limit = r.int()
+	case StatusSettled:
 	default:
 		r.fail()
 	}
@@ -150,11 +210,21 @@ func (r *reader) txnResult() *TxnResult {
 
 // Err returns nil for StatusOK, else the typed error of the rejection. d is the
 // proposer's newest descriptor of the shard; it rides in the error of a command
-// that missed the shard's range. All of these errors mean: not applied.
+// that missed the shard's range. All of these errors mean: not applied, but for
+// *ResultGoneError, which see.
 func (r *Result) Err(d *Descriptor) error {
 	switch r.Status {
 	case StatusOK:
+		if r.Cut {
+			return &ResultGoneError{Shard: d.Shard, Version: r.Receipt.Version, Succeeded: r.Txn != nil && r.Txn.Succeeded}
+		}
 		return nil
+	case StatusExpired:
+		return &SessionExpiredError{Shard: d.Shard, Known: r.Known, Deadline: time.Unix(0, int64(r.Deadline)).UTC(), Now: time.Unix(0, int64(r.Now)).UTC()}
+	case StatusSessionsFull:
+		return &SessionsFullError{Shard: d.Shard, Limit: r.Limit}
+	case StatusSettled:
+		return &ResultGoneError{Shard: d.Shard}
 	case StatusConflict:
 		return &ConflictError{Have: r.Have}
 	case StatusEpoch, StatusRange:
@@ -179,6 +249,16 @@ func Rejection(err error) Result {
 		return Result{Status: StatusMalformed, Text: arg.Field + ": " + arg.Reason}
 	}
 	return Result{Status: StatusMalformed, Text: "it cannot be evaluated"}
+}
+
+func (r *reader) u64() uint64 {
+	if len(r.b) < 8 {
+		r.fail()
+		return 0
+	}
+	v := binary.BigEndian.Uint64(r.b)
+	r.b = r.b[8:]
+	return v
 }
 
 func (r *reader) bool() bool {

@@ -65,12 +65,13 @@ type Entry struct {
 // key-value machine and administration (package shard lists them); 128 is User.
 type Op uint8
 
-// SessionHeader is the exactly-once header of a command. The slots are part of
-// the format; sessions themselves are served by a later release.
+// SessionHeader is the exactly-once header of a command (package
+// multiraft/session). A retry carries the header of the first try.
 type SessionHeader struct {
-	ID       [16]byte
-	Lineage  ShardID
-	Seq      uint64
+	ID      [16]byte
+	Lineage ShardID // the shard at which Seq was counted
+	Seq     uint64  // from 1
+	// AckedTo: the client has settled all its commands up to this one. Below Seq.
 	AckedTo  uint64
 	Deadline uint64 // group time, nanoseconds
 }

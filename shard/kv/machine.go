@@ -8,6 +8,7 @@ import (
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/multiraft/session"
 	"github.com/flotillakv/flotilla/shard"
 )
 
@@ -24,7 +25,8 @@ func NewMachine() *Machine { return &Machine{} }
 // Apply evaluates the commands of a committed entry in order and writes their
 // effects to b. It returns an error, which fences the replica, only for a command
 // that this version does not know (shard.ErrUnknownOp), for a stored record that
-// does not decode (shard.ErrBadRecord), and for an engine that cannot be read;
+// does not decode (shard.ErrBadRecord, session.ErrBadRecord), and for an engine
+// that cannot be read;
 // b may then hold a part of the entry, which the caller must drop.
 func (m *Machine) Apply(b *engine.Batch, a *multiraft.ApplyContext) error {
 	return apply(b, a)
@@ -43,6 +45,10 @@ type batch interface {
 	Set(ks uint32, key, val []byte)
 	Delete(ks uint32, key []byte)
 	DeleteRange(ks uint32, start, end []byte)
+
+	GetGroup(s raft.ShardID, suffix []byte) (val []byte, ok bool, err error)
+	SetGroup(s raft.ShardID, suffix, val []byte)
+	DeleteGroup(s raft.ShardID, suffix []byte)
 }
 
 // evaluator evaluates the commands of one entry.
@@ -52,6 +58,9 @@ type evaluator struct {
 	desc   *raft.Descriptor
 	at     shard.Version // of the command under way
 	record []byte        // scratch: the record being written
+
+	records  groupRecords
+	sessions session.Table
 }
 
 var evaluators = sync.Pool{New: func() any { return new(evaluator) }}
@@ -75,9 +84,19 @@ func apply(b batch, a *multiraft.ApplyContext) error {
 func (ev *evaluator) entry() error {
 	for i, c := range ev.a.Entry.Commands() {
 		ev.at = shard.Version{Lineage: ev.desc.Shard, Index: ev.a.Entry.Index, Slot: uint32(i)}
-		if !shard.KnownOp(c.Op, c.Flags) || c.Session != nil {
+		if !shard.KnownOp(c.Op, c.Flags) {
 			return fmt.Errorf("kv: shard %d index %d slot %d: operation %d with flags %#x: %w",
 				ev.desc.Shard, ev.at.Index, i, c.Op, c.Flags, shard.ErrUnknownOp)
+		}
+		if c.Session != nil {
+			out, err := ev.sessioned(nil, c)
+			if err != nil {
+				return fmt.Errorf("kv: shard %d index %d slot %d: %w", ev.desc.Shard, ev.at.Index, i, err)
+			}
+			if i < len(ev.a.Results) && len(out) > 0 {
+				ev.a.Results[i] = out
+			}
+			continue
 		}
 		res, err := ev.command(c)
 		if err != nil {

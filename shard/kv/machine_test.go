@@ -182,8 +182,6 @@ func TestMachineFences(t *testing.T) {
 	b.Close()
 	newer := put("a", "1")
 	newer.Flags = 2
-	session := put("a", "1")
-	session.Session = &raft.SessionHeader{}
 	for _, c := range []struct {
 		name string
 		cmd  raft.Command
@@ -194,7 +192,6 @@ func TestMachineFences(t *testing.T) {
 		{"a split", raft.Command{Op: shard.OpSplit}, shard.ErrUnknownOp},
 		{"an embedder's command", raft.Command{Op: shard.OpUser}, shard.ErrUnknownOp},
 		{"a flag", newer, shard.ErrUnknownOp},
-		{"a session", session, shard.ErrUnknownOp},
 		{"cas of a damaged record", cas("damaged", at(1, 0), ""), shard.ErrBadRecord},
 		{"txn on a damaged record", txn(shard.Txn{If: []shard.Cond{shard.IfExists(bs("damaged"))}}), shard.ErrBadRecord},
 		{"txn that reads a damaged record", txn(shard.Txn{Then: []shard.Op{shard.GetOp(bs("damaged"))}}), shard.ErrBadRecord},

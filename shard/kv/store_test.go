@@ -102,7 +102,7 @@ func TestStoreRefuses(t *testing.T) {
 		{"put of a big value", write(raft.Command{Op: shard.OpPut, Body: shard.AppendPut(nil, bs("d"), make([]byte, shard.MaxValueBytes+1))}), &shard.LimitError{What: "bytes of a value", Limit: shard.MaxValueBytes, Got: shard.MaxValueBytes + 1}},
 		{"scan with start after end", scan("e", "d", false), &shard.ArgumentError{Field: "range", Reason: `its start "e" is after its end "d"`}},
 		{"scan of too many bytes", wide, &shard.LimitError{What: "bytes of a scan page", Limit: shard.MaxScanBytes, Got: shard.MaxScanBytes + 1}},
-		{"a session", session, &shard.ArgumentError{Field: "session", Reason: "this version does not serve sessions; send the command without one"}},
+		{"a session without an id", session, &shard.ArgumentError{Field: "session", Reason: "the id is zero"}},
 		{"an embedder's command", write(raft.Command{Op: shard.OpUser}), &shard.ArgumentError{Field: "operation", Reason: "this shard is served by the key-value machine, which does not have it"}},
 		{"a shard that is not here", nowhere, &shard.EpochError{Shard: 8}},
 		{"another keyspace", otherSpace, epoch},

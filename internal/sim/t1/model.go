@@ -16,10 +16,14 @@ import (
 type model struct {
 	desc raft.Descriptor
 	data map[string]string
-	sum  uint64 // over all pairs, in no order
+	own  map[string]string // the state machine's records of the group
+	time uint64            // of the group
+	sum  uint64            // over all pairs, in no order
 }
 
-func newModel(d raft.Descriptor) *model { return &model{desc: d, data: map[string]string{}} }
+func newModel(d raft.Descriptor) *model {
+	return &model{desc: d, data: map[string]string{}, own: map[string]string{}}
+}
 
 func pairHash(key, val []byte) uint64 { return mix(hashBytes(key), hashBytes(val)) }
 
@@ -33,7 +37,8 @@ func (m *model) apply(e raft.Entry) ([][]byte, error) {
 	for range e.Commands() {
 		n++
 	}
-	a := multiraft.ApplyContext{Desc: &m.desc, Entry: e, Header: h, Results: make([][]byte, n)}
+	a := multiraft.ApplyContext{Desc: &m.desc, Entry: e, Header: h, Results: make([][]byte, n), TimeBefore: m.time}
+	m.time = a.GroupTime()
 	return a.Results, kv.ApplyTo(m, &a)
 }
 
@@ -74,6 +79,30 @@ func (m *model) remove(key string) {
 	}
 }
 
+// ownHash tells a record of the group from a pair of the keyspace.
+func ownHash(suffix, val []byte) uint64 { return mix(pairHash(suffix, val), 3) }
+
+// GetGroup implements kv.Writer.
+func (m *model) GetGroup(_ raft.ShardID, suffix []byte) ([]byte, bool, error) {
+	v, ok := m.own[string(suffix)]
+	return []byte(v), ok, nil
+}
+
+// SetGroup implements kv.Writer.
+func (m *model) SetGroup(s raft.ShardID, suffix, val []byte) {
+	m.DeleteGroup(s, suffix)
+	m.own[string(suffix)] = string(val)
+	m.sum += ownHash(suffix, val)
+}
+
+// DeleteGroup implements kv.Writer.
+func (m *model) DeleteGroup(_ raft.ShardID, suffix []byte) {
+	if v, ok := m.own[string(suffix)]; ok {
+		m.sum -= ownHash(suffix, []byte(v))
+		delete(m.own, string(suffix))
+	}
+}
+
 // digest is the model's sum of what an engine holds of a shard.
 func digest(e *engine.Engine, d *raft.Descriptor) (sum uint64, keys int, err error) {
 	it, err := e.NewIter(d.Keyspace, d.Start, d.End)
@@ -85,7 +114,18 @@ func digest(e *engine.Engine, d *raft.Descriptor) (sum uint64, keys int, err err
 		sum += pairHash(bytes.Clone(it.Key()), bytes.Clone(it.Value()))
 		keys++
 	}
-	return sum, keys, it.Err()
+	if err := it.Err(); err != nil {
+		return 0, 0, err
+	}
+	own, err := e.NewGroupIter(d.Shard)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer own.Close()
+	for ok := own.First(); ok; ok = own.Next() {
+		sum += ownHash(bytes.Clone(own.Key()), bytes.Clone(own.Value()))
+	}
+	return sum, keys, own.Err()
 }
 
 // machine is the product's state machine on one node.
