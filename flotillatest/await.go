@@ -2,7 +2,9 @@ package flotillatest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -87,6 +89,32 @@ func (c *Cluster) AwaitEqualReplicas() {
 	})
 }
 
+// AwaitNoLeftovers waits until no shard is joint and every node that runs holds
+// replicas of the shards that it is a member of, and of no others.
+func (c *Cluster) AwaitNoLeftovers() {
+	c.t.Helper()
+	c.await(func(ctx context.Context, shards []flotilla.ShardInfo) (string, error) {
+		for _, s := range shards {
+			member := map[uint32]bool{}
+			for _, r := range s.Replicas {
+				member[r.Node] = true
+				if r.Role != "voter" && r.Role != "learner" {
+					return fmt.Sprintf("shard %d is joint", s.ID), nil
+				}
+			}
+			for _, n := range c.Nodes() {
+				if member[n.ID()] {
+					continue
+				}
+				if _, _, err := n.LocalDigest(ctx, s.ID); !errors.Is(err, flotilla.ErrNotFound) {
+					return fmt.Sprintf("node %d holds a replica of shard %d, whose members are %v", n.ID()-1, s.ID, s.Replicas), nil
+				}
+			}
+		}
+		return "", nil
+	})
+}
+
 // await calls done with the shards as the nodes tell them until it has nothing
 // more to wait for.
 func (c *Cluster) await(done func(context.Context, []flotilla.ShardInfo) (wait string, err error)) {
@@ -142,10 +170,26 @@ func (c *Cluster) shards(ctx context.Context) []flotilla.ShardInfo {
 				out = append(out, s)
 			}
 			have := &out[k]
-			for j, r := range s.Replicas {
-				if r.Node == n.ID() && j < len(have.Replicas) {
-					have.Replicas[j] = r
-					votes[vote{s.ID, s.Leader, s.Term}]++
+			if s.ConfVer > have.ConfVer { // other members: what was noted of those is void
+				for v := range votes {
+					if v.shard == s.ID {
+						delete(votes, v)
+					}
+				}
+				own := s
+				own.Replicas = slices.Clone(s.Replicas)
+				for j := range own.Replicas {
+					own.Replicas[j].State = "unknown"
+				}
+				*have = own
+			}
+			for j := range have.Replicas {
+				for _, r := range s.Replicas {
+					if r.Node == n.ID() && r.Node == have.Replicas[j].Node && r.Replica == have.Replicas[j].Replica {
+						r.Role = have.Replicas[j].Role
+						have.Replicas[j] = r
+						votes[vote{s.ID, s.Leader, s.Term}]++
+					}
 				}
 			}
 		}

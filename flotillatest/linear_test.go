@@ -44,7 +44,9 @@ type profile struct {
 	faults []fault
 	pause  time.Duration // the least time between two faults
 	loss   float64       // of frames, all the time
-	big    int           // the size of the largest values; zero: 300 bytes
+	// replicas per shard. Zero: 3
+	replicas int
+	big      int // the size of the largest values; zero: 300 bytes
 }
 
 // fault breaks something and returns how to mend it (nil: it mends itself).
@@ -145,6 +147,53 @@ var (
 		s.c.Delay(time.Duration(1+s.rand.IntN(40)) * time.Millisecond)
 		return s.heal
 	}}
+	replace = fault{"replace a replica", func(s *storm) func() {
+		s.change(func(held, free []uint32) []flotilla.ReplicaChange {
+			if len(free) == 0 {
+				return nil
+			}
+			return []flotilla.ReplicaChange{{Node: free[0], Role: flotilla.RoleVoter}, {Node: held[0], Role: flotilla.RoleNone}}
+		})
+		return nil
+	}}
+	grow = fault{"add a replica", func(s *storm) func() {
+		s.change(func(held, free []uint32) []flotilla.ReplicaChange {
+			if len(free) == 0 {
+				return nil
+			}
+			role := flotilla.RoleVoter
+			if s.rand.IntN(3) == 0 {
+				role = flotilla.RoleLearner
+			}
+			return []flotilla.ReplicaChange{{Node: free[0], Role: role}}
+		})
+		return nil
+	}}
+	shrink = fault{"remove or demote a replica", func(s *storm) func() {
+		s.change(func(held, free []uint32) []flotilla.ReplicaChange {
+			if len(held) < 3 {
+				return nil
+			}
+			role := flotilla.RoleNone
+			if s.rand.IntN(3) == 0 {
+				role = flotilla.RoleLearner
+			}
+			return []flotilla.ReplicaChange{{Node: held[0], Role: role}}
+		})
+		return nil
+	}}
+	moveAll = fault{"replace several at once", func(s *storm) func() {
+		s.change(func(held, free []uint32) (out []flotilla.ReplicaChange) {
+			for i, n := range free {
+				out = append(out, flotilla.ReplicaChange{Node: n, Role: flotilla.RoleVoter})
+				if i < len(held) {
+					out = append(out, flotilla.ReplicaChange{Node: held[i], Role: flotilla.RoleNone})
+				}
+			}
+			return out
+		})
+		return nil
+	}}
 	transfer = fault{"leader transfers", func(s *storm) func() {
 		for _, n := range s.c.Nodes() {
 			ctx, cancel := context.WithTimeout(s.ctx, 100*time.Millisecond)
@@ -167,6 +216,7 @@ var profiles = []profile{
 	{name: "partitions", nodes: 3, shards: 8, faults: []fault{partition, splitAll, oneWay, oneWay, deaf, mute, lostAnswers}, pause: 100 * time.Millisecond},
 	{name: "loss", nodes: 3, shards: 8, faults: []fault{loss, loss, delay, oneWay, lostAnswers, transfer}, pause: 100 * time.Millisecond, loss: 0.02},
 	{name: "away", nodes: 3, shards: 1, faults: []fault{away, away, oneWay, kill, transfer}, pause: 300 * time.Millisecond, big: 150_000},
+	{name: "members", nodes: 5, shards: 4, replicas: 3, faults: []fault{replace, replace, moveAll, grow, shrink, kill, powerOne, partition, oneWay, transfer, stop, loss}, pause: 50 * time.Millisecond},
 	{name: "everything", nodes: 5, shards: 6, faults: []fault{kill, powerOne, powerSome, powerAll, partition, oneWay, deaf, mute, lostAnswers, loss, delay, stop, transfer}, pause: 50 * time.Millisecond},
 }
 
@@ -220,6 +270,8 @@ type storm struct {
 	rand    *rand.Rand
 	pending []<-chan error // restarts
 	faults  map[string]int
+	changes sync.WaitGroup
+	moved   atomic.Int64 // changes of replicas that were carried out
 	written atomic.Int64 // bytes of values acknowledged
 	snaps   atomic.Int64 // snapshots installed
 
@@ -235,6 +287,9 @@ type seen struct {
 
 func newStorm(t *testing.T, p profile, seed uint64) *storm {
 	o := []flotillatest.Option{flotillatest.WithShards(p.shards), flotillatest.WithSeed(seed)}
+	if p.replicas > 0 {
+		o = append(o, flotillatest.WithReplicas(p.replicas))
+	}
 	if *linearVerbose {
 		o = append(o, flotillatest.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))))
 	}
@@ -277,10 +332,14 @@ func (s *storm) run(d time.Duration) {
 	s.calm()
 	s.readBack()
 	s.c.AwaitEqualReplicas()
+	s.c.AwaitNoLeftovers()
+	if s.p.name == "members" && s.moved.Load() == 0 {
+		t.Error("no change of replicas was carried out")
+	}
 	good, bad := linear.Check(s.h, checkWithin)
 	n := s.h.Counts()
-	t.Logf("%d operations (%d reads, %d writes, %d conditions that did not hold, %d unknown, %d refused) in %d groups, %d in order; %d snapshots; faults: %v",
-		n.Ops, n.Reads, n.Writes, n.Unheld, n.Ambiguous, n.Refused, n.Groups, good, s.snaps.Load(), s.faults)
+	t.Logf("%d operations (%d reads, %d writes, %d conditions that did not hold, %d unknown, %d refused) in %d groups, %d in order; %d snapshots, %d changes of replicas; faults: %v",
+		n.Ops, n.Reads, n.Writes, n.Unheld, n.Ambiguous, n.Refused, n.Groups, good, s.snaps.Load(), s.moved.Load(), s.faults)
 	if n.Writes < 100 || n.Reads < 100 {
 		t.Errorf("too little came through: %+v", n)
 	}
@@ -342,10 +401,60 @@ func (s *storm) settle() {
 	s.pending = nil
 }
 
+// change asks for a change of the replicas of some shard, in the background, so
+// that other faults meet it. plan gets the shard's voters and the other nodes,
+// shuffled.
+func (s *storm) change(plan func(held, free []uint32) []flotilla.ReplicaChange) {
+	nodes := s.c.Nodes()
+	if len(nodes) == 0 {
+		return
+	}
+	n := nodes[s.rand.IntN(len(nodes))]
+	ctx, cancel := context.WithTimeout(s.ctx, 300*time.Millisecond)
+	shards, _ := n.Shards(ctx)
+	cancel()
+	if len(shards) == 0 {
+		return
+	}
+	sh := shards[s.rand.IntN(len(shards))]
+	var held, free []uint32
+	for _, i := range s.rand.Perm(s.c.Size()) {
+		id, voter := uint32(i+1), false
+		for _, r := range sh.Replicas {
+			voter = voter || r.Node == id && r.Role == "voter"
+		}
+		if voter {
+			held = append(held, id)
+		} else {
+			free = append(free, id)
+		}
+	}
+	if len(held) == 0 {
+		return
+	}
+	changes := plan(held, free)
+	if len(changes) == 0 {
+		return
+	}
+	patience := time.Duration(500+s.rand.IntN(3000)) * time.Millisecond
+	s.changes.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, patience)
+		defer cancel()
+		_, err := n.ChangeReplicas(ctx, sh.ID, changes...) // may fail, like everything in a storm
+		if err == nil {
+			s.moved.Add(1)
+		}
+		if *linearVerbose {
+			fmt.Fprintf(os.Stderr, "--- shard %d %v: %v\n", sh.ID, changes, err)
+		}
+	})
+}
+
 // calm ends all faults.
 func (s *storm) calm() {
 	s.t.Helper()
 	s.c.Heal()
+	s.changes.Wait()
 	s.settle()
 	s.c.RestartAll()
 	s.c.AwaitLeaders()
