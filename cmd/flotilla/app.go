@@ -44,6 +44,9 @@ type client interface {
 	Nodes(ctx context.Context) ([]flotilla.NodeInfo, error)
 	Shards(ctx context.Context) ([]flotilla.ShardInfo, error)
 	Shard(ctx context.Context, id uint64) (flotilla.ShardInfo, error)
+	ChangeReplicas(ctx context.Context, shard uint64, changes ...flotilla.ReplicaChange) (flotilla.ShardInfo, error)
+	TransferLeader(ctx context.Context, shard uint64, to uint32) error
+	RemoveNode(ctx context.Context, id uint32, o flotilla.RemovalOptions) (flotilla.Removal, error)
 	Close() error
 }
 

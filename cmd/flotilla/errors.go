@@ -79,10 +79,16 @@ func describe(err error) (code int, text, try string) {
 		open        *flotilla.OpenError
 		join        *flotilla.JoinError
 		refused     *flotilla.RefusedError
+		membership  *flotilla.MembershipError
 	)
 	switch {
 	case errors.As(err, &own):
 		return own.code, text, own.try
+	case errors.As(err, &membership):
+		if membership.Unfinished {
+			return exitUnreachable, text, "the same command again; a larger --timeout; flotilla cluster status"
+		}
+		return exitConflict, text, "flotilla cluster status"
 	case errors.Is(err, flotilla.ErrAmbiguous), errors.As(err, &partial):
 		return exitUnknown, text, ""
 	case errors.As(err, &conflict):

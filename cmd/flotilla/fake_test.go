@@ -163,6 +163,56 @@ func (f *fakeKV) Status(context.Context) (flotilla.ClusterStatus, error) { retur
 func (f *fakeKV) Nodes(context.Context) ([]flotilla.NodeInfo, error)     { return f.status.Nodes, nil }
 func (f *fakeKV) Shards(context.Context) ([]flotilla.ShardInfo, error)   { return f.shards, nil }
 func (f *fakeKV) Close() error                                           { return nil }
+func (f *fakeKV) ChangeReplicas(_ context.Context, id uint64, changes ...flotilla.ReplicaChange) (flotilla.ShardInfo, error) {
+	if x, ok := f.next(); ok {
+		return flotilla.ShardInfo{}, x.err
+	}
+	for i := range f.shards {
+		s := &f.shards[i]
+		if s.ID != id {
+			continue
+		}
+		for _, c := range changes {
+			n := len(s.Replicas)
+			s.Replicas = slices.DeleteFunc(s.Replicas, func(r flotilla.ReplicaInfo) bool { return r.Node == c.Node && c.Role != r.Role })
+			changed := len(s.Replicas) != n
+			if c.Role != flotilla.RoleNone && !slices.ContainsFunc(s.Replicas, func(r flotilla.ReplicaInfo) bool { return r.Node == c.Node }) {
+				s.Replicas = append(s.Replicas, flotilla.ReplicaInfo{Node: c.Node, Role: c.Role})
+				changed = true
+			}
+			if changed {
+				s.ConfVer++
+			}
+		}
+		return *s, nil
+	}
+	return flotilla.ShardInfo{}, flotilla.ErrNotFound
+}
+
+func (f *fakeKV) TransferLeader(_ context.Context, id uint64, to uint32) error {
+	if x, ok := f.next(); ok {
+		return x.err
+	}
+	s, err := f.Shard(context.Background(), id)
+	if err == nil && !slices.ContainsFunc(s.Replicas, func(r flotilla.ReplicaInfo) bool { return r.Node == to }) {
+		err = flotilla.ErrNotFound
+	}
+	return err
+}
+
+func (f *fakeKV) RemoveNode(_ context.Context, id uint32, o flotilla.RemovalOptions) (flotilla.Removal, error) {
+	if x, ok := f.next(); ok {
+		return flotilla.Removal{Node: id}, x.err
+	}
+	r := flotilla.Removal{Node: id, Gone: true}
+	for _, n := range f.status.Nodes {
+		if n.ID == id {
+			r.Gone, r.Moves = !o.Plan, []flotilla.Move{{Shard: 1, From: id, To: 9, Done: !o.Plan}}
+		}
+	}
+	return r, nil
+}
+
 func (f *fakeKV) Shard(_ context.Context, id uint64) (flotilla.ShardInfo, error) {
 	for _, s := range f.shards {
 		if s.ID == id {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -54,7 +53,7 @@ func (a *app) statusText(s *flotilla.ClusterStatus) string {
 }
 
 func newNode(a *app) *cobra.Command {
-	return clientFlags(a, group(&cobra.Command{Use: "node", Short: "Look at the nodes"}, &cobra.Command{
+	return clientFlags(a, group(&cobra.Command{Use: "node", Short: "Look at the nodes, and take one out"}, newNodeRemove(a), &cobra.Command{
 		Use:   "list",
 		Short: "Print the nodes of the cluster",
 		Args:  arguments(),
@@ -127,15 +126,12 @@ func newShard(a *app) *cobra.Command {
 		Short: "Print one shard and its replicas",
 		Args:  arguments("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := strconv.ParseUint(args[0], 10, 64)
-			if err != nil || id == 0 {
-				return usageError("shard id %q is not a number from 1 up; flotilla shard list prints them", args[0])
+			id, err := shardArg(args[0])
+			if err != nil {
+				return err
 			}
 			return a.with(cmd.Context(), func(ctx context.Context, c client) error {
-				s, err := c.Shard(ctx, id)
-				if errors.Is(err, flotilla.ErrNotFound) {
-					return failure(exitNotFound, err, "flotilla shard list", "shard %d does not exist", id)
-				}
+				s, err := findShard(ctx, c, id)
 				if err != nil {
 					return err
 				}
@@ -147,7 +143,7 @@ func newShard(a *app) *cobra.Command {
 			})
 		},
 	}
-	return clientFlags(a, group(&cobra.Command{Use: "shard", Short: "Look at the shards"}, list, show))
+	return clientFlags(a, group(&cobra.Command{Use: "shard", Short: "Look at the shards, and say where they are"}, list, show, newShardReplicas(a), newShardTransfer(a)))
 }
 
 func shardsText(shards []flotilla.ShardInfo) string {
