@@ -464,6 +464,9 @@ func (l *loop) commitRound(now raft.Time) {
 		l.sendHeldAfterEarlier(o.Held)
 	}
 	l.h.stats.rounds.Add(1)
+	if mutants.On("D8c") {
+		l.done.flush()
+	}
 
 	wall := time.Time{}
 	for _, r := range l.touched {

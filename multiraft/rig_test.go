@@ -20,13 +20,25 @@ type rig struct {
 	applied []string
 	fail    error // what the state machine says to "poison"
 	fatal   chan error
+	until   raft.Time // of everybody's support
+	unsound bool      // the clock may not be used for leases
+	onSend  func(m *raft.Msg)
 }
 
-func (r *rig) Send(_ raft.NodeID, m []raft.Msg)                { r.sent = append(r.sent, m...) }
+func (r *rig) Send(_ raft.NodeID, m []raft.Msg) {
+	for i := range m {
+		if r.onSend != nil {
+			r.onSend(&m[i])
+		}
+	}
+	r.sent = append(r.sent, m...)
+}
+func (r *rig) LeaseArm() int64                                 { return 0 }
+func (r *rig) LeaseNow(int64) (raft.Time, bool)                { return r.now, !r.unsound }
 func (r *rig) Now() raft.Time                                  { return r.now }
 func (r *rig) Wall() uint64                                    { return uint64(r.now) }
 func (r *rig) SupportFor(raft.NodeID) (raft.Epoch, bool)       { return 1 << 32, true }
-func (r *rig) SupportFrom(raft.NodeID) (raft.Epoch, raft.Time) { return 1 << 32, 1 << 61 }
+func (r *rig) SupportFrom(raft.NodeID) (raft.Epoch, raft.Time) { return 1 << 32, r.until }
 
 func (r *rig) Apply(_ *engine.Batch, a *ApplyContext) error {
 	for i, c := range a.Entry.Commands() {
@@ -46,15 +58,17 @@ func rigDesc() raft.Descriptor {
 		{Node: 1, ID: 1, Role: raft.Voter}, {Node: 2, ID: 2, Role: raft.Voter}, {Node: 3, ID: 3, Role: raft.Voter}}}
 }
 
-func newRig(t *testing.T) *rig {
-	r := &rig{t: t, now: raft.Time(time.Hour), fatal: make(chan error, 1)}
+func newRig(t *testing.T) *rig { return newRigWith(t, false) }
+
+func newRigWith(t *testing.T, leases bool) *rig {
+	r := &rig{t: t, now: raft.Time(time.Hour), fatal: make(chan error, 1), until: 1 << 61}
 	var err error
 	r.e, err = engine.Open(engine.Options{Dir: "s", FS: engine.NewMemFS(), Create: true, NoDiskWatch: true, Node: 1, CacheBytes: 1 << 20, MemTableBytes: 16 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.h, err = New(Config{
-		Node: 1, Engine: r.e, Net: r, Liveness: r, Clock: r, Machine: r, Loops: 1, Seed: 1,
+		Node: 1, Engine: r.e, Net: r, Liveness: r, Clock: r, Machine: r, Loops: 1, Seed: 1, Leases: leases,
 		OnFatal: func(err error) { r.fatal <- err },
 	})
 	if err != nil {

@@ -64,6 +64,15 @@ func (w *World) act(a Action) {
 		if n.up {
 			n.suspend(a.Dur)
 		}
+	case ActWall:
+		if n.up && n.suspendEnd <= w.now && n.pausedUntil <= w.now {
+			d := a.Dur
+			if a.R%4 != 0 {
+				d = -d
+			}
+			n.wallSet += d
+			n.tickPairs() // not together with a suspend: that nobody could notice
+		}
 	case ActReset:
 		w.net.reset(a.Node, a.Peer)
 	case ActDropType:

@@ -25,6 +25,7 @@ type node struct {
 	pausedUntil int64
 	suspendEnd  int64         // the clock stands still until then
 	suspended   time.Duration // that the clock has missed in this life
+	wallSet     time.Duration // by how much the wall clock was set, in all
 	slowUntil   int64
 	slow        time.Duration
 	bootEpoch   uint64 // durable
@@ -949,7 +950,7 @@ func (n *node) wants(s *snapshot) bool {
 // at is the instant the liveness rules see.
 func (n *node) at() liveness.At {
 	// The wall clock runs off the same quartz, but through suspends.
-	return liveness.At{Now: n.clock(), Wall: 1<<60 + uint64(n.bootAt) + uint64(n.suspended) + uint64(n.clock()-n.origin)}
+	return liveness.At{Now: n.clock(), Wall: 1<<60 + uint64(n.bootAt) + uint64(n.suspended) + uint64(n.clock()-n.origin) + uint64(n.wallSet)}
 }
 
 // tickPairs runs the liveness rules' timers.

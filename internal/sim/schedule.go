@@ -80,6 +80,7 @@ const (
 	ActSnap                             // an unasked snapshot from Node to Peer
 	ActDuel                             // everybody campaigns
 	ActSuspend                          // Node stands still for Dur, its monotonic clock, too
+	ActWall                             // the wall clock of Node is set, by at most Dur
 )
 
 var actionNames = [...]string{
@@ -88,7 +89,7 @@ var actionNames = [...]string{
 	ActPause: "pause", ActReset: "reset", ActDropType: "drop-type", ActFollow: "isolate-leader",
 	ActKillLeader: "kill-leader", ActStorm: "storm", ActPropose: "propose", ActRead: "read",
 	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign", ActDuel: "duel",
-	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend",
+	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend", ActWall: "set-clock",
 }
 
 // String returns the action's name in traces.
@@ -164,6 +165,7 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 		{ActRead, 20 * rng.Float64(), 0},
 		{ActPropose, 10 + 90*rng.Float64(), 0},
 		{ActSuspend, rate(0.3), 900 * time.Millisecond},
+		{ActWall, rate(0.5), time.Second},
 	}
 	for i := range sources {
 		src := &sources[i]

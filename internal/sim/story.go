@@ -175,6 +175,8 @@ func (a *Action) words() string {
 		return fmt.Sprintf("node %d stands still for %v", n, d)
 	case ActSuspend:
 		return fmt.Sprintf("the machine of node %d is suspended for %v", n, d)
+	case ActWall:
+		return fmt.Sprintf("somebody sets the wall clock of node %d by at most %v", n, d)
 	case ActReset:
 		return fmt.Sprintf("the stream between node %d and node %d breaks", n, q)
 	case ActDropType:

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -81,6 +82,9 @@ func (t Timing) Validate() error {
 // so that nodes with different settings stay safe.
 func (t Timing) counted(d time.Duration) time.Duration {
 	d = min(d, t.Duration)
+	if mutants.On("D9b") {
+		return d
+	}
 	return d - time.Duration(float64(d)*t.Rho) - Slack
 }
 

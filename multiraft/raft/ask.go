@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"math/bits"
 	"slices"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -61,7 +62,10 @@ func (c *Core) FollowerRead(now Time, ctx uint64, o *Out) {
 		// The boot epoch keeps the answers to an earlier life apart: they know
 		// nothing of what was committed since.
 		e, _ := c.live.SupportFrom(c.node)
-		a.seq = uint64(e) << 32
+		if mutants.On("D2c") {
+			e = 1
+		}
+		a.seq = bits.RotateLeft64(uint64(e), 32)
 	}
 	a.seq++
 	a.reads = append(a.reads, askedRead{ctx: ctx, round: a.seq})
@@ -100,7 +104,7 @@ func (c *Core) tickAsked(now Time, o *Out) {
 // checkAsked fails the reads whose leader is not the leader any more.
 func (c *Core) checkAsked(o *Out) {
 	a := &c.asking
-	if len(a.reads) > 0 && (a.lead != c.lead || a.term != c.hs.Term || c.role == RoleLeader) && !mutants.On("D3") {
+	if len(a.reads) > 0 && (a.lead != c.lead || a.term != c.hs.Term || c.role == RoleLeader) {
 		c.failAsked(a.seq, o)
 	}
 }
@@ -118,7 +122,11 @@ func (c *Core) failAsked(round uint64, o *Out) {
 
 // stepReadReq takes a member's question.
 func (c *Core) stepReadReq(m *Msg, o *Out) {
-	if !c.leads() && !mutants.On("D13b") || c.peer(m.FromReplica) == nil {
+	if mutants.On("D13") && c.role == RoleFollower {
+		c.send(o, m.From, m.FromReplica, Msg{Type: MsgReadResp, Round: m.Round, Index: c.log.commit})
+		return
+	}
+	if !c.leads() || c.peer(m.FromReplica) == nil {
 		c.send(o, m.From, m.FromReplica, Msg{Type: MsgReadResp, Flags: FlagReject, Round: m.Round})
 		return
 	}

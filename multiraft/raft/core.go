@@ -272,7 +272,7 @@ func (c *Core) load(now Time, st State) error {
 		return corrupt("state", "hard state is older than the log")
 	}
 	c.log, c.hs, c.now = l, st.Hard, now
-	if c.hs.Lead == c.id {
+	if c.hs.Lead == c.id || mutants.On("A11") {
 		// A restarted leader leads no more and must not wait for itself.
 		c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = 0, 0, 0
 	}

@@ -5,11 +5,23 @@ import (
 	"time"
 )
 
-// fakeLive is a liveness table in which every node supports every other one.
-type fakeLive struct{ down map[NodeID]bool }
+// fakeLive is a liveness table in which every node supports every other one,
+// but for what is set.
+type fakeLive struct {
+	down map[NodeID]bool
+	from map[NodeID]promise // what SupportFrom says
+}
+
+type promise struct {
+	epoch Epoch
+	until Time
+}
 
 func (f *fakeLive) SupportFor(n NodeID) (Epoch, bool) { return 1<<32 | 1, !f.down[n] }
 func (f *fakeLive) SupportFrom(n NodeID) (Epoch, Time) {
+	if p, ok := f.from[n]; ok {
+		return p.epoch, p.until
+	}
 	if f.down[n] {
 		return 1<<32 | 1, 0
 	}

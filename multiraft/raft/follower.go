@@ -37,6 +37,9 @@ func (c *Core) blocksElection(m *Msg) bool {
 	if c.role == RoleLeader {
 		return !c.quorumLost && c.quorumUntil() > c.now
 	}
+	if mutants.On("A12") {
+		return false
+	}
 	if c.fortified() {
 		return m.FromReplica != c.hs.Lead
 	}

@@ -71,6 +71,8 @@ func (l *Lease) Until(live Liveness) Time {
 		return 0
 	case mutants.On("D9e"):
 		return Time(b[nb/2]) // by the old half alone
+	case mutants.On("D9k"):
+		return Time(a[na/2]) // by the new half alone
 	case mutants.On("D9f"):
 		return Time(a[0]) // by any promise at all
 	}
@@ -134,6 +136,9 @@ func (c *Core) LeaseRead(now Time) (index Index, ok bool) {
 // grant worthless.
 func (c *Core) abortTransfer(now Time, o *Out) {
 	c.transferTo, c.transferAt, c.timeoutSent = 0, Never, false
+	if mutants.On("A13b") {
+		c.grantSent = false
+	}
 	if !c.grantSent || !c.leased || mutants.On("A13") {
 		return
 	}

@@ -51,6 +51,8 @@ type fakeHost struct {
 	lease     bool // LeaseRead
 	gen       atomic.Uint64
 	readCalls [2]int // of Read, FollowerRead
+
+	onDescriptor func() // runs when a descriptor is looked at
 }
 
 func newHost(t testing.TB, descs ...raft.Descriptor) *fakeHost {
@@ -61,6 +63,9 @@ func newHost(t testing.TB, descs ...raft.Descriptor) *fakeHost {
 }
 
 func (h *fakeHost) Descriptor(s raft.ShardID) (raft.Descriptor, bool) {
+	if h.onDescriptor != nil {
+		h.onDescriptor()
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, d := range h.descs {
