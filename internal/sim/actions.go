@@ -90,7 +90,11 @@ func (w *World) act(a Action) {
 	case ActRead:
 		w.ask(w.target(a), event{kind: inRead})
 	case ActTransfer:
-		w.ask(w.target(a), event{kind: inTransfer, x: a.R >> 8 % uint64(len(w.nodes))})
+		to := a.R >> 8 % uint64(len(w.nodes))
+		if k := len(w.orc.leaders); k > 1 && a.R>>60 < 6 { // back to where the leadership came from
+			to = uint64(w.orc.leaders[k-2].node)
+		}
+		w.ask(w.target(a), event{kind: inTransfer, x: to})
 	case ActCampaign:
 		w.ask(n, event{kind: inCampaign})
 	case ActSlowLeader:
@@ -105,6 +109,15 @@ func (w *World) act(a Action) {
 		for _, n := range w.nodes {
 			w.ask(n, event{kind: inCampaign})
 		}
+	case ActMinority:
+		if l := w.pickLeader(a.R); l != nil {
+			w.minority(l, a.R>>32, a.Dur)
+		}
+	case ActStall:
+		n.stalledUntil = max(n.stalledUntil, w.now+int64(a.Dur))
+	case ActLate:
+		w.net.late++
+		w.undo(a.Dur, func() { w.net.late = max(w.net.late-1, 0) })
 	case ActConf:
 		w.ask(w.target(a), event{kind: inConf, x: a.R})
 	}
@@ -149,6 +162,40 @@ func (w *World) cut(links [][2]int, d time.Duration) {
 			w.net.block(l[0], l[1], -1)
 		}
 	})
+}
+
+// minority leaves l with less than half of the voters. When d is over the links
+// come back one by one.
+func (w *World) minority(l *node, r uint64, d time.Duration) {
+	rng := rand.New(rand.NewPCG(r, 2))
+	var others []int
+	voters := 1
+	for _, q := range l.desc.Replicas {
+		if i := int(q.Node) - 1; i != l.idx && q.Role != raft.Learner {
+			others = append(others, i)
+			voters++
+		}
+	}
+	in := map[int]bool{l.idx: true}
+	if small := (voters - 1) / 2; small > 0 { // l and up to small-1 others
+		rng.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+		for _, i := range others[:min(rng.IntN(small+1), len(others))] {
+			in[i] = true
+		}
+		if len(in) > small {
+			delete(in, others[0])
+		}
+	}
+	for i := range w.nodes {
+		for j := range w.nodes {
+			if in[i] == in[j] {
+				continue
+			}
+			w.net.block(i, j, 1)
+			back := d + time.Duration(float64(d)*rng.Float64()*float64(rng.IntN(2)))
+			w.undo(back, func() { w.net.block(i, j, -1) })
+		}
+	}
 }
 
 // ask puts a client's request into a node's inbox.
@@ -249,8 +296,76 @@ func (n *node) proposeConf(now raft.Time, r uint64) {
 	}
 }
 
+// broken is how a node outside of the healthy quorum stays broken.
+type broken uint8
+
+const (
+	brokenDown    broken = iota // crashed for good
+	brokenCut                   // runs, and hears and says nothing
+	brokenDeaf                  // says, and hears nothing
+	brokenMute                  // hears, and says nothing
+	brokenDisk                  // no sync of its disk ends
+	brokenPaused                // stands still
+	brokenFlapper               // crashes and starts again, over and over
+	brokenKinds
+)
+
+var brokenWords = [...]string{"down", "cut off", "deaf", "mute", "without a disk that syncs", "standing still", "crashing over and over"}
+
+// hurt breaks a node that is not of the healthy quorum, for good.
+func (w *World) hurt(n *node) uint8 {
+	k := broken(0)
+	if w.rng.IntN(2) == 0 {
+		k = broken(w.rng.IntN(int(brokenKinds)))
+	}
+	n.hurt = k
+	w.log(n.idx, "hurt", uint64(k), 0)
+	w.tell(n.idx, "hurt", uint64(k), 0)
+	if k != brokenDown && k != brokenFlapper && !n.up {
+		n.boot()
+	}
+	switch k {
+	case brokenDown:
+		if n.up {
+			n.crash()
+		}
+		n.held = true
+	case brokenDisk:
+		n.stalledUntil = 1 << 62
+		n.pausedUntil = 0
+	case brokenPaused:
+		n.pausedUntil = 1 << 62
+	case brokenFlapper:
+		n.pausedUntil = 0
+		w.flap(n)
+	}
+	switch k {
+	case brokenDeaf:
+		return 1
+	case brokenMute:
+		return 2
+	case brokenDisk, brokenPaused, brokenFlapper:
+		return 0
+	}
+	return 3
+}
+
+// flap crashes n and starts it again, for ever.
+func (w *World) flap(n *node) {
+	w.after(200*time.Millisecond+w.exp(time.Second), event{kind: evUndo, arg: func() {
+		if n.up {
+			n.crash()
+		} else {
+			n.boot()
+		}
+		w.flap(n)
+	}})
+}
+
 // liveness ends the run: a random quorum is healed, the rest stays broken, and
-// the group must commit, answer reads and bring its members up to date (L1, L3).
+// the group must commit, answer reads and bring its members up to date (L1, L3),
+// keep its leader while nobody disturbs it (L2), serve after a pause (L4), and
+// let every healthy voter lead in turn.
 func (w *World) liveness() {
 	set := w.healthy()
 	if set == nil {
@@ -266,38 +381,68 @@ func (w *World) liveness() {
 	}
 	w.log(-1, "heal", bits, 0)
 	w.tell(-1, "heal", bits, 0)
+	hurt := make([]uint8, len(set))
 	for i, n := range w.nodes {
-		switch {
-		case !set[i]:
-			if n.up {
-				n.crash()
-			}
-			n.held = true
-		default:
-			n.resume()
-			n.pausedUntil = 0
-			n.slowUntil = 0
-			if !n.up {
-				n.boot()
-			}
+		if !set[i] {
+			hurt[i] = w.hurt(n)
+			continue
+		}
+		n.resume()
+		n.pausedUntil = 0
+		n.slowUntil, n.stalledUntil = 0, 0
+		if !n.up {
+			n.boot()
 		}
 	}
-	w.net.heal(set)
+	w.net.heal(set, hurt)
+	w.progress(set, bits, -1, 6*int64(w.p.Support)+int64(15*time.Second))
+	w.stable(set, bits)
+	for _, r := range w.newestConf().Clone().Replicas { // every healthy voter leads in turn
+		if set[r.Node-1] && (r.Role == raft.Voter || r.Role == raft.VoterIncoming) {
+			w.progress(set, bits, int(r.Node)-1, 3*int64(w.p.Support)+int64(10*time.Second))
+		}
+	}
+	for i, n := range w.nodes {
+		if set[i] && n.core != nil && n.removed != 0 && w.now-n.removedAt > int64(10*time.Second) {
+			w.fail("L5", "node %d holds replica %d, which knows for %v that it was removed: %s", n.id, n.replica, time.Duration(w.now-n.removedAt), w.describe(set))
+		}
+	}
+	w.log(-1, "live", 0, uint64(w.orc.last()))
+	w.tell(-1, "live", 0, uint64(w.orc.last()))
+}
 
+// newestLeader returns the leader of the highest term among the nodes that
+// believe to lead, or nil.
+func (w *World) newestLeader() *node {
+	var l *node
+	for _, n := range w.nodes {
+		if n.up && n.core != nil && n.core.Status().Role == raft.RoleLeader && (l == nil || n.core.Status().Term > l.core.Status().Term) {
+			l = n
+		}
+	}
+	return l
+}
+
+// progress requires that within limit the group commits new commands, answers a
+// read, and brings all healthy members up to date: under any healthy leader, or
+// (to >= 0) once the leadership was handed to node to.
+func (w *World) progress(set []bool, bits uint64, to int, limit int64) {
 	start := w.now
-	limit := 6*int64(w.p.Support) + int64(15*time.Second)
 	reads, probes := w.res.Reads, 0
 	var target raft.Index
-	var moved raft.Term // the term from which a transfer was asked
+	var moved raft.Term // the term from which the transfer was asked
 	for w.now < start+limit {
 		w.runUntil(w.now + int64(50*time.Millisecond))
-		l := w.pickLeader(0)
-		for _, n := range w.nodes { // the newest leader
-			if n.up && n.core != nil && l != nil && n.core.Status().Role == raft.RoleLeader && n.core.Status().Term > l.core.Status().Term {
-				l = n
-			}
-		}
+		l := w.newestLeader()
 		if l == nil {
+			continue
+		}
+		if to >= 0 && l.idx != to {
+			if st := l.core.Status(); moved == 0 || st.Term == moved || w.rng.IntN(8) == 0 {
+				moved = st.Term
+				w.ask(l, event{kind: inPropose, x: uint64(probes) << 8}) // right in front of it
+				w.ask(l, event{kind: inTransfer, x: uint64(to)})
+			}
 			continue
 		}
 		if target == 0 || target > w.orc.last() {
@@ -311,29 +456,75 @@ func (w *World) liveness() {
 			target = w.orc.last() + 1
 		}
 		if target > 0 && w.orc.last() >= target && w.res.Reads > reads && w.caughtUp(set) {
-			to := w.heir(l, set)
-			if st := l.core.Status(); to >= 0 && (moved == 0 || st.Term == moved) {
-				moved = st.Term
-				w.ask(l, event{kind: inTransfer, x: uint64(to)})
-				continue
-			}
-			w.log(-1, "live", uint64(w.now-start), uint64(target))
-			w.tell(-1, "live", uint64(w.now-start), uint64(target))
 			return
 		}
 	}
 	d := time.Duration(limit)
+	l := w.newestLeader()
 	switch {
-	case w.pickLeader(0) == nil:
-		w.fail("L1", "nodes %b are healthy for %v and there is no leader: %s", bits, d, w.describe(set))
+	case l == nil:
+		w.fail("L1", "%s are healthy for %v and there is no leader: %s", nodeList(bits), d, w.describe(set))
+	case to >= 0 && l.idx != to:
+		w.fail("L1", "%s are healthy and for %v the leadership cannot be handed to node %d: %s", nodeList(bits), d, to+1, w.describe(set))
 	case target == 0 || w.orc.last() < target:
-		w.fail("L1", "nodes %b are healthy for %v and nothing new is committed (last %d): %s", bits, d, w.orc.last(), w.describe(set))
-	case moved != 0:
-		w.fail("L1", "nodes %b are healthy for %v and the leadership cannot be handed over: %s", bits, d, w.describe(set))
+		w.fail("L1", "%s are healthy for %v and nothing new is committed (last %d): %s", nodeList(bits), d, w.orc.last(), w.describe(set))
 	case w.res.Reads == reads:
-		w.fail("L1", "nodes %b are healthy for %v and no read was answered: %s", bits, d, w.describe(set))
+		w.fail("L1", "%s are healthy for %v and no read was answered: %s", nodeList(bits), d, w.describe(set))
 	}
-	w.fail("L3", "nodes %b are healthy for %v and not all caught up: %s", bits, d, w.describe(set))
+	w.fail("L3", "%s are healthy for %v and not all caught up: %s", nodeList(bits), d, w.describe(set))
+}
+
+// stable requires that the leader stays while a healthy quorum supports it,
+// whatever the broken nodes do; some commands come, then none, then one (L4).
+func (w *World) stable(set []bool, bits uint64) {
+	var l *node
+	flaps := slices.ContainsFunc(w.nodes, func(n *node) bool { return !set[n.idx] && n.hurt == brokenFlapper })
+	for start := w.now; ; {
+		// The old promises run out, new ones are made. A broken node may lead until
+		// then, one that comes and goes also later.
+		w.runUntil(w.now + 2*int64(w.p.Support) + int64(200*time.Millisecond))
+		// A leader on its way out hands over in its own time.
+		if l = w.newestLeader(); l != nil && set[l.idx] && !w.newestConf().IsJoint() && !l.confPending() {
+			break
+		}
+		switch late := w.now-start > 4*int64(w.p.Support)+int64(8*time.Second); {
+		case late && flaps:
+			return
+		case late && l != nil && set[l.idx]:
+			w.fail("L1", "%s are healthy for %v and a configuration change does not end: %s", nodeList(bits), time.Duration(w.now-start), w.describe(set))
+		case late:
+			w.fail("L2", "%s are healthy, had a leader, and have none of them for long: %s", nodeList(bits), w.describe(set))
+		}
+	}
+	term := l.core.Status().Term
+	check := func() {
+		if st := l.core; !l.up || st == nil || st.Status().Role != raft.RoleLeader || st.Status().Term != term {
+			w.fail("L2", "%s are healthy and node %d led them in term %d, and lost that without a reason: %s", nodeList(bits), l.id, term, w.describe(set))
+		}
+	}
+	for i := range 8 {
+		w.runUntil(w.now + int64(w.p.Support)/4)
+		check()
+		if i < 4 {
+			w.ask(l, event{kind: inPropose, x: uint64(i) << 8})
+		}
+	}
+	w.orc.quiet(set)
+	last, asked := w.orc.last(), w.now
+	for w.orc.last() == last {
+		w.ask(l, event{kind: inPropose, x: 1 << 8})
+		w.runUntil(w.now + int64(100*time.Millisecond))
+		check()
+		if w.now-asked > int64(5*time.Second) {
+			w.fail("L4", "%s were idle and a command after that is not committed in 5 s: %s", nodeList(bits), w.describe(set))
+		}
+	}
+}
+
+// confPending reports whether the node's log holds a change that is not applied.
+func (n *node) confPending() bool {
+	im := &n.disk.visible
+	return slices.ContainsFunc(im.entries(im.applied.Applied+1, im.last()), func(e raft.Entry) bool { return e.Type == raft.EntryConf })
 }
 
 // caughtUp reports whether every member on a healthy node applied all that was
@@ -353,23 +544,17 @@ func (w *World) caughtUp(set []bool) bool {
 	return true
 }
 
-// heir returns a healthy node whose replica may take over from l, or -1.
-func (w *World) heir(l *node, set []bool) int {
-	for _, r := range l.desc.Replicas {
-		if i := int(r.Node) - 1; i != l.idx && set[i] && (r.Role == raft.Voter || r.Role == raft.VoterIncoming) {
-			return i
-		}
-	}
-	return -1
-}
-
 // describe returns the state of the group: the newest configuration, and every
 // node with whether it is healthy.
 func (w *World) describe(set []bool) string {
 	c := &w.orc.confs[len(w.orc.confs)-1]
 	s := fmt.Sprintf("configuration %d of index %d %v", c.desc.ConfVer, c.index, c.desc.Replicas)
 	for i, n := range w.nodes {
-		s += fmt.Sprintf("\n  healthy=%v up=%v %s", set[i], n.up, n.describe())
+		how := "healthy"
+		if !set[i] {
+			how = brokenWords[n.hurt]
+		}
+		s += fmt.Sprintf("\n  %s (%s)", n.describe(), how)
 	}
 	return s
 }

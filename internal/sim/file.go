@@ -106,7 +106,7 @@ func (s *Schedule) Validate() error {
 			return fmt.Errorf("schedule: a node that applies %d times slower", f)
 		}
 	}
-	for _, d := range []time.Duration{p.DelayMin, p.DelayMean, p.SyncMin, p.SyncMean, p.SnapMean, p.RoundDelay, p.ApplyDelay} {
+	for _, d := range []time.Duration{p.DelayMin, p.DelayMean, p.SyncMin, p.SyncMean, p.StallMean, p.LateMean, p.SnapMean, p.RoundDelay, p.ApplyDelay} {
 		if d < 0 || d > time.Minute {
 			return fmt.Errorf("schedule: a delay of %v", d)
 		}

@@ -19,6 +19,7 @@ type node struct {
 
 	up          bool
 	held        bool   // the liveness phase keeps it down
+	hurt        broken // how the liveness phase keeps it broken
 	gen         uint32 // its life, counted from 1
 	bootAt      int64  // virtual time of boot
 	origin      raft.Time
@@ -28,7 +29,9 @@ type node struct {
 	wallSet     time.Duration // by how much the wall clock was set, in all
 	slowUntil   int64
 	slow        time.Duration
-	bootEpoch   uint64 // durable
+	// stalledUntil: syncs do not end before.
+	stalledUntil int64
+	bootEpoch    uint64 // durable
 
 	disk  disk
 	pairs *liveness.Rules
@@ -38,27 +41,28 @@ type node struct {
 	// lastSync is when a sync last completed, by the node's clock.
 	lastSync raft.Time
 
-	core     *raft.Core
-	desc     raft.Descriptor // what the core was told last
-	replica  raft.ReplicaID
-	coreLife uint32 // counts cores of this node
-	out      raft.Out
-	inbox    []event
-	roundSet bool
-	tickAt   int64
-	tickSeq  uint64
-	pairsAt  int64
-	applyQ   []raft.Entry
-	applySet bool
-	waiting  []proposal
-	reads    []readWait
-	asks     []askWait
-	shown    shown
-	leaseBuf []raft.LeaseVoter
-	lastTs   uint64
-	removed  raft.Index // of the entry that took this replica out; zero: a member
-	obs      observed
-	before   struct { // when the round began
+	core      *raft.Core
+	desc      raft.Descriptor // what the core was told last
+	replica   raft.ReplicaID
+	coreLife  uint32 // counts cores of this node
+	out       raft.Out
+	inbox     []event
+	roundSet  bool
+	tickAt    int64
+	tickSeq   uint64
+	pairsAt   int64
+	applyQ    []raft.Entry
+	applySet  bool
+	waiting   []proposal
+	reads     []readWait
+	asks      []askWait
+	shown     shown
+	leaseBuf  []raft.LeaseVoter
+	lastTs    uint64
+	removed   raft.Index // of the entry that took this replica out; zero: a member
+	removedAt int64
+	obs       observed
+	before    struct { // when the round began
 		voter bool
 		role  raft.RaftRole
 	}
@@ -257,6 +261,11 @@ func (n *node) handle(e *event) {
 		n.readShown()
 		n.input(*e)
 	case evSync:
+		if n.stalledUntil > w.now { // the halt caught this one, too
+			e.at = n.stalledUntil
+			w.at(*e)
+			return
+		}
 		n.synced()
 	case evTick:
 		if e.x != n.tickSeq {
@@ -671,6 +680,9 @@ func (n *node) writeRound(now raft.Time, b *batch) {
 // still need its vote, because a replica counts by the configuration it has
 // applied.
 func (n *node) linger(index raft.Index) {
+	if n.removed == 0 {
+		n.removedAt = n.w.now
+	}
 	n.removed = index
 	n.w.after(50*time.Millisecond+n.w.exp(500*time.Millisecond), event{kind: evLinger, node: int32(n.idx), gen: n.gen, x: uint64(n.coreLife)})
 }
@@ -779,6 +791,10 @@ func (n *node) startSync() {
 	if n.slowUntil > w.now && !w.calm {
 		lat += time.Duration(float64(n.slow) * w.rng.Float64())
 	}
+	if w.p.StallProb > 0 && !w.calm && w.rng.Float64() < w.p.StallProb {
+		lat += w.exp(w.p.StallMean)
+	}
+	lat = max(lat, time.Duration(n.stalledUntil-w.now))
 	w.after(lat, event{kind: evSync, node: int32(n.idx), gen: n.gen})
 }
 

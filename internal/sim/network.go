@@ -17,6 +17,7 @@ type network struct {
 	resetAt  [maxNodes][maxNodes]int64 // a reset of the pair is under way until then
 	dropType [32]int                   // message types that are lost, counted
 	storm    int
+	late     int
 }
 
 func (t *network) init(w *World) { t.w = w }
@@ -58,6 +59,15 @@ func (t *network) route(a, b int) (first, second int64) {
 		second = delay()
 		if w.rng.IntN(8) == 0 {
 			second += int64(w.exp(2 * time.Second)) // a very old copy
+		}
+	}
+	if late := w.p.LateProb; !w.p.Stream && !w.calm && second == 0 && (late > 0 || t.late > 0) {
+		mean := max(w.p.LateMean, 100*time.Millisecond)
+		if t.late > 0 {
+			late = 0.5
+		}
+		if w.rng.Float64() < late {
+			second = first + int64(w.exp(mean))
 		}
 	}
 	return first, second
@@ -126,20 +136,22 @@ func (t *network) reset(a, b int) {
 	}
 }
 
-// heal removes every fault of the network among the nodes of set, and cuts
-// everybody else off from them.
-func (t *network) heal(set []bool) {
+// heal removes every fault of the network among the nodes of set. The links of
+// the others are blocked as hurt says: bit 0 for what they would hear, bit 1
+// for what they would say.
+func (t *network) heal(set []bool, hurt []uint8) {
 	for a := range t.w.nodes {
 		for b := range t.w.nodes {
 			t.clogged[a][b] = 0
 			t.blocked[a][b] = 0
-			if !set[a] || !set[b] {
+			if !set[a] && hurt[a]&2 != 0 || !set[b] && hurt[b]&1 != 0 {
 				t.blocked[a][b] = 1 << 20
-			} else if a < b {
+			}
+			if set[a] && set[b] && a < b {
 				t.reset(a, b)
 			}
 		}
 	}
 	t.dropType = [32]int{}
-	t.storm = 0
+	t.storm, t.late = 0, 0
 }

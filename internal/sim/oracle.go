@@ -524,6 +524,16 @@ func (o *oracle) recovered(n *node) {
 	o.foldOf(n, a, &im.desc)
 }
 
+// quiet checks a group that was idle for a while: S19.
+func (o *oracle) quiet(set []bool) {
+	keep := raft.Index(16*o.w.p.Tuning.WithDefaults().LogKeepEntries) + 8192
+	for i, n := range o.w.nodes {
+		if im := &n.disk.visible; set[i] && n.core != nil && im.last()-im.applied.TruncIndex > keep {
+			o.w.fail("S19", "node %d is idle and keeps %d entries of its log, bounded by %d", n.id, im.last()-im.applied.TruncIndex, keep)
+		}
+	}
+}
+
 // truncating checks a cut of the log.
 func (o *oracle) truncating(n *node, t *raft.TruncateTask, applied raft.Index) {
 	if t.Index > applied {

@@ -36,6 +36,10 @@ type Params struct {
 	Loss, Dup           float64       // probabilities per message
 	Stream              bool          // links are FIFO and a loss resets the link
 	SyncMin, SyncMean   time.Duration
+	StallProb           float64       // probability of a sync that halts
+	StallMean           time.Duration // and for how long
+	LateProb            float64       // probability that a message has a late copy (not on FIFO links)
+	LateMean            time.Duration // and how late
 	SnapMean            time.Duration // mean travel time of a snapshot
 	RoundDelay          time.Duration // mean time a message waits in the inbox
 	ApplyDelay          time.Duration // mean delay of apply; zero: applied in the round
@@ -81,6 +85,9 @@ const (
 	ActDuel                             // everybody campaigns
 	ActSuspend                          // Node stands still for Dur, its monotonic clock, too
 	ActWall                             // the wall clock of Node is set, by at most Dur
+	ActMinority                         // whoever leads is left with a minority; the links come back one by one
+	ActStall                            // syncs of Node come to a halt until the end of Dur
+	ActLate                             // half of all messages have a late copy for Dur
 )
 
 var actionNames = [...]string{
@@ -89,7 +96,7 @@ var actionNames = [...]string{
 	ActPause: "pause", ActReset: "reset", ActDropType: "drop-type", ActFollow: "isolate-leader",
 	ActKillLeader: "kill-leader", ActStorm: "storm", ActPropose: "propose", ActRead: "read",
 	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign", ActDuel: "duel",
-	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend", ActWall: "set-clock",
+	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend", ActWall: "set-clock", ActMinority: "minority", ActStall: "stall", ActLate: "late",
 }
 
 // String returns the action's name in traces.
@@ -105,7 +112,7 @@ type Action struct {
 }
 
 // Profiles lists the names [Draw] accepts.
-var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny", "eight"}
+var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny", "eight", "stall", "late", "joint"}
 
 // Long lists the profiles of long runs: "days" is hours to days of a cluster
 // with the timing of production, few client operations, and a fault of some
@@ -116,7 +123,9 @@ var Long = []string{"days"}
 // some rates fixed: "calm" has no faults, "conf" many membership changes,
 // "elect" many transfers, campaigns and leader faults, "log" many crashes and
 // resets under load, "reads" many reads, "tiny" the smallest limits, "eight"
-// five nodes whose leaders die young (figure 8 of the Raft paper).
+// five nodes whose leaders die young (figure 8 of the Raft paper), "stall" disks
+// that halt and leaders that change meanwhile, "late" old copies of messages and
+// leaders left with a minority, "joint" membership changes under slow apply.
 // A zero duration means the profile's own; zero nodes means drawn.
 func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedule {
 	rng := rand.New(rand.NewPCG(seed, 0x5eed))
@@ -162,6 +171,9 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 		{ActConf, rate(2.5), 0},
 		{ActCampaign, rate(1.0), 0},
 		{ActDuel, rate(3.0), 0},
+		{ActMinority, rate(0.7), 900 * time.Millisecond},
+		{ActStall, rate(0.5), 600 * time.Millisecond},
+		{ActLate, rate(0.3), 900 * time.Millisecond},
 		{ActRead, 20 * rng.Float64(), 0},
 		{ActPropose, 10 + 90*rng.Float64(), 0},
 		{ActSuspend, rate(0.3), 900 * time.Millisecond},
@@ -184,6 +196,14 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 		case profile == "reads" && src.kind == ActRead:
 			src.perSec = 80
 		case profile == "reads" && (src.kind == ActFollow || src.kind == ActTransfer):
+			src.perSec = 0.4 + rng.Float64()
+		case profile == "stall" && (src.kind == ActFollow || src.kind == ActKillLeader || src.kind == ActStall || src.kind == ActMinority || src.kind == ActCrash):
+			src.perSec = 0.4 + rng.Float64()
+		case profile == "late" && (src.kind == ActMinority || src.kind == ActFollow || src.kind == ActTransfer || src.kind == ActDuel):
+			src.perSec = 0.5 + rng.Float64()
+		case profile == "joint" && src.kind == ActConf:
+			src.perSec = 6 + 6*rng.Float64()
+		case profile == "joint" && (src.kind == ActCrash || src.kind == ActKillLeader || src.kind == ActFollow || src.kind == ActMinority || src.kind == ActSlowDisk):
 			src.perSec = 0.4 + rng.Float64()
 		case profile == "eight" && src.kind == ActPropose:
 			src.perSec = 15
@@ -259,6 +279,13 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 	p.DelayMin = time.Duration(20+rng.IntN(200)) * time.Microsecond
 	p.DelayMean = time.Duration(float64(200*time.Microsecond) * (1 + 20*rng.Float64()*rng.Float64()))
 	p.Stream = rng.IntN(2) == 0
+	if profile == "late" {
+		p.Stream = false
+	}
+	if (profile == "late" || profile == "stall") && rng.IntN(4) > 0 {
+		p.Support = time.Duration(200+rng.IntN(100)) * time.Millisecond
+		p.Beat = p.Support / 5
+	}
 	loss, dup := rng.Float64()*rng.Float64()*0.15, rng.Float64()*rng.Float64()*0.3
 	if rng.IntN(2) == 0 && profile != "calm" {
 		p.Loss = loss
@@ -268,12 +295,26 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 	}
 	p.SyncMin = time.Duration(50+rng.IntN(300)) * time.Microsecond
 	p.SyncMean = time.Duration(float64(300*time.Microsecond) * (1 + 30*rng.Float64()*rng.Float64()*rng.Float64()))
+	if rng.IntN(4) == 0 || profile == "stall" {
+		p.StallProb = 0.02 + 0.4*rng.Float64()*rng.Float64()
+		p.StallMean = time.Duration(50+rng.IntN(700)) * time.Millisecond
+	}
+	if rng.IntN(4) == 0 || profile == "late" {
+		p.LateProb = 0.02 + 0.5*rng.Float64()*rng.Float64()
+		p.LateMean = time.Duration(20+rng.IntN(2000)) * time.Millisecond
+	}
+	if profile == "calm" {
+		p.StallProb, p.LateProb = 0, 0
+	}
 	p.RoundDelay = time.Duration(rng.IntN(300)) * time.Microsecond
 	if rng.IntN(2) == 0 {
 		p.ApplyDelay = time.Duration(rng.IntN(5000)) * time.Microsecond
 		if rng.IntN(3) == 0 {
 			p.ApplyDelay *= 20
 		}
+	}
+	if profile == "joint" && rng.IntN(4) > 0 {
+		p.ApplyDelay = time.Duration(1+rng.IntN(60)) * time.Millisecond
 	}
 	for i := range p.ApplyFactor {
 		p.ApplyFactor[i] = 1
@@ -304,7 +345,7 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 	t.ElectionJitter = t.ElectionRank
 	if profile == "days" {
 		p.Support, p.Beat = 2500*time.Millisecond, 500*time.Millisecond
-		p.Loss, p.Dup = p.Loss/100, p.Dup/100
+		p.Loss, p.Dup, p.StallProb, p.LateProb = p.Loss/100, p.Dup/100, p.StallProb/50, p.LateProb/50
 		t.ElectionRank, t.ElectionJitter = 0, 0
 		if nodes == 0 {
 			p.Nodes = []int{3, 3, 3, 3, 4, 5}[rng.IntN(6)]

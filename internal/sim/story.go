@@ -126,8 +126,10 @@ func (t *turn) words() string {
 		return fmt.Sprintf("node %d removes its replica %d", n, t.a)
 	case "heal":
 		return fmt.Sprintf("the faults end: %s are healthy from here on, the others stay broken; now there must be progress", nodeList(t.a))
+	case "hurt":
+		return fmt.Sprintf("node %d stays %s", n, brokenWords[t.a])
 	case "live":
-		return fmt.Sprintf("all healthy members hold entry %d, reads are answered and the leadership moved, %v after the healing", t.b, time.Duration(t.a).Round(time.Millisecond))
+		return fmt.Sprintf("every healthy voter led in turn, kept what it had, and all healthy members hold entry %d", t.b)
 	}
 	return ""
 }
@@ -193,6 +195,12 @@ func (a *Action) words() string {
 		return fmt.Sprintf("node %d campaigns", n)
 	case ActDuel:
 		return "all nodes campaign"
+	case ActMinority:
+		return fmt.Sprintf("the leader is left with a minority for %v; then the links come back one by one", d)
+	case ActStall:
+		return fmt.Sprintf("the disk of node %d halts for %v", n, d)
+	case ActLate:
+		return fmt.Sprintf("half of all messages have late copies for %v", d)
 	case ActSnap:
 		return fmt.Sprintf("node %d sends node %d a snapshot nobody asked for", n, q)
 	}

@@ -88,7 +88,10 @@ func (r *Rules) reply(p *peer, now raft.Time, c raft.Ctl, e *Effects) {
 		return // an answer to an epoch that was abandoned, or too old to matter
 	}
 	if c.Refused {
-		if c.Epoch >= q.epoch {
+		// The same epoch: either it was withdrawn, which cannot be while it is
+		// counted (a promise outlasts its count), or this answers a very old
+		// heartbeat, of another boot, with the number of a recent one.
+		if c.Epoch > q.epoch || c.Epoch == q.epoch && (q.until == 0 || mutants.On("V2")) {
 			r.refused(p, now, c.Epoch, e)
 		}
 		return

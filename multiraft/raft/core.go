@@ -634,7 +634,12 @@ func (c *Core) LivenessChanged(now Time, node NodeID, o *Out) {
 			// The leader's node restarted, lost its epoch, or was not supported when
 			// it was last heard (then it may have restarted since): it has to report
 			// soon. A node that lives but leads no more would be waited for for ever.
-			c.leadEpoch, c.contactAt, c.suspect = e, now, true
+			c.leadEpoch = e
+			if !c.suspect || mutants.On("V1") {
+				// Only once: a leader that hears nobody takes up a new epoch again and
+				// again, and each would be another respite.
+				c.contactAt, c.suspect = now, true
+			}
 			c.queryLeader(now, c.leadNode, c.lead, o)
 		}
 		c.checkLeader(now)
