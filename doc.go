@@ -18,6 +18,10 @@
 // gives atomicity up. Every error tells whether the write may have happened
 // (Outcome).
 //
+// A lost answer leaves the outcome of a write unknown (ErrAmbiguous). In a Session
+// (Node.NewSession, Client.NewSession) such a write is tried again and takes effect
+// exactly once.
+//
 // Every call takes a context; no deadline is needed (Options.Timeout applies).
 // Key and value slices are copied, both ways. Nothing global is touched: no
 // signal handler, flag, default logger or default registry, and no goroutine is

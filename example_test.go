@@ -303,6 +303,31 @@ func ExampleOutcome() {
 	// no answer: maybe applied
 }
 
+// In a session a write that got no answer is tried again, and takes effect once.
+// The log of a plain counter shows it: every step names the version before it, so
+// a second execution of any step would be a conflict for the next one.
+func ExampleSession() {
+	ctx := context.Background()
+	n := memory(flotilla.Options{})
+	defer n.Close()
+	s, err := n.NewSession(flotilla.SessionOptions{TTL: 30 * time.Second})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer s.Close()
+
+	var at flotilla.Version
+	for i := range 3 {
+		r, err := s.CAS(ctx, []byte("counter"), at, []byte(fmt.Sprint(i+1)))
+		if errors.Is(err, flotilla.ErrAmbiguous) { // only if the context ends first
+			log.Fatal(err)
+		}
+		at = r.Version
+	}
+	fmt.Println(string(must(s.Get(ctx, []byte("counter"))).Bytes))
+	// Output: 3
+}
+
 // Three nodes form a cluster. Here they share a process and a network within it;
 // on three machines each has Dir, Listen and Join with the others' addresses.
 func ExampleOptions_cluster() {

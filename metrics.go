@@ -12,6 +12,7 @@ import (
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/router"
+	"github.com/flotillakv/flotilla/shard/kv"
 	"github.com/flotillakv/flotilla/transport"
 )
 
@@ -22,6 +23,8 @@ type Metrics struct {
 	Live   liveness.Stats
 	Router router.Stats
 	Peers  []transport.PeerStats
+	// Sessions counts commands of sessions that were answered here.
+	Sessions kv.Stats
 	// Leaders and Replicas count the shards led and replicated here.
 	Leaders, Replicas int
 	// NoQuorum counts the replicas here that cannot reach a majority.
@@ -34,7 +37,7 @@ type Metrics struct {
 func (n *Node) Metrics() Metrics {
 	m := Metrics{
 		Host: n.host.Stats(), Engine: n.eng.Metrics(), Live: n.live.Stats(), Router: n.router.Stats(),
-		Peers: n.net.get().Stats(), EventsDropped: n.events.dropped.Load(),
+		Peers: n.net.get().Stats(), Sessions: n.store.Stats(), EventsDropped: n.events.dropped.Load(),
 	}
 	for _, v := range n.host.Views() {
 		m.Replicas++
@@ -91,6 +94,10 @@ func newCollector(n *Node) *collector {
 	add(k, "raft_applied_entries_total", "Entries applied on this node.", func(m *Metrics) float64 { return float64(m.Host.Applied) })
 	add(k, "raft_rounds_total", "Rounds of the loops.", func(m *Metrics) float64 { return float64(m.Host.Rounds) })
 	add(g, "raft_pending_bytes", "Bytes of proposals whose outcome is open.", func(m *Metrics) float64 { return float64(m.Host.PendingBytes) })
+	add(k, "session_replays_total", "Tries of session commands that had taken effect before.", func(m *Metrics) float64 { return float64(m.Sessions.Replayed) })
+	add(k, "session_joins_total", "Tries of session commands that met an earlier one under way.", func(m *Metrics) float64 { return float64(m.Host.JoinedTries) })
+	add(k, "session_expired_total", "Session commands that came after their deadline.", func(m *Metrics) float64 { return float64(m.Sessions.Expired) })
+	add(k, "session_refused_total", "Commands of new sessions for which a shard had no room.", func(m *Metrics) float64 { return float64(m.Sessions.Refused) })
 	add(k, "engine_syncs_total", "Synced batches.", func(m *Metrics) float64 { return float64(m.Engine.Syncs) })
 	add(k, "engine_write_stalls_total", "How often writes waited for flushes or compactions.", func(m *Metrics) float64 { return float64(m.Engine.Stalls) })
 	add(g, "engine_fsync_p99_seconds", "99th percentile from commit to durable.", func(m *Metrics) float64 { return m.Engine.FsyncP99.Seconds() })

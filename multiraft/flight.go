@@ -49,7 +49,7 @@ func (r *replica) joinFlight(p *proposal, l *loop) bool {
 			done(data, index, slot, err)
 		}
 		for _, d := range f.more {
-			if mutants.On("F6") {
+			if mutants.On("F6b") {
 				break
 			}
 			if d != nil {

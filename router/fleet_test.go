@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sort"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/multiraft/session"
 	"github.com/flotillakv/flotilla/shard"
 )
 
@@ -30,6 +33,11 @@ type fleet struct {
 	sent    []raft.NodeID // whom each request went to
 	lookups int
 	applied map[string]int // how often each value was written
+
+	headers    []raft.SessionHeader // of commands that were judged
+	answers    map[raft.Index]*shard.Response
+	ended      []raft.ShardID // shards that were told the end of a session
+	clockAhead time.Duration  // of the shards' clocks
 }
 
 // fleetShard is the truth about a shard.
@@ -38,7 +46,8 @@ type fleetShard struct {
 	leader raft.NodeID // zero: none
 	term   raft.Term
 	// deaf are replicas that do not know the leader.
-	deaf map[raft.NodeID]bool
+	deaf     map[raft.NodeID]bool
+	sessions sessionStore
 	// down, if set, is what the shard's nodes say instead of serving.
 	noQuorum *shard.NoQuorumError
 }
@@ -112,6 +121,7 @@ func (f *fleet) split(key string) {
 		s.desc.End = []byte(key)
 		s.desc.Version++
 		right.desc.Version = s.desc.Version
+		right.sessions = maps.Clone(s.sessions)
 		f.shards = slices.Insert(f.shards, i+1, right)
 		return
 	}
@@ -192,8 +202,58 @@ func (f *fleet) serve(node raft.NodeID, q *shard.Request) *shard.Response {
 	if err := shard.CheckCommandSpan(&s.desc, q.Command); err != nil {
 		return q.Failed(err)
 	}
+	if q.Command.Session != nil {
+		return f.applyInSession(s, q)
+	}
 	return f.apply(q)
 }
+
+// applyInSession is apply for commands of sessions, as replicas judge them.
+func (f *fleet) applyInSession(s *fleetShard, q *shard.Request) *shard.Response {
+	h := q.Command.Session
+	f.headers = append(f.headers, *h)
+	if s.sessions == nil {
+		s.sessions = sessionStore{}
+	}
+	now := uint64(time.Now().Add(f.clockAhead).UnixNano())
+	table := session.Table{Store: s.sessions, Now: now}
+	j, err := table.Judge(h)
+	if err != nil {
+		return q.Failed(err)
+	}
+	switch j.Verdict {
+	case session.Replay:
+		return f.answers[j.Result.Index]
+	case session.Settled:
+		return q.Failed(&shard.ResultGoneError{Shard: q.Shard})
+	case session.Expired:
+		return q.Failed(&shard.SessionExpiredError{Shard: q.Shard, Known: j.Known, Deadline: time.Unix(0, int64(h.Deadline)), Now: time.Unix(0, int64(now))})
+	case session.Full:
+		return q.Failed(&shard.SessionsFullError{Shard: q.Shard, Limit: session.MaxSessions})
+	case session.Invalid:
+		return q.Failed(&shard.ArgumentError{Field: "session", Reason: j.Reason})
+	}
+	resp := f.apply(q)
+	if q.Command.Op == shard.OpEndSession {
+		f.ended = append(f.ended, q.Shard)
+		h = session.End(h)
+	}
+	if f.answers == nil {
+		f.answers = map[raft.Index]*shard.Response{}
+	}
+	f.answers[f.index] = resp
+	if err := table.Record(h, session.Result{Lineage: q.Shard, Index: f.index}, nil); err != nil {
+		return q.Failed(err)
+	}
+	return resp
+}
+
+// sessionStore holds a shard's session records.
+type sessionStore map[string][]byte
+
+func (m sessionStore) Get(k []byte) ([]byte, bool, error) { v, ok := m[string(k)]; return v, ok, nil }
+func (m sessionStore) Set(k, v []byte)                    { m[string(k)] = bytes.Clone(v) }
+func (m sessionStore) Delete(k []byte)                    { delete(m, string(k)) }
 
 // around returns the descriptors of s and its neighbour, as a node knows them.
 func (f *fleet) around(s *fleetShard) []shard.Descriptor {

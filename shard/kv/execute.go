@@ -61,6 +61,20 @@ type Store struct {
 		closed       bool
 	}
 	wg sync.WaitGroup // reads under way
+
+	stats struct{ replayed, expired, full atomic.Uint64 }
+}
+
+// Stats counts what became of commands of sessions at this store since it was made.
+type Stats struct {
+	Replayed uint64 // tries of commands that had taken effect before
+	Expired  uint64 // commands that came after their deadline
+	Refused  uint64 // commands of sessions for which there was no room
+}
+
+// Stats returns the counters.
+func (s *Store) Stats() Stats {
+	return Stats{Replayed: s.stats.replayed.Load(), Expired: s.stats.expired.Load(), Refused: s.stats.full.Load()}
 }
 
 // NewStore returns a store over a host and its engine.
@@ -249,6 +263,16 @@ func (c *call) setResult(data []byte, at shard.Version) {
 		// Applied or rejected, but nobody here can tell which.
 		c.resp.Err = &shard.AmbiguousError{Shard: c.req.Shard, Why: err.Error()}
 		return
+	}
+	if c.req.Command.Session != nil {
+		switch {
+		case res.Status == shard.StatusExpired:
+			c.s.stats.expired.Add(1)
+		case res.Status == shard.StatusSessionsFull:
+			c.s.stats.full.Add(1)
+		case res.Status == shard.StatusSettled, res.Receipt.Version != at:
+			c.s.stats.replayed.Add(1)
+		}
 	}
 	if res.Status == shard.StatusEpoch || res.Status == shard.StatusRange {
 		if d, ok := c.s.host.Descriptor(c.req.Shard); ok {

@@ -306,6 +306,9 @@ func TestSessionErrors(t *testing.T) {
 	if r := do(read); !errors.As(r.Err, &gone) || gone.Version.Index != 6 || !gone.Succeeded || shard.OutcomeOf(r.Err) != shard.Applied {
 		t.Fatalf("%v", r.Err)
 	}
+	if got := s.Stats(); got != (Stats{Replayed: 3}) {
+		t.Errorf("%+v", got)
+	}
 	var argument *shard.ArgumentError
 	if r := do(in(put("a", "1"), 3, 1, 0, 7201)); !errors.As(r.Err, &argument) || shard.OutcomeOf(r.Err) != shard.NotApplied {
 		t.Fatalf("%v", r.Err)

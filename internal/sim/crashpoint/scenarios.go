@@ -329,3 +329,5 @@ func handScenarios() []Scenario {
 		}),
 	}
 }
+
+func hostScenarios() []Scenario { return nil }

@@ -1,0 +1,23 @@
+//go:build mutants
+
+package score
+
+// sessionPlants are planted where commands of sessions are numbered, judged,
+// recorded and answered; tests of those packages find them.
+func sessionPlants() []plant {
+	return []plant{
+		tested("F1", "F1", "commands of a session are told apart while under way only", "multiraft/session", "TestMutants", "S9"),
+		tested("F1b", "F1", "session records are lost over a snapshot", "shard/kv", "TestSessionMutants", "S20"),
+		tested("F1c", "F1", "the window of sequence numbers moves by one too few", "multiraft/session", "TestMutants", "S9"),
+		tested("F1d", "F3", "sessions expire by the wall clock of each replica", "multiraft", "TestSessionMutants", "S20"),
+		tested("F1e", "F1", "a full table of sessions evicts one", "multiraft/session", "TestMutants", "S9"),
+		tested("F1f", "F1", "a try that meets one under way is acknowledged before that is applied", "multiraft", "TestSessionMutants", "S16"),
+		tested("F1g", "F6", "a retry is given the result of another number", "multiraft/session", "TestMutants", "S9"),
+		tested("F1h", "F1", "a try that meets one under way is proposed again", "multiraft", "TestSessionMutants", "S9"),
+		tested("F1i", "F1", "a retry carries a new deadline", "router", "TestMutants", "S9"),
+		tested("F5", "F5", "an expiry of which nothing is known passes for 'not applied'", "router", "TestMutants", "S16"),
+		tested("F5b", "F5", "a refusal after an unknown outcome passes for 'not applied'", "router", "TestMutants", "S16"),
+		tested("F6b", "F6", "tries that joined one under way are never answered", "multiraft", "TestSessionMutants", "L1"),
+		tested("F9", "F9", "a write without a session is tried again after an unknown outcome", "router", "TestMutants", "S9"),
+	}
+}

@@ -1,0 +1,42 @@
+//go:build mutants
+
+package router
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
+)
+
+func checkSessions(t *testing.T) (caught error) {
+	for _, c := range sessionCases {
+		synctest.Test(t, func(t *testing.T) {
+			if err := c.run(t); err != nil && caught == nil {
+				caught = fmt.Errorf("%s: %w", c.name, err)
+			}
+		})
+	}
+	return caught
+}
+
+// Shows that each planted bug of this package is found by one of the checks of
+// sessions, and that nothing is found without one.
+func TestMutants(t *testing.T) {
+	defer mutants.Set("")
+	if err := checkSessions(t); err != nil {
+		t.Fatalf("without a planted bug: %v", err)
+	}
+	for _, id := range []string{"F1i", "F5", "F5b", "F9"} {
+		t.Run(id, func(t *testing.T) {
+			mutants.Set(id)
+			defer mutants.Set("")
+			err := checkSessions(t)
+			if err == nil {
+				t.Fatal("survived")
+			}
+			t.Logf("found: %.300v", err)
+		})
+	}
+}
