@@ -125,8 +125,10 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 		pb.Set(intentKey(nil, s), in.encode(nil), nil),
 		pb.Delete(hardKey(nil, s), nil),
 		pb.DeleteRange(StatePrefix(s), PrefixEnd(StatePrefix(s)), nil),
-		pb.DeleteRange(LogPrefix(s), PrefixEnd(LogPrefix(s)), nil),
 	)
+	if !mutants.On("G14") {
+		err = write(err, pb.DeleteRange(LogPrefix(s), PrefixEnd(LogPrefix(s)), nil))
+	}
 	if err != nil {
 		return errors.Join(err, pb.Close())
 	}

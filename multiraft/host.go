@@ -655,7 +655,7 @@ func (h *Host) InstallAside(shard raft.ShardID, index raft.Index, term raft.Term
 func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term raft.Term, install InstallFunc) error {
 	r := l.byID[shard]
 	if r == nil {
-		if l.dying[shard] != nil {
+		if l.dying[shard] != nil && !mutants.On("G13") {
 			return fmt.Errorf("multiraft: a replica of shard %d is being destroyed here", shard)
 		}
 		st, err := install(raft.HardState{}, raft.AppliedState{}, false)
@@ -676,7 +676,9 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 	if err != nil {
 		return l.notInstalled(shard, index, term, err)
 	}
-	r.desc, r.as, r.hard = st.Desc, st.Applied, st.Hard
+	if r.as, r.hard = st.Applied, st.Hard; !mutants.On("C9") {
+		r.desc = st.Desc
+	}
 	r.lastTs = max(r.lastTs, st.Applied.GroupTs)
 	r.fenced = nil
 	r.core.Restore(now, st, &l.out)

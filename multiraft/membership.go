@@ -84,6 +84,13 @@ func NextStep(d *raft.Descriptor, self raft.ReplicaID, changes []Change, peers [
 	if len(d.Replicas)+len(first.Steps) > raft.MaxReplicas {
 		return refuse("%d replicas on the way are more than the limit of %d; use several changes", len(d.Replicas)+len(first.Steps), raft.MaxReplicas)
 	}
+	if mutants.On("C15") { // a removal of nobody is proposed
+		for _, c := range changes {
+			if _, has := d.ReplicaOn(c.Node); !has && c.Role == 0 {
+				first.Steps = append(first.Steps, raft.ConfStep{Remove: true, Replica: raft.Replica{Node: c.Node}})
+			}
+		}
+	}
 	stays, voters := raft.NodeID(0), 0 // a voter that stays one, other than self
 	promote, leave := raft.ConfChange{ConfVer: d.ConfVer}, raft.ConfChange{ConfVer: d.ConfVer}
 	leaving := false
@@ -115,7 +122,7 @@ func NextStep(d *raft.Descriptor, self raft.ReplicaID, changes []Change, peers [
 		}
 	}
 	switch {
-	case voters == 0:
+	case voters == 0 && !mutants.On("C10"):
 		return refuse("no voter would be left")
 	case len(first.Steps) > 0:
 		return Step{Kind: StepPropose, Conf: first}, nil

@@ -242,7 +242,7 @@ func (l *loop) learnGone(now raft.Time, r *replica, m *raft.Msg) {
 		return
 	}
 	q := &r.quest
-	if d.ConfVer > q.newest.ConfVer {
+	if d.ConfVer > q.newest.ConfVer || mutants.On("C13") {
 		if q.newest.ConfVer == 0 {
 			q.since = now
 		}
@@ -295,7 +295,9 @@ func (r *replica) mayGo(now raft.Time) bool {
 // messages for it find nothing from here on.
 func (l *loop) retire(r *replica) {
 	r.removed = true
-	delete(l.byID, r.shard)
+	if !mutants.On("F7") {
+		delete(l.byID, r.shard)
+	}
 	l.order = slices.DeleteFunc(l.order, func(o *replica) bool { return o == r })
 	l.timers.remove(r)
 	if !mutants.On("F6") {
@@ -314,11 +316,8 @@ func (l *loop) retire(r *replica) {
 	h.spawn(func() {
 		// First nobody finds it any more (a reader looks again after its read), then
 		// its data go.
-		if !mutants.On("D12") {
-			h.forget(r)
-		}
-		err := h.engine.Destroy(r.shard, &r.desc, lowest)
 		h.forget(r)
+		err := h.engine.Destroy(r.shard, &r.desc, lowest)
 		if err != nil {
 			h.fatal(err)
 		}
