@@ -21,7 +21,7 @@ func TestNemesisFindsPlanted(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	dir := filepath.Join(t.TempDir(), "run")
-	r, s := nemesis(t, "--plant", "K4", "--faults", "kill-leader,isolate-leader,kill,split", "--duration", "2m", "--round", "15s", "--dir", dir)
+	r, s := nemesis(t, "--plant", "K4", "--faults", "kill-leader,isolate-leader,kill,split", "--duration", "4m", "--round", "15s", "--dir", dir)
 	if r.code != 1 || len(s.Violations) == 0 || s.Artifacts != dir {
 		t.Fatalf("exit code %d, %+v\n%s", r.code, s, r.err)
 	}

@@ -78,13 +78,19 @@ func (h *Host) Generation(shard raft.ShardID) uint64 {
 	return 0
 }
 
-// leaseTime returns the time of the round for leases, which is not before now.
+// leaseTime returns the time of the round for leases, which is not before now. A
+// time that must not be trusted is not used at all: a wall clock that was set
+// forward by an hour would keep every timer of the round's replicas from running
+// out for an hour.
 func (l *loop) leaseTime(now raft.Time, token int64) (raft.Time, bool) {
 	if mutants.On("D8b") {
 		return now, l.h.leases
 	}
 	t, ok := l.h.leaseClock.LeaseNow(token)
-	return max(now, t), ok
+	if !ok {
+		return now, false
+	}
+	return max(now, t), true
 }
 
 // askReads settles the reads of the round: those that may rest on the lease by

@@ -20,6 +20,7 @@ var leaseCases = []struct {
 	{"expired", leaseExpired},
 	{"clock of before", leaseStaleClock},
 	{"suspended", leaseSuspended},
+	{"timers of a wall clock", leaseTimers},
 	{"published before told", leasePublished},
 	{"hidden before messages", leaseHidden},
 	{"behind the commit index", leaseBehind},
@@ -152,6 +153,17 @@ func leaseSuspended(t *testing.T) error {
 	r.l.step(r.now)
 	if o.n != 0 || r.h.LeaseRead(7) {
 		return errors.New("served although the machine may have been suspended")
+	}
+	return nil
+}
+
+// A wall clock that jumps must not move the timers of the cores.
+func leaseTimers(t *testing.T) error {
+	r := newLeaseRig(t)
+	r.unsound, r.ahead = true, time.Hour
+	r.in(raft.Msg{Type: raft.MsgStepDown, From: 2, Term: 9}) // a follower, whose election is armed
+	if d := r.rep().core.Deadline(); d > r.now.Add(time.Minute) {
+		return fmt.Errorf("the next timer runs out in %v", d.Sub(r.now))
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ type rig struct {
 	fatal   chan error
 	until   raft.Time // of everybody's support
 	unsound bool      // the clock may not be used for leases
+	ahead   time.Duration
 	onSend  func(m *raft.Msg)
 }
 
@@ -35,7 +36,7 @@ func (r *rig) Send(_ raft.NodeID, m []raft.Msg) {
 	r.sent = append(r.sent, m...)
 }
 func (r *rig) LeaseArm() int64                                 { return 0 }
-func (r *rig) LeaseNow(int64) (raft.Time, bool)                { return r.now, !r.unsound }
+func (r *rig) LeaseNow(int64) (raft.Time, bool)                { return r.now.Add(r.ahead), !r.unsound }
 func (r *rig) Now() raft.Time                                  { return r.now }
 func (r *rig) Wall() uint64                                    { return uint64(r.now) }
 func (r *rig) SupportFor(raft.NodeID) (raft.Epoch, bool)       { return 1 << 32, true }

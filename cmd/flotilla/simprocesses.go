@@ -46,7 +46,11 @@ command that repeats the round, and the directory with the history and the nodes
 logs. The seed fixes the faults and their order, not what the machine makes of them:
 a round may have to be repeated a few times.
 
-Faults: ` + wrapList(nemesis.Kinds(), 78) + `.`,
+With --netns each process has a network namespace of its own. Packets between them
+pass through this process, which loses, doubles, delays and reorders them. It needs
+root, and leaves nothing behind.
+
+Faults (loss, loss-link and duplicate with --netns): ` + wrapList(nemesis.Kinds(), 78) + `.`,
 		Example: lines(
 			"  flotilla sim processes --duration 5m",
 			"  flotilla sim processes --seed 42 --nodes 5 --rounds 1 --verbose",
@@ -68,6 +72,7 @@ Faults: ` + wrapList(nemesis.Kinds(), 78) + `.`,
 	f.DurationVar(&o.Storm, "round", 30*time.Second, "how long clients and faults work in each round, 1s to 5m")
 	f.IntVar(&o.Rate, "rate", 200, "operations per second, over all clients")
 	f.StringSliceVar(&o.Faults, "faults", nil, "kinds of faults to choose from; empty: all")
+	f.BoolVar(&o.Netns, "netns", false, "give each process a network namespace, and lose, double and delay packets (Linux, root)")
 	f.StringVar(&o.Dir, "dir", "", "new directory for data, logs and histories; empty: a temporary one, removed if all is well")
 	f.BoolVar(&keep, "keep", false, "keep the temporary directory")
 	f.BoolVarP(&verbose, "verbose", "v", false, "print every fault")
@@ -116,7 +121,7 @@ func (a *app) simProcesses(ctx context.Context, o nemesis.Options, verbose, keep
 		os.RemoveAll(o.Dir)
 	}
 	if err != nil {
-		return failure(exitFailed, err, "", "%s", strings.TrimPrefix(err.Error(), "nemesis: "))
+		return failure(exitFailed, err, "", "%s; what was written lies in %s", strings.TrimPrefix(err.Error(), "nemesis: "), o.Dir)
 	}
 	if a.json() {
 		if err := a.printJSON(sum); err != nil {
@@ -130,6 +135,9 @@ func (a *app) simProcesses(ctx context.Context, o nemesis.Options, verbose, keep
 		try := fmt.Sprintf("flotilla sim processes --seed %d --rounds 1 --nodes %d --shards %d --round %s --rate %d", seed, o.Nodes, o.Shards, o.Storm, o.Rate)
 		if len(o.Faults) > 0 {
 			try += " --faults " + strings.Join(o.Faults, ",")
+		}
+		if o.Netns {
+			try += " --netns"
 		}
 		if a.planted != "" {
 			try += " --plant " + a.planted
@@ -187,7 +195,7 @@ func faultsText(m map[string]int) string {
 // wrapList joins words with commas over several lines.
 func wrapList(words []string, width int) string {
 	var b strings.Builder
-	col := len("Faults: ")
+	col := len("Faults (loss, loss-link and duplicate with --netns): ")
 	for i, w := range words {
 		if i > 0 {
 			b.WriteString(",")

@@ -8,7 +8,9 @@
 // tells the others or clients is that of a TCP proxy in this process, one per
 // listener (proxy.go), which knows by the process that dialled which link a
 // connection belongs to and can hold, delay, throttle, reset and refuse it, per
-// direction.
+// direction. With Options.Netns each process has a network namespace, and this
+// process carries the packets between them (packets_linux.go): then they can be
+// lost, doubled and reordered as well.
 //
 // A run is a row of rounds. In each, clients work on a fresh set of keys while
 // faults are made and mended (faults.go); then everything is mended, and it must
@@ -27,7 +29,7 @@
 // # Goroutines
 //
 // Run owns all of them: two per proxied connection and one per listener
-// (Network), one per process that waits for its end (process), the clients, and
+// (proxies) or one per namespace (packets), one per process that waits for its end (process), the clients, and
 // the slots that make faults. All of them have ended when Run returns; the
 // processes, too, which also die with this one.
 //

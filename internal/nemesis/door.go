@@ -23,7 +23,7 @@ type door struct {
 }
 
 func newDoor(n *node) *door {
-	return &door{c: transport.NewClient(n.clientProxy, transport.ClientOptions{Node: raft.NodeID(n.i + 1)})}
+	return &door{c: transport.NewClient(n.clientVia, transport.ClientOptions{Node: raft.NodeID(n.i + 1)})}
 }
 
 func (d *door) do(ctx context.Context, r *shard.Request) (*shard.Response, error) {

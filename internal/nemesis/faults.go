@@ -34,65 +34,69 @@ type kind struct {
 	name   string
 	weight int
 	do     func(s *storm, r *rand.Rand) (what string, mend func(), ok bool)
+	// packets: the network has to be one of packets.
+	packets bool
 }
 
-var kinds = []kind{
-	{"kill", 12, func(s *storm, r *rand.Rand) (string, func(), bool) {
+var kinds = slices.Concat(anywhere, ofPackets)
+
+var anywhere = []kind{
+	{name: "kill", weight: 12, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.killed(s.grab(r, 1))
 	}},
-	{"kill-majority", 4, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "kill-majority", weight: 4, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.killed(s.grab(r, len(s.c.nodes)/2+1))
 	}},
-	{"kill-all", 3, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "kill-all", weight: 3, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.killed(s.grab(r, len(s.c.nodes)))
 	}},
-	{"kill-leader", 6, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "kill-leader", weight: 6, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.killed(s.take(s.leader()))
 	}},
-	{"kill-again", 4, killAgain},
-	{"stop", 6, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "kill-again", weight: 4, do: killAgain},
+	{name: "stop", weight: 6, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.stopped(s.grab(r, 1))
 	}},
-	{"stop-all", 2, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "stop-all", weight: 2, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.stopped(s.grab(r, len(s.c.nodes)))
 	}},
-	{"pause", 8, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "pause", weight: 8, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.paused(s.grab(r, 1), upTo(r, 10*time.Millisecond, 2*time.Second))
 	}},
-	{"pause-long", 6, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "pause-long", weight: 6, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.paused(s.grab(r, 1), upTo(r, 2600*time.Millisecond, 8*time.Second))
 	}},
-	{"pause-leader", 6, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "pause-leader", weight: 6, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.paused(s.take(s.leader()), upTo(r, 500*time.Millisecond, 6*time.Second))
 	}},
-	{"pause-majority", 3, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "pause-majority", weight: 3, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		return s.paused(s.grab(r, len(s.c.nodes)/2+1), upTo(r, 500*time.Millisecond, 5*time.Second))
 	}},
-	{"one-way", 8, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "one-way", weight: 8, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, b := s.two(r)
 		return s.cut(r, pair{a, b})
 	}},
-	{"cut", 6, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "cut", weight: 6, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, b := s.two(r)
 		return s.cut(r, pair{a, b}, pair{b, a})
 	}},
-	{"isolate", 6, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "isolate", weight: 6, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, _ := s.two(r)
 		return s.cut(r, append(s.from(a), s.to(a)...)...)
 	}},
-	{"isolate-leader", 6, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "isolate-leader", weight: 6, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a := s.leader()
 		return s.cut(r, append(s.from(a), s.to(a)...)...)
 	}},
-	{"deaf", 5, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "deaf", weight: 5, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, _ := s.two(r)
 		return s.cut(r, s.to(a)...)
 	}},
-	{"mute", 5, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "mute", weight: 5, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, _ := s.two(r)
 		return s.cut(r, s.from(a)...)
 	}},
-	{"split", 5, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "split", weight: 5, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		p := r.Perm(len(s.c.nodes))
 		at := 1 + r.IntN(len(p)-1)
 		var dirs []pair
@@ -103,22 +107,22 @@ var kinds = []kind{
 		}
 		return s.cut(r, dirs...)
 	}},
-	{"all-alone", 2, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "all-alone", weight: 2, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		var dirs []pair
 		for a := range s.c.nodes {
 			dirs = append(dirs, s.from(a)...)
 		}
 		return s.cut(r, dirs...)
 	}},
-	{"lost-answers", 5, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "lost-answers", weight: 5, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, _ := s.two(r)
 		return s.cut(r, pair{a, Clients})
 	}},
-	{"lost-requests", 3, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "lost-requests", weight: 3, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, _ := s.two(r)
 		return s.cut(r, pair{Clients, a})
 	}},
-	{"reset", 8, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "reset", weight: 8, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, b := s.two(r)
 		if r.IntN(3) == 0 {
 			b = Clients
@@ -126,29 +130,43 @@ var kinds = []kind{
 		k := s.c.net.reset(a, b)
 		return fmt.Sprintf("%s-%s, %d connections", endName(a), endName(b), k), nil, k > 0
 	}},
-	{"refuse", 4, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "refuse", weight: 4, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, b := s.two(r)
 		return s.changed(fmt.Sprintf("%s-%s", endName(a), endName(b)), func(c *condition) { c.Refuse = true }, func(c *condition) { c.Refuse = false }, a, b)
 	}},
-	{"delay", 6, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "delay", weight: 6, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, b := s.two(r)
-		d := upTo(r, time.Millisecond, 300*time.Millisecond)
+		d := upTo(r, 5*time.Millisecond, 300*time.Millisecond)
 		return s.changed(fmt.Sprintf("%s-%s up to %s", endName(a), endName(b), short(d)), func(c *condition) { c.Delay = d }, func(c *condition) { c.Delay = 0 }, a, b)
 	}},
-	{"delay-all", 3, func(s *storm, r *rand.Rand) (string, func(), bool) {
-		d := upTo(r, time.Millisecond, 60*time.Millisecond)
-		var all []int
-		for i := range s.c.nodes {
-			all = append(all, i)
-		}
-		return s.changed("all links up to "+short(d), func(c *condition) { c.Delay = d }, func(c *condition) { c.Delay = 0 }, append(all, Clients)...)
+	{name: "delay-all", weight: 3, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
+		d := upTo(r, 3*time.Millisecond, 60*time.Millisecond)
+		return s.changed("all links up to "+short(d), func(c *condition) { c.Delay = d }, func(c *condition) { c.Delay = 0 }, s.all()...)
 	}},
-	{"slow", 4, func(s *storm, r *rand.Rand) (string, func(), bool) {
+	{name: "slow", weight: 4, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
 		a, b := s.two(r)
 		rate := 2_000 + r.IntN(60_000)
 		return s.changed(fmt.Sprintf("%s-%s %d bytes/s", endName(a), endName(b), rate), func(c *condition) { c.Rate = rate }, func(c *condition) { c.Rate = 0 }, a, b)
 	}},
-	{"flap", 5, flap},
+	{name: "flap", weight: 5, do: flap},
+}
+
+// ofPackets are the faults that need packets. What the others call a cut loses
+// packets there, a delay reorders them.
+var ofPackets = []kind{
+	{name: "loss", weight: 8, packets: true, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
+		share := 0.01 + 0.29*r.Float64()
+		return s.changed(fmt.Sprintf("%.0f%% everywhere", 100*share), func(c *condition) { c.Loss = share }, func(c *condition) { c.Loss = 0 }, s.all()...)
+	}},
+	{name: "loss-link", weight: 8, packets: true, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
+		a, b := s.two(r)
+		share := 0.01 + 0.6*r.Float64()
+		return s.changed(fmt.Sprintf("%s-%s %.0f%%", endName(a), endName(b), 100*share), func(c *condition) { c.Loss = share }, func(c *condition) { c.Loss = 0 }, a, b)
+	}},
+	{name: "duplicate", weight: 4, packets: true, do: func(s *storm, r *rand.Rand) (string, func(), bool) {
+		share := 0.5 * r.Float64()
+		return s.changed(fmt.Sprintf("%.0f%% everywhere", 100*share), func(c *condition) { c.Duplicate = share }, func(c *condition) { c.Duplicate = 0 }, s.all()...)
+	}},
 }
 
 // killAgain kills a node, and kills it again while it recovers.
@@ -317,6 +335,15 @@ func (s *storm) changed(what string, f, back func(*condition), ends ...int) (str
 	}
 	each(f)
 	return what, func() { each(back) }, true
+}
+
+// all lists every end.
+func (s *storm) all() []int {
+	all := []int{Clients}
+	for i := range s.c.nodes {
+		all = append(all, i)
+	}
+	return all
 }
 
 // from and to are the directions between a node and all others.

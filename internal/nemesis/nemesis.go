@@ -36,6 +36,10 @@ type Options struct {
 	Rate int
 	// Faults lists the kinds to draw from; see Kinds. Empty: all.
 	Faults []string
+	// Netns gives each process a network namespace of its own, joined by a network
+	// that loses, doubles and delays packets. It needs root, on Linux. Without it
+	// they share the loopback interface, with proxies between them.
+	Netns bool
 	// ServeArgs are further arguments of every node.
 	ServeArgs []string
 	// OnRound is told of each round, OnEvent of each fault and step. Nil: nobody.
@@ -91,6 +95,11 @@ func (o Options) Validate() error {
 	if old, err := os.ReadDir(o.Dir); err == nil && len(old) > 0 {
 		return fmt.Errorf("nemesis: %s is not empty; name a directory that does not exist", o.Dir)
 	}
+	if o.Netns {
+		if err := packetsPossible(); err != nil {
+			return fmt.Errorf("nemesis: %w", err)
+		}
+	}
 	_, err := o.chosen()
 	return err
 }
@@ -107,12 +116,20 @@ func Kinds() []string {
 
 func (o *Options) chosen() (ks []kind, err error) {
 	if len(o.Faults) == 0 {
-		return kinds, nil
+		for _, k := range kinds {
+			if o.Netns || !k.packets {
+				ks = append(ks, k)
+			}
+		}
+		return ks, nil
 	}
 	for _, name := range o.Faults {
 		i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == name })
 		if i < 0 {
 			return nil, fmt.Errorf("nemesis: there is no fault %q; there are %s", name, strings.Join(Kinds(), ", "))
+		}
+		if kinds[i].packets && !o.Netns {
+			return nil, fmt.Errorf("nemesis: the fault %q is one of packets; it needs --netns", name)
 		}
 		ks = append(ks, kinds[i])
 	}
@@ -224,7 +241,7 @@ func Run(ctx context.Context, o Options) (sum Summary, err error) {
 			sum.Interrupted = true
 			return sum, nil
 		}
-		return sum, fmt.Errorf("nemesis: the cluster does not form: %s; logs in %s", why, o.Dir)
+		return sum, fmt.Errorf("nemesis: the cluster does not form: %s", why)
 	}
 	o.OnEvent(fmt.Sprintf("the cluster has formed in %.1fs", time.Since(began).Seconds()))
 	for i := 0; o.Rounds == 0 || i < o.Rounds; i++ {

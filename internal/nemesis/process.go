@@ -19,10 +19,10 @@ import (
 // node is one place of the cluster: a directory, addresses, and the process
 // that runs there, if any.
 type node struct {
-	i                      int
-	dir, log               string
-	peer, client           string // where the process listens
-	peerProxy, clientProxy string // where it is reached
+	i                  int
+	dir, log           string
+	peer, client       string // where the process listens
+	peerVia, clientVia string // where it is reached
 
 	// busy is held by the fault that works on the process.
 	busy sync.Mutex
@@ -47,32 +47,31 @@ type cluster struct {
 	binary string
 	args   []string // of every node
 	nodes  []*node
-	net    *Network
+	net    fabric
 	wg     sync.WaitGroup
 }
 
 func (n *node) name() string { return endName(n.i) }
 
 // newCluster lays out directories, addresses and proxies; it starts nothing.
-func newCluster(o *Options) (*cluster, error) {
+func newCluster(o *Options) (_ *cluster, err error) {
 	c := &cluster{binary: o.Binary}
-	c.net = newNetwork(c.pids)
-	addrs, err := addresses(2 * o.Nodes)
-	if err != nil {
-		return nil, err
+	if o.Netns {
+		if c.net, err = newPackets(o.Nodes); err != nil {
+			return nil, fmt.Errorf("nemesis: %w", err)
+		}
+	} else {
+		c.net = newProxies(c.pids)
 	}
 	var join []string
 	for i := range o.Nodes {
-		n := &node{i: i, dir: filepath.Join(o.Dir, endName(i)), log: filepath.Join(o.Dir, endName(i)+".log"), peer: addrs[2*i], client: addrs[2*i+1]}
-		if n.peerProxy, err = c.net.proxy(i, n.peer); err == nil {
-			n.clientProxy, err = c.net.proxy(i, n.client)
-		}
-		if err != nil {
+		n := &node{i: i, dir: filepath.Join(o.Dir, endName(i)), log: filepath.Join(o.Dir, endName(i)+".log")}
+		if n.peer, n.client, n.peerVia, n.clientVia, err = c.net.reach(i); err != nil {
 			c.net.close()
 			return nil, err
 		}
 		c.nodes = append(c.nodes, n)
-		join = append(join, n.peerProxy)
+		join = append(join, n.peerVia)
 	}
 	c.args = append([]string{"--bootstrap", fmt.Sprint(o.Nodes), "--join", strings.Join(join, ","), "--shards", fmt.Sprint(o.Shards),
 		"--memory", "32MiB", "--log-format", "text", "--log-level", "info"}, o.ServeArgs...)
@@ -106,8 +105,9 @@ func (c *cluster) start(n *node) error {
 	n.starts++
 	fmt.Fprintf(log, "--- start %d at %s\n", n.starts, time.Now().Format("15:04:05.000"))
 	p := &process{out: &lineWatch{to: log, ready: make(chan struct{})}, done: make(chan struct{})}
-	p.cmd = exec.Command(c.binary, append([]string{"serve", "--dir", n.dir, "--node-id", fmt.Sprint(n.i + 1),
-		"--listen", n.peer, "--advertise", n.peerProxy, "--client-listen", n.client, "--client-advertise", n.clientProxy}, c.args...)...)
+	argv := c.net.wrap(n.i, append([]string{c.binary, "serve", "--dir", n.dir, "--node-id", fmt.Sprint(n.i + 1),
+		"--listen", n.peer, "--advertise", n.peerVia, "--client-listen", n.client, "--client-advertise", n.clientVia}, c.args...))
+	p.cmd = exec.Command(argv[0], argv[1:]...)
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "FLOTILLA_") {
 			p.cmd.Env = append(p.cmd.Env, v)
@@ -248,8 +248,9 @@ func (w *lineWatch) Write(b []byte) (int, error) {
 }
 
 // addresses returns loopback addresses that are free now, below the ports that
-// systems give out by themselves, so that they stay free.
-func addresses(n int) ([]string, error) {
+// systems give out by themselves, so that they stay free, and not among those
+// given already, to which it adds them.
+func addresses(n int, given map[string]bool) ([]string, error) {
 	var all []string
 	var open []net.Listener
 	defer func() {
@@ -266,7 +267,10 @@ func addresses(n int) ([]string, error) {
 			continue
 		}
 		open = append(open, l)
-		all = append(all, l.Addr().String())
+		if a := l.Addr().String(); !given[a] {
+			given[a] = true
+			all = append(all, a)
+		}
 	}
 	return all, nil
 }

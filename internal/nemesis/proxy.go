@@ -2,7 +2,6 @@ package nemesis
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -10,38 +9,21 @@ import (
 	"time"
 )
 
-// Clients stands for this process, as the end of a link. Nodes count from 0.
-const Clients = -1
-
-// pair is a direction of traffic: bytes that from sends and to receives.
-type pair struct{ from, to int }
-
-// condition is what is wrong with a direction.
-type condition struct {
-	Hole   bool          // bytes are held; they go on, late, when it is mended
-	Refuse bool          // new connections are closed at once
-	Delay  time.Duration // most of what a piece of up to 32 KiB is held
-	Rate   int           // bytes per second; zero: no bound
-}
-
-// Network is the set of proxies between the nodes of a cluster, and between
+// proxies is the network on the loopback interface: TCP proxies between the nodes of a cluster, and between
 // clients and nodes.
-type Network struct {
+type proxies struct {
 	wg   sync.WaitGroup
 	stop context.CancelFunc
 	ctx  context.Context
 	pids func() map[int]int // pid of each process that runs -> node
+	// given holds the addresses of the processes that were handed out.
+	given map[string]bool
 
-	mu        sync.Mutex // guards what follows; never held across I/O
+	shared
+
+	held      sync.Mutex // guards what follows; never held across I/O
 	listeners []net.Listener
-	links     map[pair]*link
 	conns     map[*proxied]struct{}
-}
-
-// link is one direction.
-type link struct {
-	cond    condition
-	changed chan struct{} // closed when cond is replaced
 }
 
 // proxied is a connection: dialler's end and target's end.
@@ -50,21 +32,22 @@ type proxied struct {
 	ends            [2]*net.TCPConn
 }
 
-func newNetwork(pids func() map[int]int) *Network {
-	n := &Network{pids: pids, links: map[pair]*link{}, conns: map[*proxied]struct{}{}}
+func newProxies(pids func() map[int]int) *proxies {
+	n := &proxies{pids: pids, given: map[string]bool{}, conns: map[*proxied]struct{}{}}
+	n.init()
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	return n
 }
 
 // proxy opens a listener in front of an address of node target.
-func (n *Network) proxy(target int, behind string) (addr string, err error) {
+func (n *proxies) proxy(target int, behind string) (addr string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	n.mu.Lock()
+	n.held.Lock()
 	n.listeners = append(n.listeners, l)
-	n.mu.Unlock()
+	n.held.Unlock()
 	n.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -78,7 +61,7 @@ func (n *Network) proxy(target int, behind string) (addr string, err error) {
 }
 
 // carry serves one connection.
-func (n *Network) carry(c *net.TCPConn, target int, behind string) {
+func (n *proxies) carry(c *net.TCPConn, target int, behind string) {
 	defer c.Close()
 	dialler, ok := n.diallerOf(c)
 	if !ok || n.at(pair{dialler, target}).cond.Refuse || n.at(pair{target, dialler}).cond.Refuse {
@@ -96,9 +79,9 @@ func (n *Network) carry(c *net.TCPConn, target int, behind string) {
 		return
 	}
 	p := &proxied{dialler: dialler, target: target, ends: [2]*net.TCPConn{c, far.(*net.TCPConn)}}
-	n.mu.Lock()
+	n.held.Lock()
 	n.conns[p] = struct{}{}
-	n.mu.Unlock()
+	n.held.Unlock()
 	if n.ctx.Err() != nil {
 		p.reset()
 	}
@@ -106,13 +89,13 @@ func (n *Network) carry(c *net.TCPConn, target int, behind string) {
 	wg.Go(func() { n.pump(p, 0) })
 	wg.Go(func() { n.pump(p, 1) })
 	wg.Wait()
-	n.mu.Lock()
+	n.held.Lock()
 	delete(n.conns, p)
-	n.mu.Unlock()
+	n.held.Unlock()
 	p.reset()
 }
 
-func (n *Network) diallerOf(c net.Conn) (node int, ok bool) {
+func (n *proxies) diallerOf(c net.Conn) (node int, ok bool) {
 	of := n.pids()
 	pids := make([]int, 0, len(of)+1)
 	for p := range of {
@@ -129,7 +112,7 @@ func (n *Network) diallerOf(c net.Conn) (node int, ok bool) {
 }
 
 // pump moves bytes from end i of a connection to the other.
-func (n *Network) pump(p *proxied, i int) {
+func (n *proxies) pump(p *proxied, i int) {
 	from, to := p.ends[i], p.ends[1-i]
 	dir := pair{p.dialler, p.target}
 	if i == 1 {
@@ -173,7 +156,7 @@ func (n *Network) pump(p *proxied, i int) {
 }
 
 // open waits until a direction carries bytes; false: the network is closed.
-func (n *Network) open(dir pair) bool {
+func (n *proxies) open(dir pair) bool {
 	for {
 		l := n.at(dir)
 		if !l.cond.Hole {
@@ -187,73 +170,27 @@ func (n *Network) open(dir pair) bool {
 	}
 }
 
-// at returns a copy of a direction's state.
-func (n *Network) at(dir pair) link {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return *n.linkLocked(dir)
-}
-
-func (n *Network) linkLocked(dir pair) *link {
-	l := n.links[dir]
-	if l == nil {
-		l = &link{changed: make(chan struct{})}
-		n.links[dir] = l
-	}
-	return l
-}
-
-// change replaces the state of a direction.
-func (n *Network) change(dir pair, f func(*condition)) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	l := n.linkLocked(dir)
-	f(&l.cond)
-	close(l.changed)
-	l.changed = make(chan struct{})
-}
-
-// cut makes holes or closes them.
-func (n *Network) cut(hole bool, dirs ...pair) {
-	for _, d := range dirs {
-		n.change(d, func(c *condition) { c.Hole = hole })
-	}
-}
-
 // reset resets the connections between two ends, in whichever direction they
 // were made, perhaps in the middle of a frame, and reports how many there were.
-func (n *Network) reset(a, b int) int {
-	n.mu.Lock()
+func (n *proxies) reset(a, b int) int {
+	n.held.Lock()
 	var hit []*proxied
 	for p := range n.conns {
 		if p.dialler == a && p.target == b || p.dialler == b && p.target == a {
 			hit = append(hit, p)
 		}
 	}
-	n.mu.Unlock()
+	n.held.Unlock()
 	for _, p := range hit {
 		p.reset()
 	}
 	return len(hit)
 }
 
-// heal mends every direction.
-func (n *Network) heal() {
-	n.mu.Lock()
-	dirs := make([]pair, 0, len(n.links))
-	for d := range n.links {
-		dirs = append(dirs, d)
-	}
-	n.mu.Unlock()
-	for _, d := range dirs {
-		n.change(d, func(c *condition) { *c = condition{} })
-	}
-}
-
 // close ends all connections and listeners and waits for their goroutines.
-func (n *Network) close() {
+func (n *proxies) close() {
 	n.stop()
-	n.mu.Lock()
+	n.held.Lock()
 	for _, l := range n.listeners {
 		l.Close()
 	}
@@ -261,7 +198,7 @@ func (n *Network) close() {
 	for p := range n.conns {
 		all = append(all, p)
 	}
-	n.mu.Unlock()
+	n.held.Unlock()
 	for _, p := range all {
 		p.reset()
 	}
@@ -275,15 +212,6 @@ func (p *proxied) reset() {
 	}
 }
 
-func (d pair) String() string { return endName(d.from) + ">" + endName(d.to) }
-
-func endName(i int) string {
-	if i == Clients {
-		return "clients"
-	}
-	return fmt.Sprintf("n%d", i+1)
-}
-
 // sleep waits for d and reports whether ctx lasted.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
@@ -295,3 +223,21 @@ func sleep(ctx context.Context, d time.Duration) bool {
 		return false
 	}
 }
+
+// reach: a node listens on ports of its own, and everybody else comes to the
+// proxies before them.
+func (n *proxies) reach(i int) (peer, client, peerVia, clientVia string, err error) {
+	addrs, err := addresses(2, n.given)
+	if err != nil {
+		return
+	}
+	peer, client = addrs[0], addrs[1]
+	if peerVia, err = n.proxy(i, peer); err == nil {
+		clientVia, err = n.proxy(i, client)
+	}
+	return
+}
+
+func (n *proxies) wrap(_ int, argv []string) []string { return argv }
+
+func (n *proxies) lossy() bool { return false }

@@ -200,7 +200,7 @@ func (x *run) clients(ctx context.Context) (kv []*flotilla.Client, err error) {
 	defer cancel()
 	var all []string
 	for _, n := range x.c.nodes {
-		all = append(all, n.clientProxy)
+		all = append(all, n.clientVia)
 	}
 	for i := range len(all) + 1 {
 		addrs := all

@@ -36,6 +36,11 @@ func (n *node) settle() error {
 		if p.state < 0 {
 			return fmt.Errorf("node %d told %s, which never was so", n.id, p.what)
 		}
+		for k := p.state; p.keep != nil && k < len(n.moments); k++ {
+			if s := n.moments[k].s; p.keep(s) && !p.test(s) {
+				return fmt.Errorf("node %d told %s, and took it back at moment %d:\n%s", n.id, p.what, k, diff(s, n.moments[p.state].s))
+			}
+		}
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ func TestScenarios(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *scenarioFlag == "" && len(Scenarios) < 30 {
+	if *scenarioFlag == "" && len(Scenarios) < 40 {
 		t.Errorf("only %d scenarios", len(Scenarios))
 	}
 }

@@ -21,6 +21,19 @@ type Run struct {
 	nodes []*node
 	acks  []clientAck
 	note  []noted
+	// What replicas of a shard held at an applied index: equal for all of them.
+	held map[appliedAt]content
+}
+
+type appliedAt struct {
+	shard raft.ShardID
+	index raft.Index
+}
+
+type content struct {
+	node          raft.NodeID
+	data, records uint64
+	keys          int
 }
 
 // noted says what the scenario did when the journal had at operations.
@@ -41,6 +54,8 @@ type promise struct {
 	what  string
 	state int               // the moment that must be durable; used if test is nil
 	test  func(*State) bool // first true at the moment that must be durable
+	// keep, if set, says for which later moments test must stay true.
+	keep func(*State) bool
 }
 
 // clientAck is a result that a client was told.
@@ -71,7 +86,7 @@ type epochMark struct {
 }
 
 func newRun(name string, seed uint64) *Run {
-	r := &Run{name: name, rng: rand.New(rand.NewPCG(seed, hashOf(name))), fs: simfs.New(), now: time.Unix(1<<30, 0)}
+	r := &Run{name: name, rng: rand.New(rand.NewPCG(seed, hashOf(name))), fs: simfs.New(), now: time.Unix(1<<30, 0), held: map[appliedAt]content{}}
 	r.j = r.fs.Record()
 	return r
 }
@@ -159,6 +174,14 @@ func (n *node) see(from int) error {
 		}
 	}
 	n.moments = append(n.moments, moment{from, s})
+	for id, g := range s.Groups {
+		at, c := appliedAt{id, g.Applied.Applied}, content{n.id, g.Data, g.Records, g.Keys}
+		was, ok := n.r.held[at]
+		if ok && (was.data != c.data || was.records != c.records) && g.Applied.Applied > 0 && len(n.r.nodes) > 1 {
+			return fmt.Errorf("shard %d at applied index %d: node %d and node %d hold different things (%d and %d keys)", id, at.index, was.node, n.id, was.keys, c.keys)
+		}
+		n.r.held[at] = c
+	}
 	return nil
 }
 
@@ -168,8 +191,8 @@ func (n *node) durable(what string) {
 }
 
 // promised notes a promise by what the state must hold.
-func (n *node) promised(what string, test func(*State) bool) {
-	n.promises = append(n.promises, promise{at: n.r.j.Len(), what: what, test: test})
+func (n *node) promised(what string, test, keep func(*State) bool) {
+	n.promises = append(n.promises, promise{at: n.r.j.Len(), what: what, test: test, keep: keep})
 }
 
 // lawful holds two states of one store, one after the other, against the rules
@@ -193,11 +216,11 @@ func lawful(a, b *State) error {
 		case h.Desc.ConfVer < g.Desc.ConfVer:
 			return fmt.Errorf("shard %d: configuration %d after %d", id, h.Desc.ConfVer, g.Desc.ConfVer)
 		}
-		// Within one term a log only grows (Raft paper, section 5.3), and what is
-		// applied never changes.
+		// What is applied never changes, nor does what the leader of the present term
+		// made (Raft paper, section 5.3).
 		for i := h.Applied.TruncIndex; i <= g.Last(); i++ {
 			x, ok := g.Term(i)
-			if y, there := h.Term(i); ok && (!there || x != y) && (g.Hard.Term == h.Hard.Term || i <= g.Applied.Applied) {
+			if y, there := h.Term(i); ok && (!there || x != y) && (x == h.Hard.Term || i <= g.Applied.Applied) {
 				return fmt.Errorf("shard %d: entry %d of term %d is gone, in term %d (applied %d)", id, i, x, h.Hard.Term, g.Applied.Applied)
 			}
 		}

@@ -329,5 +329,3 @@ func handScenarios() []Scenario {
 		}),
 	}
 }
-
-func hostScenarios() []Scenario { return nil }

@@ -2,6 +2,8 @@ package t1
 
 import (
 	"context"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
@@ -73,7 +75,7 @@ func (w *World) act(a Action) {
 	case ActReset:
 		w.net.reset(n.idx, peer)
 	case ActDropType:
-		k := int(a.R % 18)
+		k := int(a.R % 20)
 		w.net.drop[k]++
 		w.undo(a.Dur, func() { w.net.drop[k] = max(w.net.drop[k]-1, 0) })
 	case ActStorm:
@@ -97,6 +99,11 @@ func (w *World) act(a Action) {
 		w.transfer(a.R)
 	case ActCampaign:
 		w.onCore(n, raft.ShardID(a.R%uint64(w.p.Shards)+1), func(now raft.Time, c *raft.Core, o *raft.Out) { c.Campaign(now, o) })
+	case ActConf:
+		s := raft.ShardID(a.R%uint64(w.p.Shards) + 1)
+		if l := w.pickLeader(a.R); l != nil {
+			w.changeConf(l, s, a.R>>8)
+		}
 	case ActOld:
 		w.net.replay(1 + int(a.R%8))
 	case ActDiskFault:
@@ -213,6 +220,73 @@ func (w *World) transfer(r uint64) {
 	}
 	to := d.Replicas[int(r>>8%uint64(len(d.Replicas)))]
 	w.onCore(n, s, func(now raft.Time, c *raft.Core, o *raft.Out) { _ = c.Transfer(now, to.ID, o) }) // may be refused
+}
+
+// changeConf draws a membership change of a shard against the configuration that
+// a node knows, and proposes it there.
+func (w *World) changeConf(n *node, s raft.ShardID, r uint64) {
+	d, ok := n.host.Descriptor(s)
+	if !ok {
+		return
+	}
+	rng := rand.New(rand.NewPCG(r, 1))
+	cc := raft.ConfChange{ConfVer: d.ConfVer}
+	if rng.IntN(16) == 0 {
+		cc.ConfVer -= uint64(rng.IntN(2)) // against an old configuration
+	}
+	next := d.NextReplica
+	var voters, learners []raft.Replica
+	var free []raft.NodeID
+	for i := range w.nodes {
+		id := raft.NodeID(i + 1)
+		switch q, ok := d.ReplicaOn(id); {
+		case !ok:
+			free = append(free, id)
+		case q.Role == raft.Learner:
+			learners = append(learners, q)
+		default:
+			voters = append(voters, q)
+		}
+	}
+	for range 1 + rng.IntN(3) {
+		var st raft.ConfStep
+		switch k := rng.IntN(5); {
+		case k == 0 && len(free) > 0: // a new learner
+			i := rng.IntN(len(free))
+			st.Replica = raft.Replica{Node: free[i], ID: next, Role: raft.Learner}
+			next++
+			free = slices.Delete(free, i, i+1)
+		case k <= 2 && len(learners) > 0: // promote
+			i := rng.IntN(len(learners))
+			st.Replica = learners[i]
+			st.Role = raft.Voter
+			learners = slices.Delete(learners, i, i+1)
+		case k == 3 && len(learners) > 0: // remove a learner
+			i := rng.IntN(len(learners))
+			st.Remove, st.Replica = true, learners[i]
+			learners = slices.Delete(learners, i, i+1)
+		case len(voters) > 2 || len(voters) == 2 && rng.IntN(4) == 0: // remove or demote a voter
+			i := rng.IntN(len(voters))
+			st.Replica = voters[i]
+			if rng.IntN(2) == 0 {
+				st.Role = raft.Learner
+			} else {
+				st.Remove = true
+			}
+			voters = slices.Delete(voters, i, i+1)
+		default:
+			continue
+		}
+		cc.Steps = append(cc.Steps, st)
+	}
+	if len(cc.Steps) == 0 {
+		return
+	}
+	w.on(n, w.now, func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()                               // do not wait
+		_ = n.host.ChangeConf(ctx, s, cc, nil) // may be refused
+	})
 }
 
 // onCore hands a function to the loop of a replica.

@@ -321,6 +321,9 @@ func (at *attempt) finish(try int, resp *shard.Response, err error) {
 		o.Err = err.Error()
 	}
 	outcome := shard.OutcomeOf(err)
+	if w.opt.Verbose {
+		w.say(-1, "client", "%d at node %d: %s in shard %d (group %d): %v %v", c.id, at.node.id, o.Name, at.req.Shard, o.Group, outcome, err)
+	}
 	w.log(-1, "client", uint64(c.id)<<32|uint64(outcome), uint64(o.Call))
 	var conflict *shard.ConflictError
 	switch {

@@ -21,6 +21,9 @@ type Counts struct {
 	Batches    int    // synced rounds
 	LostSyncs  int    // rounds that were synced and that a crash took back before anybody was told
 	Frames     uint64
+	Confs      int // configurations applied
+	Destroyed  int // replicas
+	Headless   int // runs without a liveness phase: a voter without state made a quorum impossible
 	SnapsSent  int // snapshots that arrived and were installed
 	Refused    int // corrupted frames that were refused
 	Histories  int // groups of keys whose operations have an order
@@ -48,6 +51,9 @@ func (c *Counts) Add(o *Counts) {
 	c.Batches += o.Batches
 	c.LostSyncs += o.LostSyncs
 	c.Frames += o.Frames
+	c.Confs += o.Confs
+	c.Destroyed += o.Destroyed
+	c.Headless += o.Headless
 	c.SnapsSent += o.SnapsSent
 	c.Refused += o.Refused
 	c.Histories += o.Histories
@@ -83,11 +89,11 @@ func (c *Counts) String() string {
 	}
 	return fmt.Sprintf(`seeds %d, events %d
 disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk
-raft: %d terms with a leader, %d entries committed, %d applied, %d snapshots installed, %d frames, %d refused
+raft: %d terms with a leader, %d entries committed, %d applied, %d configurations, %d replicas destroyed, %d snapshots installed, %d frames, %d refused
 clients: %d operations, %d reads (%d by lease), %d writes, %d unknown, %d denied; %d linearizable histories
 faults:%s`,
 		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops,
-		c.Leaders, c.Commits, c.Applies, c.SnapsSent, c.Frames, c.Refused,
+		c.Leaders, c.Commits, c.Applies, c.Confs, c.Destroyed, c.SnapsSent, c.Frames, c.Refused,
 		c.Ops, c.Reads, c.LeaseReads, c.Writes, c.Unknown, c.Denied, c.Histories, f.String())
 }
 

@@ -17,6 +17,11 @@ import (
 // catch up, in bounded virtual time: L1, L3.
 func (w *World) liveness() {
 	set := w.core()
+	if set == nil {
+		w.res.Headless++
+		w.log(-1, "headless", 0, 0)
+		return
+	}
 	w.calm = true
 	bits := uint64(0)
 	for i, n := range w.nodes {
@@ -113,19 +118,58 @@ func (w *World) probe(s int, done []int) bool {
 	return false
 }
 
-// core draws a set of nodes that holds a quorum of every shard.
+// core draws a set of nodes that holds a quorum of every configuration that may
+// be in force: applied anywhere, or in anybody's log. It returns nil if not even
+// all nodes do: a voter was added that never got its state.
 func (w *World) core() []bool {
+	type need struct {
+		g *group
+		d raft.Descriptor
+	}
+	var needs []need
+	for _, g := range w.orc.order {
+		needs = append(needs, need{g, *g.newest()})
+		for _, n := range w.nodes {
+			s := n.shadow.durable[g.id]
+			if n.up {
+				s = n.shadow.visible[g.id]
+			}
+			if s == nil {
+				continue
+			}
+			d := g.newest().Clone()
+			for i := g.confs[len(g.confs)-1].index + 1; i <= s.last(); i++ {
+				t, ok := s.term(i)
+				if !ok {
+					continue
+				}
+				if cc, ok := g.changes[entryKey{i, t}]; ok {
+					if next, err := d.Apply(cc); err == nil {
+						d = next
+						needs = append(needs, need{g, d.Clone()})
+					}
+				}
+			}
+		}
+	}
 	set := make([]bool, len(w.nodes))
 	for i := range set {
 		set[i] = true
 	}
 	ok := func() bool {
-		for _, g := range w.orc.order {
-			if !quorum(&g.desc, func(r raft.Replica) bool { return set[r.Node-1] }) {
+		for i := range needs {
+			k := &needs[i]
+			if !quorum(&k.d, func(r raft.Replica) bool {
+				s := w.nodes[r.Node-1].shadow.durable[k.g.id]
+				return set[r.Node-1] && s != nil && s.replica == r.ID
+			}) {
 				return false
 			}
 		}
 		return true
+	}
+	if !ok() {
+		return nil
 	}
 	for _, i := range w.rng.Perm(len(set)) {
 		if w.rng.IntN(3) == 0 {
@@ -149,10 +193,11 @@ func (w *World) caughtUp(set []bool, target []raft.Index) bool {
 			return false
 		}
 		for k, g := range w.orc.order {
-			if _, ok := g.desc.ReplicaOn(n.id); !ok {
+			r, ok := g.newest().ReplicaOn(n.id)
+			if !ok {
 				continue
 			}
-			if v, ok := n.host.View(g.id); !ok || v.Applied < target[k] {
+			if v, ok := n.host.View(g.id); !ok || v.Replica != r.ID || v.Applied < target[k] {
 				return false
 			}
 		}
@@ -163,13 +208,22 @@ func (w *World) caughtUp(set []bool, target []raft.Index) bool {
 // describe returns the state of everybody.
 func (w *World) describe() string {
 	var b strings.Builder
+	for _, g := range w.orc.order {
+		c := g.confs[len(g.confs)-1]
+		fmt.Fprintf(&b, "\n  shard %d: configuration %d of entry %d %v", g.id, c.desc.ConfVer, c.index, c.desc.Replicas)
+	}
 	for _, n := range w.nodes {
 		fmt.Fprintf(&b, "\n  node %d: up=%v", n.id, n.up)
 		if !n.up {
+			for _, g := range w.orc.order {
+				if s := n.shadow.durable[g.id]; s != nil {
+					fmt.Fprintf(&b, " [shard %d replica %d term %d log (%d, %d]]", g.id, s.replica, s.hard.Term, s.trunc, s.last())
+				}
+			}
 			continue
 		}
 		for _, v := range n.host.Views() {
-			fmt.Fprintf(&b, " [shard %d term %d lead %d commit %d applied %d last %d of %d]", v.Shard, v.Term, v.Leader, v.Commit, v.Applied, v.Last, w.orc.groups[v.Shard].last())
+			fmt.Fprintf(&b, " [shard %d replica %d of configuration %d %v, term %d lead %d commit %d applied %d last %d of %d]", v.Shard, v.Replica, v.Desc.ConfVer, v.Desc.Replicas, v.Term, v.Leader, v.Commit, v.Applied, v.Last, w.orc.groups[v.Shard].last())
 		}
 	}
 	return b.String()

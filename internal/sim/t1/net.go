@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/transport"
 )
@@ -55,6 +56,9 @@ func (t *network) send(n *node, to raft.NodeID, msgs []raft.Msg) {
 	for i := range msgs {
 		m := &msgs[i]
 		w.orc.sending(n, m)
+		if w.opt.Verbose {
+			w.say(n.idx, "send", "shard %d %s", m.Shard, sim.FormatMsg(m))
+		}
 		if t.drop[m.Type] > 0 && !w.calm {
 			w.res.fault("dropped-type", 1)
 			continue
@@ -69,6 +73,9 @@ func (t *network) send(n *node, to raft.NodeID, msgs []raft.Msg) {
 }
 
 func (t *network) sendCtl(n *node, to raft.NodeID, c raft.Ctl) {
+	if t.w.opt.Verbose {
+		t.w.say(n.idx, "ctl", "to node %d: kind %d epoch %d.%d seq %d refused %v", to, c.Kind, c.Epoch>>32, uint32(c.Epoch), c.Seq, c.Refused)
+	}
 	if t.drop[0] > 0 && !t.w.calm {
 		return
 	}

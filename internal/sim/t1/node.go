@@ -212,9 +212,10 @@ func (n *node) boot() {
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: n.id, Engine: n.eng, Net: (*nodeNet)(n), Liveness: n.live, Clock: n.clock, Machine: machine{n},
 		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(),
-		Leases:  !w.p.NoLease,
-		OnFatal: func(err error) { n.died.CompareAndSwap(nil, &err) },
-		OnSync:  n.live.NoteSync, ClockOK: n.live.ClockOK,
+		Leases: !w.p.NoLease, Nodes: func() []raft.NodeID { return peers },
+		OnDestroy: func(s raft.ShardID, r raft.ReplicaID) { n.shadow.destroyed(n, s, r) },
+		OnFatal:   func(err error) { n.died.CompareAndSwap(nil, &err) },
+		OnSync:    n.live.NoteSync, ClockOK: n.live.ClockOK,
 	})
 	if err != nil {
 		w.fail("panic", "node %d: host: %v", n.id, err)
@@ -231,18 +232,23 @@ func (n *node) boot() {
 	if err := n.host.AddGroups(load); err != nil {
 		w.fail("S8", "node %d: %v", n.id, err)
 	}
-	if len(states) == 0 {
-		var mine []raft.Descriptor
-		for _, d := range w.descriptors() {
-			if _, ok := d.ReplicaOn(n.id); ok {
-				mine = append(mine, d)
-			}
+	var mine []raft.Descriptor
+	for _, d := range w.descriptors() {
+		if _, ok := d.ReplicaOn(n.id); ok {
+			mine = append(mine, d)
 		}
-		if err := n.host.CreateGroups(mine); err != nil {
-			w.fail("F1", "node %d: %v", n.id, err)
-		}
-		n.disk.Settle(n.disk.Syncs())
+	}
+	if err := n.host.CreateGroups(mine); err != nil { // as at every start: those that exist are left alone
+		w.fail("F1", "node %d: %v", n.id, err)
+	}
+	n.disk.Settle(n.disk.Syncs())
+	if n.boots == 1 {
 		n.shadow.created(n, mine)
+	}
+	for _, v := range n.host.Views() {
+		if n.shadow.visible[v.Shard] == nil {
+			w.fail("S11", "node %d: replica %d of shard %d comes back to life", n.id, v.Replica, v.Shard)
+		}
 	}
 	n.store = kv.NewStore(kv.Options{Host: door{n}, Engine: n.eng, Go: n.readLater})
 	for _, p := range peers {

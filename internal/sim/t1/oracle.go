@@ -24,14 +24,37 @@ type oracle struct {
 // group is what is known of one shard.
 type group struct {
 	id      raft.ShardID
-	desc    raft.Descriptor
+	desc    raft.Descriptor // the first one; its span is that of all
+	confs   []confAt        // ascending; the first is the bootstrap
 	leaders map[raft.Term]leader
 	votes   map[voteKey]raft.ReplicaID // durable ones, ever
 	entries map[entryKey]entryInfo
 	log     []committed // log[i] is index i+1
 	model   *model
 	acked   raft.Index // highest index of which a client was told
+	changes map[entryKey]raft.ConfChange
+	// graves hold what destroyed replicas had on disk: their acknowledgements
+	// still count in the configurations that held them.
+	graves map[raft.ReplicaID]*groupShadow
 }
+
+// confAt is a configuration and the entry that made it.
+type confAt struct {
+	index raft.Index
+	desc  raft.Descriptor
+}
+
+// at returns the configuration that entries up to i make.
+func (g *group) at(i raft.Index) *raft.Descriptor {
+	k := len(g.confs) - 1
+	for k > 0 && g.confs[k].index > i {
+		k--
+	}
+	return &g.confs[k].desc
+}
+
+// newest returns the newest configuration that was applied anywhere.
+func (g *group) newest() *raft.Descriptor { return &g.confs[len(g.confs)-1].desc }
 
 type leader struct {
 	node    int
@@ -64,7 +87,8 @@ type committed struct {
 func (o *oracle) init(w *World) {
 	*o = oracle{w: w, groups: map[raft.ShardID]*group{}, refused: map[uint64]error{}, sent: map[uint64]bool{}, twice: map[uint64]bool{}}
 	for _, d := range w.descriptors() {
-		g := &group{id: d.Shard, desc: d, leaders: map[raft.Term]leader{}, votes: map[voteKey]raft.ReplicaID{}, entries: map[entryKey]entryInfo{}, model: newModel(d)}
+		g := &group{id: d.Shard, desc: d, leaders: map[raft.Term]leader{}, votes: map[voteKey]raft.ReplicaID{}, entries: map[entryKey]entryInfo{}, model: newModel(d),
+			confs: []confAt{{0, d}}, changes: map[entryKey]raft.ConfChange{}, graves: map[raft.ReplicaID]*groupShadow{}}
 		o.groups[d.Shard] = g
 		o.order = append(o.order, g)
 	}
@@ -134,7 +158,20 @@ func (o *oracle) role(n *node, r *raft.RoleChange, out *raft.Out) {
 	}
 	w.res.Leaders++
 	g.leaders[r.Term] = leader{n.idx, s.replica}
-	if !quorum(&g.desc, func(q raft.Replica) bool { return g.votes[voteKey{q.ID, r.Term}] == s.replica }) {
+	from := raft.Index(0)
+	if v, ok := n.host.View(r.Shard); ok {
+		from = v.Applied
+	}
+	elected := false
+	for k := range g.confs { // by what it had applied, or applied in this round
+		if k+1 < len(g.confs) && g.confs[k+1].index <= from {
+			continue
+		}
+		d := &g.confs[k].desc
+		me, ok := d.Replica(s.replica)
+		elected = elected || ok && me.Role != raft.Learner && quorum(d, func(q raft.Replica) bool { return g.votes[voteKey{q.ID, r.Term}] == s.replica })
+	}
+	if !elected {
 		w.fail("S10", "node %d leads shard %d term %d without durable votes of a quorum", n.id, g.id, r.Term)
 	}
 	// S3: what was committed in earlier terms is in the leader's log. The round's
@@ -185,6 +222,7 @@ func (o *oracle) appending(n *node, t *raft.AppendTask) {
 				w.fail("S2", "node %d creates entry %d of shard %d in term %d, which node %d leads", n.id, e.Index, g.id, e.Term, l.node+1)
 			}
 			g.entries[k] = entryInfo{id.hash, prev}
+			o.noteChange(g, k, e)
 		case known.hash != id.hash:
 			w.fail("S2", "node %d shard %d: entry %d of term %d has other bytes than elsewhere", n.id, g.id, e.Index, e.Term)
 		case known.prev != prev:
@@ -220,15 +258,26 @@ func (o *oracle) commit(n *node, g *group, e raft.Entry) {
 	has := func(r raft.Replica) bool {
 		d := w.nodes[r.Node-1].shadow.durable[g.id]
 		if d == nil || d.replica != r.ID {
-			return false
+			if d = g.graves[r.ID]; d == nil {
+				return false
+			}
 		}
 		t, ok := d.term(e.Index)
 		return ok && t == e.Term || d.trunc >= e.Index
 	}
-	if !quorum(&g.desc, has) {
-		s := ""
-		for _, r := range g.desc.Replicas {
+	// A change takes effect when it is applied, and the next one waits for that:
+	// the leader counted by the last configuration before this entry, or by the one before.
+	stored := false
+	for k := len(g.confs) - 1; k >= 0 && k >= len(g.confs)-2; k-- {
+		stored = stored || quorum(&g.confs[k].desc, has)
+	}
+	if !stored {
+		s := fmt.Sprintf(" configuration %d", g.newest().ConfVer)
+		for _, r := range g.newest().Replicas {
 			d := w.nodes[r.Node-1].shadow.durable[g.id]
+			if d == nil {
+				continue
+			}
 			t, _ := d.term(e.Index)
 			s += fmt.Sprintf(" [node %d: log ends at %d, term there %d]", r.Node, d.last(), t)
 		}
@@ -244,6 +293,19 @@ func (o *oracle) commit(n *node, g *group, e raft.Entry) {
 	}
 	w.res.Commits++
 	w.log(n.idx, "commit", uint64(g.id)<<40|uint64(e.Index), hashBytes(e.Value))
+	if dec.Type == raft.EntryConf {
+		for _, c := range dec.Commands() {
+			cc, err := raft.DecodeConfChange(c.Body)
+			if err != nil {
+				continue
+			}
+			if next, err := g.newest().Apply(cc); err == nil {
+				g.confs = append(g.confs, confAt{e.Index, next.Clone()})
+				w.res.Confs++
+				w.log(n.idx, "conf", uint64(g.id)<<40|uint64(e.Index), next.ConfVer)
+			}
+		}
+	}
 	results, err := g.model.apply(dec)
 	if err != nil {
 		w.fail("S4", "entry %d of shard %d cannot be applied: %v", e.Index, g.id, err)
@@ -339,7 +401,26 @@ func (o *oracle) booted(n *node, st *raft.State) {
 	if st.Applied.Applied > g.last() {
 		o.w.fail("S5", "node %d shard %d: the disk is applied through %d, committed anywhere is %d", n.id, g.id, st.Applied.Applied, g.last())
 	}
+	if want := g.at(st.Applied.Applied); string(want.Encode(nil)) != string(st.Desc.Encode(nil)) {
+		o.w.fail("S10", "node %d shard %d: applied through %d, the descriptor is %+v, by the log %+v", n.id, g.id, st.Applied.Applied, st.Desc, *want)
+	}
 	o.content(n, g, st.Applied.Applied)
+}
+
+// noteChange remembers a configuration change that is in somebody's log.
+func (o *oracle) noteChange(g *group, k entryKey, e raft.Entry) {
+	if e.Type != raft.EntryConf {
+		return
+	}
+	dec, err := raft.DecodeEntry(e.Index, e.Value)
+	if err != nil {
+		return
+	}
+	for _, c := range dec.Commands() {
+		if cc, err := raft.DecodeConfChange(c.Body); err == nil {
+			g.changes[k] = cc
+		}
+	}
 }
 
 // installed checks a snapshot that has just replaced a replica: S17.
@@ -351,6 +432,9 @@ func (o *oracle) installed(n *node, st *raft.State) {
 	}
 	if st.Last != a.Applied || a.TruncIndex != a.Applied {
 		o.w.fail("S17", "node %d shard %d: after the snapshot of %d the log is (%d, %d]", n.id, g.id, a.Applied, a.TruncIndex, st.Last)
+	}
+	if want := g.at(a.Applied); string(want.Encode(nil)) != string(st.Desc.Encode(nil)) {
+		o.w.fail("S17", "node %d shard %d: a snapshot of %d with the descriptor %+v, by the log %+v", n.id, g.id, a.Applied, st.Desc, *want)
 	}
 	o.content(n, g, a.Applied)
 }

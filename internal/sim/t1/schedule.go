@@ -94,6 +94,7 @@ const (
 	ActDiskFault                        // a disk operation of Node fails
 	ActRot                              // Node crashes and a bit of its store has flipped
 	ActOld                              // frames from long ago arrive
+	ActConf                             // a membership change
 	ActSuspend                          // Node stands still, and its monotonic clock with it
 )
 
@@ -103,7 +104,7 @@ var actionNames = [...]string{
 	ActFlap: "flap", ActFollow: "isolate-leader", ActClog: "clog", ActSwizzle: "swizzle", ActReset: "reset",
 	ActDropType: "drop-type", ActStorm: "storm", ActPause: "pause", ActSlowDisk: "slow-disk", ActWall: "wall",
 	ActTransfer: "transfer", ActCampaign: "campaign", ActStop: "stop", ActDiskFault: "disk-fault", ActRot: "rot", ActOld: "old-frames",
-	ActSuspend: "suspend",
+	ActSuspend: "suspend", ActConf: "conf",
 }
 
 // String returns the action's name in traces.
@@ -127,8 +128,9 @@ type Action struct {
 // Profiles lists the names that [Draw] accepts. Each is "swarm" with some rates
 // fixed: "calm" has no faults, "crash" many crashes of all kinds, "net" many
 // network faults, "snap" small logs and long absences, so that snapshots travel,
-// "disk" failing and slow disks, "many" seven nodes and twelve shards.
-var Profiles = []string{"swarm", "calm", "crash", "net", "snap", "disk", "many"}
+// "disk" failing and slow disks, "conf" many membership changes, "many" seven
+// nodes and twelve shards.
+var Profiles = []string{"swarm", "calm", "crash", "net", "snap", "disk", "conf", "many"}
 
 // Draw draws the schedule of a seed. Zero duration: drawn.
 func Draw(seed uint64, profile string, duration time.Duration) Schedule {
@@ -177,6 +179,7 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 		{ActWall, rate(0.4), 700 * time.Millisecond},
 		{ActTransfer, rate(2), 0},
 		{ActCampaign, rate(1), 0},
+		{ActConf, rate(4), 0},
 		{ActOld, rate(1), 0},
 		{ActDiskFault, rate(0.15), 200 * time.Millisecond},
 		{ActOp, 50 + 70*rng.Float64(), 0},
@@ -192,7 +195,9 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 		case profile == "snap" && (src.kind == ActCrash || src.kind == ActIsolate || src.kind == ActCutBoth):
 			src.perSec, src.dur = max(src.perSec, 0.8*boost), 900*time.Millisecond
 		case profile == "snap" && src.kind == ActOp:
-			src.perSec = 160
+			src.perSec = 350
+		case profile == "conf" && src.kind == ActConf:
+			src.perSec = 8 * boost
 		case profile == "disk" && src.kind == ActDiskFault:
 			src.perSec = 0.6 * boost
 		case profile == "disk" && src.kind == ActSlowDisk:
@@ -229,9 +234,19 @@ func drawParams(rng *rand.Rand, profile string) Params {
 	if profile == "many" {
 		p.Nodes, p.Shards = maxNodes, 12
 	}
+	if profile == "snap" {
+		p.Shards = 1 + rng.IntN(2)
+	}
+	if profile == "conf" {
+		p.Nodes = max(p.Nodes, 5)
+		p.Shards = min(p.Shards, 3)
+	}
 	p.Groups = p.Shards * (1 + rng.IntN(3))
 	p.Loops = 1 + rng.IntN(3)*rng.IntN(2)
 	p.Clients = 4 + rng.IntN(8)
+	if profile == "snap" {
+		p.Clients = 16
+	}
 	p.Support = []time.Duration{200, 300, 500, 900}[rng.IntN(4)] * time.Millisecond
 	p.Beat = p.Support / 5
 	for i := range p.Drift {

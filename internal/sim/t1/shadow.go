@@ -169,6 +169,23 @@ func (s *shadow) installed(n *node, st *raft.State) {
 	n.w.orc.installed(n, st)
 }
 
+// destroyed notes that a replica is gone from the disk.
+func (s *shadow) destroyed(n *node, id raft.ShardID, replica raft.ReplicaID) {
+	w := n.w
+	g := s.durable[id]
+	if g == nil || g.replica != replica {
+		w.fail("S11", "node %d destroys replica %d of shard %d, which it has not", n.id, replica, id)
+	}
+	if _, in := w.orc.groups[id].newest().Replica(replica); in {
+		w.fail("S11", "node %d destroys replica %d of shard %d, which is a member", n.id, replica, id)
+	}
+	w.res.Destroyed++
+	w.log(n.idx, "destroyed", uint64(id), uint64(replica))
+	w.orc.groups[id].graves[replica] = g
+	delete(s.durable, id)
+	delete(s.visible, id)
+}
+
 // crashed notes that the disk holds sure rounds of those that were not told,
 // and maybe more.
 func (s *shadow) crashed(sure int, maybe bool) {
@@ -245,7 +262,7 @@ func (s *shadow) compare(n *node, states []engine.GroupState) string {
 		if g == nil {
 			return fmt.Sprintf("shard %d was never here", st.Desc.Shard)
 		}
-		if rep, _ := st.Desc.ReplicaOn(n.id); rep.ID != g.replica {
+		if rep, ok := st.Desc.ReplicaOn(n.id); ok && rep.ID != g.replica {
 			return fmt.Sprintf("shard %d: replica %d, not %d", st.Desc.Shard, rep.ID, g.replica)
 		}
 		have, want := st.Hard, g.hard

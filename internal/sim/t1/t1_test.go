@@ -25,6 +25,12 @@ var (
 func report(t *testing.T, o Options, res *Result) {
 	t.Helper()
 	f := res.Failure
+	if !o.Verbose && f.Oracle != "replay" { // once more, for a trace that can be read
+		o.Verbose = true
+		if again := Run(o); again.Failure != nil && again.Failure.Detail == f.Detail {
+			f = again.Failure
+		}
+	}
 	lines := strings.SplitAfter(f.Tail, "\n")
 	lines = lines[max(0, len(lines)-*flagTail):]
 	t.Errorf("seed %d profile %s: %s\n%v\n%sreplay: go test ./internal/sim/t1 -run TestT1 -t1.seed=%d -t1.profile=%s",

@@ -26,7 +26,15 @@ type tracer struct {
 }
 
 func (t *tracer) add(l line) {
+	if l.text != nil { // for the reader only
+		t.keep(l)
+		return
+	}
 	t.hash = mix(mix(mix(mix(t.hash, uint64(l.at)), uint64(l.node+1)<<8^hashString(l.what)), l.a), l.b)
+	t.keep(l)
+}
+
+func (t *tracer) keep(l line) {
 	if len(t.ring) < traceKeep {
 		t.ring = append(t.ring, l)
 	} else {

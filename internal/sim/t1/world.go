@@ -20,6 +20,8 @@ type Options struct {
 	Schedule *Schedule
 	// Cache is a block cache to be shared by the engines of many runs. Nil: one of the run's own.
 	Cache *engine.Cache
+	// Verbose puts every message and answer into the tail of the trace.
+	Verbose bool
 	// Check bounds the time that the check of one group of keys may take. Zero: 20 s.
 	Check time.Duration
 }
@@ -160,8 +162,11 @@ func (w *World) log(node int, what string, a, b uint64) {
 	w.trace.add(line{at: w.now, node: node, what: what, a: a, b: b})
 }
 
-// say adds a line of text, which does not enter the hash.
+// say adds a line of text, which does not enter the hash, if anybody is to read it.
 func (w *World) say(node int, what, format string, args ...any) {
+	if !w.opt.Verbose {
+		return
+	}
 	w.trace.add(line{at: w.now, node: node, what: what, text: text(fmt.Sprintf(format, args...))})
 }
 
