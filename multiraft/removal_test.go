@@ -14,7 +14,7 @@ import (
 
 // scenarios show, each, one thing that membership changes and the end of a
 // replica owe to everybody. They return what was wrong, or "". Planted bugs name
-// the scenario that finds them (mutants_test.go).
+// the scenario that finds them (removal_mutants_test.go).
 var scenarios = map[string]func(*rig) string{
 	"lingers":       lingers,
 	"durable first": durableFirst,

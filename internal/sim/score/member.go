@@ -5,7 +5,7 @@ package score
 // memberPlants are planted in the runtime's membership; its own scenarios find them.
 func memberPlants() []plant {
 	in := func(id, ledger, title, oracle string) plant {
-		return tested(id, ledger, title, "multiraft", "TestMutants", oracle)
+		return tested(id, ledger, title, "multiraft", "TestMembershipMutants", oracle)
 	}
 	return []plant{
 		in("C5", "C5", "a replica's own removal is applied and not written", "S10"),

@@ -31,8 +31,8 @@ var plantedHere = []struct{ id, scenario string }{
 	{"G15b", "stays dead"},
 }
 
-// TestMutants plants one bug at a time: its scenario must find it.
-func TestMutants(t *testing.T) {
+// TestMembershipMutants plants one bug at a time: its scenario must find it.
+func TestMembershipMutants(t *testing.T) {
 	for _, p := range plantedHere {
 		t.Run(p.id, func(t *testing.T) {
 			mutants.Set(p.id)
