@@ -60,7 +60,7 @@ func TestCommandTree(t *testing.T) {
 		"flotilla completion powershell,flotilla completion zsh,flotilla config default,flotilla config show,flotilla demo,flotilla dev," +
 		"flotilla kv cas,flotilla kv del,flotilla kv export,flotilla kv get,flotilla kv import,flotilla kv put,flotilla kv scan," +
 		"flotilla node list,flotilla node remove,flotilla serve,flotilla shard list,flotilla shard replicas,flotilla shard show,flotilla shard transfer," +
-		"flotilla sim processes,flotilla version"
+		"flotilla sim mutants,flotilla sim processes,flotilla sim replay,flotilla sim run,flotilla version"
 	if got := strings.Join(names, ","); got != want {
 		t.Errorf("commands are\n%s, want\n%s", got, want)
 	}

@@ -14,9 +14,15 @@ func plant(a *app, root *cobra.Command) {
 	root.PersistentFlags().StringVar(&a.planted, "plant", "", "id of a planted bug to switch on")
 	before := root.PersistentPreRunE
 	root.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {
-		if cmd.Name() == "serve" {
+		if a.planted != "" {
 			mutants.Set(a.planted)
 		}
 		return before(cmd, args)
 	}
+}
+
+// plantForReplay switches a planted bug on and reports whether this build has it.
+func plantForReplay(id string) bool {
+	mutants.Set(id)
+	return true
 }

@@ -15,14 +15,6 @@ import (
 	"github.com/flotillakv/flotilla/internal/nemesis"
 )
 
-// newSim holds the commands that search for bugs.
-func newSim(a *app) *cobra.Command {
-	return group(&cobra.Command{
-		Use:   "sim",
-		Short: "Search for bugs: real processes under faults",
-	}, newSimProcesses(a))
-}
-
 func newSimProcesses(a *app) *cobra.Command {
 	o := nemesis.Options{}
 	verbose, keep := false, false

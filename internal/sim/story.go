@@ -213,12 +213,12 @@ func (r *Result) Replay() string {
 	if r.opts.Schedule != nil {
 		return "flotilla sim replay FILE (the run had a schedule of its own)"
 	}
-	s := fmt.Sprintf("go test ./internal/sim -run 'TestT0$' -sim.seed=%d -sim.profile=%s", r.Schedule.Seed, r.Schedule.Profile)
+	s := fmt.Sprintf("flotilla sim run --seed %d --profile %s", r.Schedule.Seed, r.Schedule.Profile)
 	if r.opts.Duration != 0 {
-		s += fmt.Sprintf(" -sim.duration=%v", r.opts.Duration)
+		s += fmt.Sprintf(" --duration %v", r.opts.Duration)
 	}
 	if r.opts.Nodes != 0 {
-		s += fmt.Sprintf(" -sim.nodes=%d", r.opts.Nodes)
+		s += fmt.Sprintf(" --nodes %d", r.opts.Nodes)
 	}
 	return s
 }

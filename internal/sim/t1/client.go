@@ -40,7 +40,6 @@ type client struct {
 	busy bool
 	ok   bool  // the last operation succeeded
 	hint []int // by shard: whom to ask
-	ses  sessions
 }
 
 // attempt is one request on its way.
@@ -54,8 +53,6 @@ type attempt struct {
 	deadline int64
 	tries    int
 	over     bool
-	unknown  bool         // of a session: an earlier try may have taken effect
-	home     raft.ShardID // which holds the keys
 }
 
 func (cs *clients) init(w *World) {
@@ -253,14 +250,8 @@ func (w *World) command(c raft.Command, err error) raft.Command {
 // send sends a new attempt to a node.
 func (at *attempt) send(to int) {
 	w := at.c.w
-	if at.unknown {
-		at.again()
-	} else {
-		at.req, at.op = at.build()
-		at.op.Client, at.op.Call = at.c.id, w.clients.now()
-		at.home = at.req.Shard
-		at.number()
-	}
+	at.req, at.op = at.build()
+	at.op.Client, at.op.Call = at.c.id, w.clients.now()
 	at.tries++
 	at.node = w.nodes[to%len(w.nodes)]
 	at.over = false
@@ -326,11 +317,6 @@ func (at *attempt) finish(try int, resp *shard.Response, err error) {
 	at.over = true
 	w, c, o := at.c.w, at.c, at.op
 	o.Return = w.clients.now()
-	more, resp, err := at.settle(resp, err)
-	if more {
-		w.after(w.exp(time.Duration(min(at.tries, 10))*4*time.Millisecond), func() { at.send(w.rng.IntN(w.p.Nodes)) })
-		return
-	}
 	if err != nil {
 		o.Err = err.Error()
 	}
