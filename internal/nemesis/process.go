@@ -36,10 +36,11 @@ type node struct {
 
 // process is one life of a node.
 type process struct {
-	cmd  *exec.Cmd
-	out  *lineWatch
-	done chan struct{} // closed when it has ended
-	told bool          // to end; guarded by node.mu
+	cmd   *exec.Cmd
+	out   *lineWatch
+	done  chan struct{} // closed when it has ended
+	told  bool          // to end; guarded by node.mu
+	began time.Time
 }
 
 // cluster is the nodes of a run.
@@ -104,7 +105,7 @@ func (c *cluster) start(n *node) error {
 	}
 	n.starts++
 	fmt.Fprintf(log, "--- start %d at %s\n", n.starts, time.Now().Format("15:04:05.000"))
-	p := &process{out: &lineWatch{to: log, ready: make(chan struct{})}, done: make(chan struct{})}
+	p := &process{began: time.Now(), out: &lineWatch{to: log, ready: make(chan struct{})}, done: make(chan struct{})}
 	argv := c.net.wrap(n.i, append([]string{c.binary, "serve", "--dir", n.dir, "--node-id", fmt.Sprint(n.i + 1),
 		"--listen", n.peer, "--advertise", n.peerVia, "--client-listen", n.client, "--client-advertise", n.clientVia}, c.args...))
 	p.cmd = exec.Command(argv[0], argv[1:]...)
@@ -179,6 +180,7 @@ func (n *node) stop() error {
 	if p == nil {
 		return nil
 	}
+	young := time.Since(p.began) < 2*time.Second
 	limit := time.NewTimer(stopLimit)
 	defer limit.Stop()
 	select {
@@ -187,6 +189,9 @@ func (n *node) stop() error {
 		p.cmd.Process.Signal(syscall.SIGQUIT) // its stacks go to the log
 		<-p.done
 		return fmt.Errorf("node %s did not stop within %s", n.name(), stopLimit)
+	}
+	if ws, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() && ws.Signal() == syscall.SIGTERM && young {
+		return nil // it had not come so far as to take notice of signals
 	}
 	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
 		return fmt.Errorf("node %s was told to stop and ended with exit code %d", n.name(), code)
