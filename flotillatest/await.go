@@ -1,6 +1,7 @@
 package flotillatest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,14 +16,41 @@ import (
 // can hear.
 func (c *Cluster) AwaitLeaders() {
 	c.t.Helper()
-	c.await(func(_ context.Context, shards []flotilla.ShardInfo) (string, error) {
+	c.await(func(ctx context.Context, shards []flotilla.ShardInfo) (string, error) {
 		for _, s := range shards {
 			if s.Leader == 0 {
 				return fmt.Sprintf("shard %d has no leader", s.ID), nil
 			}
 		}
-		return "", nil
+		return c.unconfirmed(ctx, shards), nil
 	})
+}
+
+// unconfirmed says which shard's leader no majority confirms, if any: one that
+// was cut off just now takes itself for the leader, and so do the others.
+func (c *Cluster) unconfirmed(ctx context.Context, shards []flotilla.ShardInfo) string {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	errs := make([]error, len(shards))
+	var wg sync.WaitGroup
+	for i, s := range shards {
+		if s.Keyspace == 0 {
+			continue
+		}
+		wg.Go(func() {
+			_, err := c.kv.Get(ctx, append(bytes.Clone(s.Start), 0), flotilla.NoClock())
+			if !errors.Is(err, flotilla.ErrNotFound) {
+				errs[i] = err
+			}
+		})
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			return fmt.Sprintf("the leader of shard %d is not confirmed: %v", shards[i].ID, err)
+		}
+	}
+	return ""
 }
 
 // AwaitCaughtUp waits until every replica on a node that runs has applied what

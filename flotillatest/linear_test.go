@@ -697,9 +697,14 @@ func (w *worker) hint(g int) seen {
 	return w.s.known[g]
 }
 
+// readOption draws on what a read rests: the leader's lease, a quorum, or the
+// leader's word to another replica. All must look alike.
 func (w *worker) readOption() flotilla.ReadOption {
-	if w.rand.IntN(4) == 0 {
+	switch w.rand.IntN(4) {
+	case 0:
 		return flotilla.NoClock()
+	case 1:
+		return flotilla.Follower()
 	}
 	return flotilla.Linearizable()
 }
