@@ -104,6 +104,7 @@ type config struct {
 		Heartbeat    duration `toml:"heartbeat" flag:"heartbeat" help:"interval at which nodes show each other that they live"`
 		Support      duration `toml:"support" flag:"support" help:"after this long without a sign of life a node counts as down; at least four heartbeats"`
 		ElectionRank duration `toml:"election_rank" flag:"election-rank" help:"delay between one candidate for leadership and the next; well above a network round trip"`
+		NoClock      bool     `toml:"no_clock" flag:"no-clock" help:"claim no leases: have every linearizable read confirmed by a majority, as where clocks cannot be trusted"`
 	} `toml:"raft"`
 	Limits struct {
 		Memory         size     `toml:"memory" flag:"memory" help:"memory for caches and write buffers; at least 16MiB"`
@@ -194,6 +195,12 @@ func (c *config) set(s setting, text string) error {
 			return fmt.Errorf("%q is not a whole number", text)
 		}
 		*p = n
+	case *bool:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("%q is neither true nor false", text)
+		}
+		*p = b
 	case *uint32:
 		n, err := strconv.ParseUint(text, 10, 32)
 		if err != nil {
@@ -223,6 +230,9 @@ func addSettings(fs *pflag.FlagSet) {
 			kind = "list"
 		}
 		fs.Var(&settingFlag{def.text(s), kind}, s.flag, s.help)
+		if kind == "bool" {
+			fs.Lookup(s.flag).NoOptDefVal = "true"
+		}
 	}
 }
 
@@ -392,6 +402,8 @@ func hintType(s setting) string {
 		form = `a list, written like ["host1:7001", "host2:7001"]`
 	case string:
 		form = "a text, written in quotes"
+	case bool:
+		form = "true or false, written without quotes"
 	}
 	return s.path() + " is " + form
 }
@@ -457,6 +469,7 @@ func (r *resolved) options() (flotilla.Options, error) {
 		Limits:  flotilla.Limits{Memory: int64(r.Limits.Memory), Proposals: int64(r.Limits.Proposals)},
 		Timing: flotilla.Timing{Heartbeat: r.Raft.Heartbeat.d, Support: r.Raft.Support.d,
 			ElectionRank: r.Raft.ElectionRank.d},
+		NoClock: r.Raft.NoClock,
 	}
 	if err := o.Validate(); err != nil {
 		return o, r.explain(err)
