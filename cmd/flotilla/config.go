@@ -94,7 +94,7 @@ func defaultFile() string {
 		}
 		value := fmt.Sprintf("%q", c.text(s))
 		switch c.field(s).Interface().(type) {
-		case int, uint32:
+		case int, uint32, bool:
 			value = c.text(s)
 		case []string:
 			value = "[]"
