@@ -36,11 +36,12 @@ type node struct {
 
 // process is one life of a node.
 type process struct {
-	cmd   *exec.Cmd
-	out   *lineWatch
-	done  chan struct{} // closed when it has ended
-	told  bool          // to end; guarded by node.mu
-	began time.Time
+	cmd  *exec.Cmd
+	out  *lineWatch
+	done chan struct{} // closed when it has ended
+	told bool          // to end; guarded by node.mu
+	// mute: it ended before it wrote a word; set before done is closed.
+	mute bool
 }
 
 // cluster is the nodes of a run.
@@ -105,7 +106,8 @@ func (c *cluster) start(n *node) error {
 	}
 	n.starts++
 	fmt.Fprintf(log, "--- start %d at %s\n", n.starts, time.Now().Format("15:04:05.000"))
-	p := &process{began: time.Now(), out: &lineWatch{to: log, ready: make(chan struct{})}, done: make(chan struct{})}
+	from := sizeOf(log)
+	p := &process{out: &lineWatch{to: log, ready: make(chan struct{})}, done: make(chan struct{})}
 	argv := c.net.wrap(n.i, append([]string{c.binary, "serve", "--dir", n.dir, "--node-id", fmt.Sprint(n.i + 1),
 		"--listen", n.peer, "--advertise", n.peerVia, "--client-listen", n.client, "--client-advertise", n.clientVia}, c.args...))
 	p.cmd = exec.Command(argv[0], argv[1:]...)
@@ -122,6 +124,7 @@ func (c *cluster) start(n *node) error {
 	n.proc, n.paused = p, false
 	c.wg.Go(func() {
 		p.cmd.Wait()
+		p.mute = sizeOf(log) == from
 		n.mu.Lock()
 		if n.proc == p {
 			n.proc = nil
@@ -142,6 +145,14 @@ func (n *node) current() *process {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.proc
+}
+
+func sizeOf(f *os.File) int64 {
+	i, err := f.Stat()
+	if err != nil {
+		return -1
+	}
+	return i.Size()
 }
 
 // signal sends a signal to the process, if one runs. told: it is expected to end of it.
@@ -180,7 +191,6 @@ func (n *node) stop() error {
 	if p == nil {
 		return nil
 	}
-	young := time.Since(p.began) < 2*time.Second
 	limit := time.NewTimer(stopLimit)
 	defer limit.Stop()
 	select {
@@ -190,8 +200,8 @@ func (n *node) stop() error {
 		<-p.done
 		return fmt.Errorf("node %s did not stop within %s", n.name(), stopLimit)
 	}
-	if ws, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() && ws.Signal() == syscall.SIGTERM && young {
-		return nil // it had not come so far as to take notice of signals
+	if ws, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() && ws.Signal() == syscall.SIGTERM && p.mute {
+		return nil // it had not come to where it listens to signals: the kernel ended it
 	}
 	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
 		return fmt.Errorf("node %s was told to stop and ended with exit code %d", n.name(), code)
