@@ -385,8 +385,8 @@ func serverOptions() []grpc.ServerOption {
 }
 
 // dialPeer opens a connection of the raw codec; nothing is sent yet.
-func dialPeer(addr string) (*grpc.ClientConn, error) {
-	opts := append(dialOptions(nil), grpc.WithDefaultCallOptions(
+func dialPeer(addr string, dial func(context.Context, string) (net.Conn, error)) (*grpc.ClientConn, error) {
+	opts := append(dialOptions(dial), grpc.WithDefaultCallOptions(
 		grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(MaxFrameBytes), grpc.MaxCallSendMsgSize(MaxFrameBytes)))
 	conn, err := grpc.NewClient("passthrough:///"+addr, opts...)
 	if err != nil {
@@ -400,7 +400,7 @@ func dialPeer(addr string) (*grpc.ClientConn, error) {
 // hello returned is the other side's.
 func (t *GRPC) openStream(ctx context.Context, cancel func(), addr string, node raft.NodeID, method string) (_ *grpc.ClientConn, _ grpc.ClientStream, h Hello, err error) {
 	st := t.state.Load()
-	conn, err := dialPeer(t.o.Resolve(addr))
+	conn, err := dialPeer(t.o.Resolve(addr), t.o.Dial)
 	if err != nil {
 		return nil, nil, h, err
 	}
@@ -487,7 +487,7 @@ func serveJoin(srv any, ctx context.Context, dec func(any) error, _ grpc.UnarySe
 // *shard.RemoteError when the other side answered with an error, and
 // *shard.UnavailableError when it could not be reached or the answer was lost.
 func JoinCall(ctx context.Context, addr string, in []byte) ([]byte, error) {
-	conn, err := dialPeer(addr)
+	conn, err := dialPeer(addr, nil)
 	if err != nil {
 		return nil, &shard.UnavailableError{Why: err.Error()}
 	}

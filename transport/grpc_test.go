@@ -168,7 +168,7 @@ func TestDuplicateNodeID(t *testing.T) {
 // rawStream opens a stream to a node as node 9 and lets the test send any bytes.
 func rawStream(t *testing.T, g *GRPC, boot uint64) grpc.ClientStream {
 	t.Helper()
-	conn, err := dialPeer(g.Addr())
+	conn, err := dialPeer(g.Addr(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +271,7 @@ func TestOversizedFrameRefused(t *testing.T) {
 // Streams without a proper hello are refused.
 func TestMissingHelloRefused(t *testing.T) {
 	a, _ := startNode(t, 1, 1, Options{})
-	conn, err := dialPeer(a.Addr())
+	conn, err := dialPeer(a.Addr(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
