@@ -40,6 +40,7 @@ type client struct {
 	busy bool
 	ok   bool  // the last operation succeeded
 	hint []int // by shard: whom to ask
+	ses  sessions
 }
 
 // attempt is one request on its way.
@@ -53,6 +54,8 @@ type attempt struct {
 	deadline int64
 	tries    int
 	over     bool
+	unknown  bool         // of a session: an earlier try may have taken effect
+	home     raft.ShardID // which holds the keys
 }
 
 func (cs *clients) init(w *World) {
@@ -250,8 +253,14 @@ func (w *World) command(c raft.Command, err error) raft.Command {
 // send sends a new attempt to a node.
 func (at *attempt) send(to int) {
 	w := at.c.w
-	at.req, at.op = at.build()
-	at.op.Client, at.op.Call = at.c.id, w.clients.now()
+	if at.unknown {
+		at.again()
+	} else {
+		at.req, at.op = at.build()
+		at.op.Client, at.op.Call = at.c.id, w.clients.now()
+		at.home = at.req.Shard
+		at.number()
+	}
 	at.tries++
 	at.node = w.nodes[to%len(w.nodes)]
 	at.over = false
@@ -317,6 +326,11 @@ func (at *attempt) finish(try int, resp *shard.Response, err error) {
 	at.over = true
 	w, c, o := at.c.w, at.c, at.op
 	o.Return = w.clients.now()
+	more, resp, err := at.settle(resp, err)
+	if more {
+		w.after(w.exp(time.Duration(min(at.tries, 10))*4*time.Millisecond), func() { at.send(w.rng.IntN(w.p.Nodes)) })
+		return
+	}
 	if err != nil {
 		o.Err = err.Error()
 	}

@@ -30,8 +30,12 @@ func pairHash(key, val []byte) uint64 { return mix(hashBytes(key), hashBytes(val
 // apply executes an entry and returns the results of its commands.
 func (m *model) apply(e raft.Entry) ([][]byte, error) {
 	h, err := e.Header()
-	if err != nil || e.Type != raft.EntryNormal {
+	if err != nil {
 		return nil, err
+	}
+	if e.Type != raft.EntryNormal {
+		m.time = max(m.time, h.GroupTs)
+		return nil, nil
 	}
 	n := 0
 	for range e.Commands() {
