@@ -109,6 +109,8 @@ func (w *World) act(a Action) {
 		for _, n := range w.nodes {
 			w.ask(n, event{kind: inCampaign})
 		}
+	case ActStop:
+		n.stop(a.Dur)
 	case ActMinority:
 		if l := w.pickLeader(a.R); l != nil {
 			w.minority(l, a.R>>32, a.Dur)
@@ -162,6 +164,28 @@ func (w *World) cut(links [][2]int, d time.Duration) {
 			w.net.block(l[0], l[1], -1)
 		}
 	})
+}
+
+// stop ends the node in order: first it gives back the support of the others,
+// and says so, then the process ends, with everything synced.
+func (n *node) stop(down time.Duration) {
+	w := n.w
+	if !n.up || n.pausedUntil > w.now {
+		return
+	}
+	n.eff.Reset()
+	n.pairs.Relinquish(n.clock(), &n.eff)
+	n.pairEffects()
+	gen := n.gen
+	w.after(time.Millisecond+w.exp(30*time.Millisecond), event{kind: evUndo, arg: func() {
+		if !n.up || n.gen != gen {
+			return
+		}
+		if !n.disk.busy {
+			n.syncAll()
+		}
+		w.crash(n, down)
+	}})
 }
 
 // minority leaves l with less than half of the voters. When d is over the links
@@ -232,6 +256,10 @@ func (w *World) target(a Action) *node {
 func (n *node) proposeConf(now raft.Time, r uint64) {
 	w := n.w
 	rng := rand.New(rand.NewPCG(r, 1))
+	if rng.IntN(6) == 0 {
+		n.proposeBad(now, rng)
+		return
+	}
 	d := &n.desc
 	cc := raft.ConfChange{ConfVer: d.ConfVer}
 	if rng.IntN(16) == 0 {
@@ -289,8 +317,12 @@ func (n *node) proposeConf(now raft.Time, r uint64) {
 		return
 	}
 	n.lastTs = max(n.lastTs+1, uint64(w.now))
+	last := n.core.Status().Last
 	mark, err := n.core.ProposeConf(now, cc, raft.EntryHeader{GroupTs: n.lastTs}, &n.out)
 	w.log(n.idx, "ask-conf", uint64(mark.Index), errCode(err))
+	if err != nil && n.core.Status().Last != last {
+		w.fail("S16", "node %d refuses a configuration change (%v) and appends it all the same", n.id, err)
+	}
 	if err == nil {
 		n.waiting = append(n.waiting, proposal{mark: mark})
 	}
@@ -360,6 +392,57 @@ func (w *World) flap(n *node) {
 		}
 		w.flap(n)
 	}})
+}
+
+// proposeBad asks for a change that makes no sense. It must be refused, and
+// leave no trace (F2).
+func (n *node) proposeBad(now raft.Time, rng *rand.Rand) {
+	w, d := n.w, &n.desc
+	if len(d.Replicas) == 0 {
+		return
+	}
+	cc := raft.ConfChange{ConfVer: d.ConfVer}
+	var free raft.NodeID
+	for i := range w.nodes {
+		if _, ok := d.ReplicaOn(raft.NodeID(i + 1)); !ok {
+			free = raft.NodeID(i + 1)
+		}
+	}
+	some := d.Replicas[rng.IntN(len(d.Replicas))]
+	what := ""
+	switch rng.IntN(5) {
+	case 0:
+		what = "removes a replica of a node that holds none"
+		cc.Steps = []raft.ConfStep{{Remove: true, Replica: raft.Replica{Node: raft.NodeID(len(w.nodes) + 1)}}}
+	case 1:
+		what = "leaves no voter"
+		for _, q := range d.Replicas {
+			if q.Role != raft.Learner {
+				q.Role = raft.Learner
+				cc.Steps = append(cc.Steps, raft.ConfStep{Replica: q})
+			}
+		}
+	case 2:
+		what = "uses the id of a replica again"
+		if free == 0 {
+			return
+		}
+		cc.Steps = []raft.ConfStep{{Replica: raft.Replica{Node: free, ID: some.ID, Role: raft.Learner}}}
+	case 3:
+		what = "names a node twice"
+		cc.Steps = []raft.ConfStep{{Remove: true, Replica: some}, {Remove: true, Replica: some}}
+	case 4:
+		what = "was checked against a configuration of the future"
+		cc.ConfVer += 1 + uint64(rng.IntN(3))
+		some.Role = raft.Learner
+		cc.Steps = []raft.ConfStep{{Replica: some}}
+	}
+	last := n.core.Status().Last
+	mark, err := n.core.ProposeConf(now, cc, raft.EntryHeader{GroupTs: n.lastTs + 1}, &n.out)
+	w.log(n.idx, "ask-bad", uint64(mark.Index), errCode(err))
+	if err == nil || n.core.Status().Last != last {
+		w.fail("F2", "node %d takes a configuration change that %s: %+v for %v", n.id, what, cc, d.Replicas)
+	}
 }
 
 // liveness ends the run: a random quorum is healed, the rest stays broken, and

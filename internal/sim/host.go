@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -447,8 +446,12 @@ func (n *node) propose(now raft.Time, r uint64) {
 		cmds[i] = raft.Command{Op: 1, Body: body}
 	}
 	n.lastTs = max(n.lastTs+1, uint64(w.now))
+	last := n.core.Status().Last
 	mark, err := n.core.Propose(now, raft.EntryHeader{GroupTs: n.lastTs}, cmds, &n.out)
 	if err != nil {
+		if n.core.Status().Last != last {
+			w.fail("S16", "node %d refuses command %d (%v) and appends it all the same", n.id, ids[0], err)
+		}
 		w.log(n.idx, "refused", ids[0], errCode(err))
 		w.orc.definite(ids)
 		return
@@ -957,9 +960,6 @@ func (n *node) install(now raft.Time, s *snapshot) {
 
 // wants asks the core whether the snapshot brings it forward.
 func (n *node) wants(s *snapshot) bool {
-	if mutants.On("B2") {
-		return s.applied.Applied > n.disk.visible.applied.Applied
-	}
 	return n.core.WantsSnapshot(s.applied.Applied, s.applied.AppliedTerm)
 }
 

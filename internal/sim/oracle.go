@@ -29,6 +29,7 @@ type oracle struct {
 	// votes for nobody any more, and quorums of the next configuration meet the
 	// old ones outside of it.
 	graves map[raft.ReplicaID]*image
+	back   map[[3]uint64]backing // term, follower, leader: refused appends
 }
 
 type leader struct {
@@ -63,6 +64,12 @@ type committed struct {
 	hash uint64
 }
 
+// backing is how far back a follower refused appends, and in how many steps.
+type backing struct {
+	at    raft.Index
+	steps int
+}
+
 type confInfo struct {
 	index raft.Index
 	desc  raft.Descriptor
@@ -77,7 +84,7 @@ type observed struct {
 
 func (o *oracle) init(w *World) {
 	*o = oracle{w: w, byTerm: map[raft.Term]int{}, votes: map[voteKey]voteInfo{}, entries: map[entryKey]entryInfo{},
-		seen: map[uint64]raft.Index{}, never: map[uint64]bool{}, graves: map[raft.ReplicaID]*image{}}
+		seen: map[uint64]raft.Index{}, never: map[uint64]bool{}, graves: map[raft.ReplicaID]*image{}, back: map[[3]uint64]backing{}}
 }
 
 // last returns the last index known to be committed anywhere.
@@ -113,6 +120,7 @@ func (o *oracle) role(n *node, r *raft.RoleChange) {
 		if l := o.leaders[i]; l.replica != n.replica {
 			o.w.fail("S1", "term %d has two leaders: replica %d on node %d and replica %d on node %d", r.Term, l.replica, l.node+1, n.replica, n.id)
 		}
+		o.ready(n, r)
 		return
 	}
 	o.disjoint(n, r.Term)
@@ -146,6 +154,18 @@ func (o *oracle) role(n *node, r *raft.RoleChange) {
 	o.w.tell(n.idx, "leads", uint64(r.Term), uint64(im.last()))
 	o.byTerm[r.Term] = len(o.leaders)
 	o.leaders = append(o.leaders, l)
+	o.ready(n, r)
+}
+
+// ready checks a leader that says it can serve: an entry of its term is committed.
+func (o *oracle) ready(n *node, r *raft.RoleChange) {
+	if !r.IsReady || n.core == nil {
+		return
+	}
+	o.commit(n, n.core)
+	if o.last() < r.FirstIndex || o.log[r.FirstIndex-1].term != r.Term {
+		o.w.fail("S15", "node %d says that it leads term %d and is ready to serve, and no entry of that term is committed (first is %d, committed anywhere is %d)", n.id, r.Term, r.FirstIndex, o.last())
+	}
 }
 
 // asOf returns the visible store with this round's appends of earlier terms.
@@ -305,7 +325,12 @@ func (o *oracle) sending(n *node, m *raft.Msg) {
 	}
 	mine := d.exists && d.replica == m.FromReplica
 	switch m.Type {
+	case raft.MsgTimeoutNow:
+		o.handing(n, m)
 	case raft.MsgAppResp:
+		if m.Reject() && mine {
+			o.refused(n, m)
+		}
 		if m.Reject() || !mine || d.hard.Term > m.Term {
 			break // of the past: the same batch brought a newer leader's entries, too
 		}
@@ -343,6 +368,43 @@ func (o *oracle) sending(n *node, m *raft.Msg) {
 	}
 }
 
+// handing checks who is told to campaign at once: somebody who can win, for the
+// leader's promise is given up for it. The target has to hold the leader's log
+// (its disk may lag behind what it has acknowledged to nobody).
+func (o *oracle) handing(n *node, m *raft.Msg) {
+	t := o.w.nodes[m.To-1]
+	im := &t.disk.durable
+	if !im.exists || im.replica != m.ToReplica || n.core == nil {
+		return // it was replaced, or crashed for good, in between
+	}
+	st := n.core.Status()
+	if have, ok := im.term(st.Last); !ok || have != st.LastTerm {
+		o.w.fail("L1", "node %d hands the leadership of term %d to node %d, which holds (%d, %d] durably and not entry %d of term %d: it cannot win",
+			n.id, st.Term, t.id, im.applied.TruncIndex, im.last(), st.Last, st.LastTerm)
+	}
+}
+
+// refused counts how often a follower refuses appends of one leadership ever
+// further back: a divergent tail is found in one step per term, not per entry.
+func (o *oracle) refused(n *node, m *raft.Msg) {
+	if m.Term != n.core.Status().Term || m.Index == 0 && m.LogTerm == 0 && m.Commit == 0 {
+		return
+	}
+	k := [3]uint64{uint64(m.Term), uint64(m.FromReplica), uint64(m.ToReplica)}
+	b := o.back[k]
+	switch {
+	case b.at == 0 || m.Commit < b.at:
+		b.steps++
+	case m.Commit > b.at: // forward again: a new search
+		b.steps = 1
+	}
+	b.at = m.Commit
+	o.back[k] = b
+	if limit := len(o.leaders) + 4; b.steps > limit {
+		o.w.fail("L3", "node %d is led back to where its log agrees with the leader's of term %d in %d steps and more, there were %d leaders", n.id, m.Term, b.steps, len(o.leaders))
+	}
+}
+
 // fortified checks the promise in m's epoch.
 func (o *oracle) fortified(n *node, m *raft.Msg) {
 	h := &n.disk.durable.hard
@@ -370,6 +432,10 @@ func (o *oracle) round(n *node) {
 		return
 	}
 	o.commit(n, n.core)
+	o.bounds(n)
+	if d := n.core.Descriptor(); d.ConfVer != n.desc.ConfVer || !slices.Equal(d.Replicas, n.desc.Replicas) {
+		o.w.fail("S10", "node %d counts by configuration %d %v, it has applied %d %v", n.id, d.ConfVer, d.Replicas, n.desc.ConfVer, n.desc.Replicas)
+	}
 	// Who was no voter when the round began neither campaigns in it nor leads after it.
 	st := n.core.Status()
 	me, ok := n.desc.Replica(n.replica)
@@ -378,6 +444,22 @@ func (o *oracle) round(n *node) {
 	}
 	if st.Role == raft.RoleLeader || st.Role != n.before.role {
 		o.w.fail("S11", "node %d is %v in term %d and no voter of configuration %d", n.id, st.Role, st.Term, n.desc.ConfVer)
+	}
+}
+
+// bounds checks what a node may hold in memory: S19.
+func (o *oracle) bounds(n *node) {
+	t := o.w.tun
+	one := 3*(o.w.p.Payload+64) + 256 // bytes of the largest entry of a run
+	if u := n.core.Status().Uncommitted; u > t.UncommittedBytes+2*one {
+		o.w.fail("S19", "node %d took proposals of %d bytes that are not committed, its bound is %d", n.id, u, t.UncommittedBytes)
+	}
+	held := 0
+	for i := range n.applyQ {
+		held += len(n.applyQ[i].Value)
+	}
+	if held > t.ApplyBytes+2*one {
+		o.w.fail("S19", "node %d handed out %d bytes of committed entries before the ones in front were applied, its bound is %d", n.id, held, t.ApplyBytes)
 	}
 }
 
@@ -511,6 +593,9 @@ func (o *oracle) buried(im *image) {
 // recovered checks a state a core is about to be made from: S5, S20.
 func (o *oracle) recovered(n *node) {
 	im := &n.disk.visible
+	if o.graves[im.replica] != nil {
+		o.w.fail("S11", "replica %d was destroyed and is back on node %d", im.replica, n.id)
+	}
 	a := im.applied.Applied
 	if a > o.last() {
 		o.w.fail("S5", "node %d recovers with applied index %d, committed anywhere is %d", n.id, a, o.last())
@@ -548,6 +633,9 @@ func (o *oracle) truncating(n *node, t *raft.TruncateTask, applied raft.Index) {
 func (o *oracle) installed(n *node, s *snapshot) {
 	if a := s.applied.Applied; a > 0 && s.sum != o.sums[a-1] {
 		o.w.fail("S17", "node %d installs a snapshot at %d with another state than everybody else", n.id, a)
+	}
+	if a := s.applied; a.Applied > 0 && o.log[a.Applied-1].term != a.AppliedTerm {
+		o.w.fail("S17", "node %d installs a snapshot of entry %d and term %d, the entry is of term %d", n.id, a.Applied, a.AppliedTerm, o.log[a.Applied-1].term)
 	}
 	o.foldOf(n, s.applied.Applied, &s.desc)
 }

@@ -88,6 +88,7 @@ const (
 	ActMinority                         // whoever leads is left with a minority; the links come back one by one
 	ActStall                            // syncs of Node come to a halt until the end of Dur
 	ActLate                             // half of all messages have a late copy for Dur
+	ActStop                             // Node stops in order: it gives back its support, and ends a little later
 )
 
 var actionNames = [...]string{
@@ -96,7 +97,7 @@ var actionNames = [...]string{
 	ActPause: "pause", ActReset: "reset", ActDropType: "drop-type", ActFollow: "isolate-leader",
 	ActKillLeader: "kill-leader", ActStorm: "storm", ActPropose: "propose", ActRead: "read",
 	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign", ActDuel: "duel",
-	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend", ActWall: "set-clock", ActMinority: "minority", ActStall: "stall", ActLate: "late",
+	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend", ActWall: "set-clock", ActMinority: "minority", ActStall: "stall", ActLate: "late", ActStop: "stop",
 }
 
 // String returns the action's name in traces.
@@ -174,6 +175,7 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 		{ActMinority, rate(0.7), 900 * time.Millisecond},
 		{ActStall, rate(0.5), 600 * time.Millisecond},
 		{ActLate, rate(0.3), 900 * time.Millisecond},
+		{ActStop, rate(0.5), 400 * time.Millisecond},
 		{ActRead, 20 * rng.Float64(), 0},
 		{ActPropose, 10 + 90*rng.Float64(), 0},
 		{ActSuspend, rate(0.3), 900 * time.Millisecond},
@@ -338,6 +340,7 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 		t.InflightBytes = 512 << rng.IntN(6)
 		t.UncommittedBytes = 1024 << rng.IntN(6)
 		t.TailBytes = 256 << rng.IntN(6)
+		t.ApplyBytes = 512 << rng.IntN(8)
 		t.LogKeepEntries = 4 << rng.IntN(6)
 		t.LogKeepBytes = 1024 << rng.IntN(6)
 	}

@@ -195,6 +195,8 @@ func (a *Action) words() string {
 		return fmt.Sprintf("node %d campaigns", n)
 	case ActDuel:
 		return "all nodes campaign"
+	case ActStop:
+		return fmt.Sprintf("node %d stops in order, for %v", n, d)
 	case ActMinority:
 		return fmt.Sprintf("the leader is left with a minority for %v; then the links come back one by one", d)
 	case ActStall:

@@ -107,7 +107,8 @@ type key struct {
 type World struct {
 	sched Schedule
 	p     *Params
-	now   int64 // virtual nanoseconds
+	tun   raft.Tuning // of p, with defaults
+	now   int64       // virtual nanoseconds
 	seq   uint64
 	heap  []key
 	slab  []event
@@ -138,6 +139,7 @@ func Run(o Options) (res *Result) {
 	}
 	w := &World{sched: res.Schedule, res: res}
 	w.p = &w.sched.Params
+	w.tun = w.p.Tuning.WithDefaults()
 	w.rng = rand.New(rand.NewPCG(w.sched.Seed, 0xd11ce))
 	w.orc.init(w)
 	defer func() {

@@ -75,7 +75,11 @@ func (r *Rules) lapse(p *peer, now raft.Time, e *Effects) {
 		return
 	}
 	had := q.until != 0
-	q.next(0)
+	if mutants.On("B0-C2") {
+		q.until, q.since = 0, 0
+	} else {
+		q.next(0)
+	}
 	p.publish(e, had)
 }
 
@@ -147,7 +151,9 @@ func (r *Rules) giveBack(p *peer, e *Effects) {
 		return
 	}
 	old := q.epoch
-	q.next(0)
-	p.publish(e, true)
+	if !mutants.On("B0-B6") {
+		q.next(0)
+		p.publish(e, true)
+	}
 	e.send(p.node, raft.Ctl{Kind: raft.CtlRelinquish, Epoch: old})
 }

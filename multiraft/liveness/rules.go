@@ -243,6 +243,9 @@ func (r *Rules) AddPeer(now raft.Time, node raft.NodeID, e *Effects) {
 	}
 	p.req.asking = true
 	p.req.epoch = raft.Epoch(r.cfg.BootEpoch<<32 | 1)
+	if mutants.On("B0-B3") {
+		p.req.epoch = 1 << 32 // the same in every boot
+	}
 	p.publish(e, false)
 	r.nextBeat = min(r.nextBeat, now)
 }
@@ -321,7 +324,7 @@ func (r *Rules) Tick(at At, g Gate, e *Effects) {
 	if !r.BeatDue(at.Now) && !(r.blocked && g.Beat) || r.stopped {
 		return
 	}
-	r.blocked = !g.Beat
+	r.blocked = !g.Beat && !mutants.On("B0-C4")
 	if r.blocked {
 		// C4: nothing leaves. Look again soon: the owner ticks at once when a
 		// sync completes, a loop's recovery is seen by this retry.
@@ -369,6 +372,9 @@ func (r *Rules) Relinquish(now raft.Time, e *Effects) {
 // SupportFor returns the promise to n as it may be shown (see raft.Liveness).
 func (r *Rules) SupportFor(n raft.NodeID) (raft.Epoch, bool) {
 	if n == r.cfg.Node {
+		if mutants.On("B0-C5") {
+			return 1, true
+		}
 		return raft.Epoch(r.cfg.BootEpoch), true
 	}
 	if p := r.find(n); p != nil {
@@ -394,6 +400,9 @@ func (r *Rules) selfEntry(notify bool) Entry {
 	en := Entry{Node: r.cfg.Node, For: raft.Epoch(r.cfg.BootEpoch), ForLive: true, From: raft.Epoch(r.cfg.BootEpoch), Notify: notify}
 	if r.selfOpen {
 		en.Until = FarFuture
+	}
+	if mutants.On("B0-C5") {
+		en.For, en.From = 1, 1
 	}
 	return en
 }

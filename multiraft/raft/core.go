@@ -272,7 +272,7 @@ func (c *Core) load(now Time, st State) error {
 		return corrupt("state", "hard state is older than the log")
 	}
 	c.log, c.hs, c.now = l, st.Hard, now
-	if c.hs.Lead == c.id || mutants.On("A11") {
+	if c.hs.Lead == c.id && !mutants.On("B0-C5") || mutants.On("A11") {
 		// A restarted leader leads no more and must not wait for itself.
 		c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = 0, 0, 0
 	}
@@ -430,6 +430,9 @@ func (c *Core) adopt(now Time, m *Msg, o *Out) bool {
 // neutralise answers messages of an older term. A stale leader is told the
 // newer term, so that it steps down.
 func (c *Core) neutralise(m *Msg, o *Out) {
+	if mutants.On("A6") {
+		return
+	}
 	switch m.Type {
 	case MsgApp, MsgCommit, MsgFortify:
 		if mutants.On("D7") && m.Round != 0 {
@@ -514,7 +517,7 @@ func (c *Core) Flush(now Time, o *Out) {
 // flushApply hands out committed entries, bounded by the bytes not yet applied.
 func (c *Core) flushApply(o *Out) {
 	l := &c.log
-	for l.applying < l.commit && c.applyBytes < c.tun.ApplyBytes {
+	for l.applying < l.commit && (c.applyBytes < c.tun.ApplyBytes || mutants.On("B12")) {
 		e := l.slice(l.applying+1, l.commit, c.tun.ApplyBytes-c.applyBytes)
 		if len(e) == 0 {
 			invariants.Fail("committed entry %d is not in memory", l.applying+1)
@@ -526,6 +529,9 @@ func (c *Core) flushApply(o *Out) {
 			}
 		}
 		l.applying = e[len(e)-1].Index
+		if mutants.On("B7") {
+			l.applying = l.commit
+		}
 		o.Applies = append(o.Applies, ApplyTask{Shard: c.shard, Entries: e})
 	}
 }
@@ -572,7 +578,7 @@ func (c *Core) flushTruncate(now Time, o *Out) {
 func (c *Core) tellRole(o *Out) {
 	r := RoleChange{Shard: c.shard, Term: c.hs.Term, Lead: c.lead, LeadNode: c.leadNode}
 	if c.role == RoleLeader {
-		r.IsLeader, r.IsReady, r.FirstIndex = true, c.ready, c.preLeading+1
+		r.IsLeader, r.IsReady, r.FirstIndex = true, c.ready || mutants.On("A16"), c.preLeading+1
 	}
 	if r != c.told {
 		c.told = r
@@ -661,6 +667,7 @@ func (c *Core) PeerReset(now Time, node NodeID, o *Out) {
 			continue
 		}
 		switch {
+		case mutants.On("B0-C3a"): // what was lost with the stream stays lost
 		case c.role == RoleLeader && p.state != stateSnapshot:
 			if p.state == stateReplicate {
 				p.toProbe(p.match + 1)
@@ -815,6 +822,9 @@ func (c *Core) fill(m *Msg, to NodeID, replica ReplicaID) {
 // one takes the older one's place.
 func (c *Core) writeHard(o *Out) {
 	c.hs.Commit = c.log.commit
+	if mutants.On("B15") && c.hs.Vote != 0 && c.hs.Vote != c.id && len(o.HardStates) == 0 {
+		return // nothing but the vote has changed, it seems
+	}
 	if n := len(o.HardStates); n > 0 && o.HardStates[n-1].Shard == c.shard {
 		o.HardStates[n-1].State = c.hs
 		return

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 var (
@@ -100,7 +102,7 @@ func (d *Descriptor) Apply(cc ConfChange) (Descriptor, error) {
 	if changed := d.voterChanges(&n); changed > 1 {
 		n.enterJoint(d)
 	}
-	if !slices.ContainsFunc(n.Replicas, func(r Replica) bool { return r.Role.inNew() }) {
+	if !slices.ContainsFunc(n.Replicas, func(r Replica) bool { return r.Role.inNew() }) && !mutants.On("C10") {
 		return Descriptor{}, invalidConf("no voter would be left")
 	}
 	if len(n.Replicas) > MaxReplicas {
@@ -127,6 +129,9 @@ func (n *Descriptor) takeSteps(steps []ConfStep) error {
 			return invalidConf(fmt.Sprintf("node %d holds another replica", s.Node))
 		}
 		if s.Remove {
+			if k < 0 && mutants.On("C15") {
+				continue
+			}
 			if k < 0 {
 				return invalidConf(fmt.Sprintf("node %d holds no replica", s.Node))
 			}
@@ -147,10 +152,10 @@ func (n *Descriptor) takeSteps(steps []ConfStep) error {
 		if id == 0 {
 			id = n.NextReplica
 		}
-		if id < n.NextReplica || id == 0 || id+1 == 0 {
+		if id < n.NextReplica && !mutants.On("G12c") || id == 0 || id+1 == 0 {
 			return invalidConf(fmt.Sprintf("replica id %d was used before", id))
 		}
-		n.NextReplica = id + 1
+		n.NextReplica = max(n.NextReplica, id+1)
 		n.Replicas = append(n.Replicas, Replica{Node: s.Node, ID: id, Role: s.Role})
 	}
 	slices.SortFunc(n.Replicas, func(a, b Replica) int { return int(int64(a.Node) - int64(b.Node)) })

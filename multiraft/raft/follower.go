@@ -18,7 +18,7 @@ const maxElectionBackoff = time.Second
 // nor votes nor takes over a higher term from anyone but a leader, apart from
 // the exceptions in blocksElection.
 func (c *Core) fortified() bool {
-	if c.released || c.hs.Lead == 0 || c.hs.LeadEpoch == 0 || c.hs.Lead == c.id {
+	if c.released || c.hs.Lead == 0 || c.hs.LeadEpoch == 0 || c.hs.Lead == c.id && !mutants.On("B0-C5") {
 		return false
 	}
 	e, live := c.live.SupportFor(c.hs.LeadNode)
@@ -31,7 +31,7 @@ func (c *Core) fortified() bool {
 // log shows a leader of a higher term. StepDown and LeadQuery (d, e) clear the
 // promise elsewhere.
 func (c *Core) blocksElection(m *Msg) bool {
-	if m.Flags&FlagGrant != 0 && m.Term == c.hs.Term+1 || m.LogTerm > c.hs.Term {
+	if m.Flags&FlagGrant != 0 && m.Term == c.hs.Term+1 && !mutants.On("B0-C1b") || m.LogTerm > c.hs.Term && !mutants.On("B0-C1c") {
 		return false
 	}
 	if c.role == RoleLeader {
@@ -40,8 +40,11 @@ func (c *Core) blocksElection(m *Msg) bool {
 	if mutants.On("A12") {
 		return false
 	}
+	if mutants.On("A10") {
+		return false
+	}
 	if c.fortified() {
-		return m.FromReplica != c.hs.Lead
+		return m.FromReplica != c.hs.Lead || mutants.On("B0-C1a")
 	}
 	// Nothing was promised. A leader that is known and alive is not disturbed by
 	// pre-votes all the same (it has to re-fortify first).
@@ -137,7 +140,7 @@ func (c *Core) tickFollower(now Time, o *Out) {
 	c.tickAsked(now, o)
 	if now >= c.lagAt {
 		c.lagAt = now.Add(c.tun.LagQuery)
-		if c.lead != 0 {
+		if c.lead != 0 && !mutants.On("B0-C3c") {
 			c.queryLeader(now, c.leadNode, c.lead, o)
 		}
 	}
@@ -149,7 +152,7 @@ func (c *Core) tickFollower(now Time, o *Out) {
 // queryLeader asks a believed leader whether it still leads, at most once per
 // ProbeRetry.
 func (c *Core) queryLeader(now Time, node NodeID, id ReplicaID, o *Out) {
-	if now < c.queryAt {
+	if now < c.queryAt || mutants.On("B0-C1e") {
 		return
 	}
 	c.queryAt = now.Add(c.tun.ProbeRetry)
@@ -170,7 +173,7 @@ func (c *Core) campaign(now Time, o *Out) {
 		c.electionAt = Never
 		return
 	}
-	if c.fortified() {
+	if c.fortified() && !mutants.On("A10") {
 		c.queryLeader(now, c.hs.LeadNode, c.hs.Lead, o)
 		c.armElection(now)
 		c.electionAt = c.electionAt.Add(c.tun.ProbeRetry)
@@ -180,6 +183,10 @@ func (c *Core) campaign(now Time, o *Out) {
 	c.lead, c.leadNode = 0, 0
 	if c.hasUnappliedConf() {
 		c.armElection(now)
+		return
+	}
+	if mutants.On("A10") {
+		c.campaignForReal(now, false, o)
 		return
 	}
 	c.role = RolePreCandidate
@@ -267,6 +274,10 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	}
 	if mutants.On("A14") && !c.isVoter() {
 		return
+	}
+	if mutants.On("A8") && pre && c.electionAt != Never {
+		c.armElection(now)
+		c.electionAt = c.electionAt.Add(2 * c.tun.PreVoteRetry)
 	}
 	resp.Commit = c.log.commit
 	resp.LogTerm, _ = c.log.term(c.log.commit)
@@ -617,6 +628,10 @@ func wellFormed(m *Msg) bool {
 // where the logs may agree.
 func (c *Core) rejectApp(m *Msg, o *Out) {
 	i, t := c.log.hint(m.Index, m.LogTerm)
+	if mutants.On("B13") {
+		i = min(m.Index-1, c.log.last)
+		t, _ = c.log.term(i)
+	}
 	if i < c.log.commit {
 		i = c.log.commit
 		t, _ = c.log.term(i)
@@ -655,6 +670,15 @@ func (c *Core) takeEntries(term Term, ents []Entry, o *Out) {
 		buf = append(buf, e.Value...)
 		e.Value = buf[at:len(buf):len(buf)]
 		l.append([]Entry{e})
+		if e.Type == EntryConf && mutants.On("C8") {
+			for _, cmd := range e.Commands() {
+				if cc, err := DecodeConfChange(cmd.Body); err == nil {
+					if next, err := c.desc.Apply(cc); err == nil {
+						c.setDesc(next) // in force as soon as it is in the log
+					}
+				}
+			}
+		}
 		if e.Type == EntryConf {
 			c.confIndex = e.Index
 		}
@@ -689,7 +713,14 @@ func (c *Core) Restore(now Time, st State, o *Out) {
 		c.lead, c.leadNode = 0, 0
 	}
 	st.Hard.Commit = max(st.Hard.Commit, st.Applied.Applied)
+	oldLast := c.log.last
 	err := c.load(now, st)
+	if mutants.On("B23") && oldLast > c.log.last {
+		c.log.last = oldLast
+	}
+	if mutants.On("E12") {
+		c.log.commit++
+	}
 	invariants.Must(err == nil, "restore of an installed snapshot: %v", err)
 	if c.hs != installed {
 		c.writeHard(o)
@@ -704,5 +735,11 @@ func (c *Core) Restore(now Time, st State, o *Out) {
 // this replica forward. If the log holds that entry already, it does not: an
 // install would throw away entries behind it that were acknowledged.
 func (c *Core) WantsSnapshot(idx Index, term Term) bool {
+	if mutants.On("E10") {
+		return true
+	}
+	if mutants.On("B2") {
+		return idx > c.log.applied
+	}
 	return c.role != RoleLeader && idx > c.log.commit && !c.log.matches(idx, term)
 }

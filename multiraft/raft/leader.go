@@ -2,6 +2,7 @@ package raft
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -53,6 +54,9 @@ func (c *Core) stopLeading(o *Out) {
 	c.reads = c.reads[:0]
 	for i := range c.peers {
 		if p := &c.peers[i]; i != c.self {
+			if mutants.On("B0-C1d") {
+				continue
+			}
 			c.send(o, p.node, p.id, Msg{Type: MsgStepDown, Epoch: p.epoch})
 			p.inflight.reset()
 		}
@@ -97,7 +101,7 @@ func (c *Core) Propose(now Time, h EntryHeader, cmds []Command, o *Out) (LogMark
 	if len(cmds) == 0 || size > MaxEntryBytes {
 		return LogMark{}, ErrTooLarge
 	}
-	if c.uncommitted > 0 && c.uncommitted+size > c.tun.UncommittedBytes {
+	if c.uncommitted > 0 && c.uncommitted+size > c.tun.UncommittedBytes && !mutants.On("B11") {
 		return LogMark{}, &BusyError{Uncommitted: c.uncommitted, RetryAfter: 10 * time.Millisecond}
 	}
 	return c.appendOwn(EntryNormal, h, cmds, o), nil
@@ -131,6 +135,9 @@ func (c *Core) flushLeader(now Time, o *Out) {
 		p := &c.peers[i]
 		c.sendAppends(now, p, o)
 		c.sendFortify(now, p, o)
+		if mutants.On("A18") && (p.paused || p.inflight.full(c.tun.InflightMsgs, c.tun.InflightBytes)) {
+			break // it waits for this peer
+		}
 		know := min(c.log.commit, p.next-1)
 		news := p.state == stateReplicate && know > p.sentCommit
 		compact := p.state == stateReplicate && c.truncNow && p.sentCompact < c.compactTo
@@ -274,6 +281,10 @@ func (c *Core) retryDue(p *progress) Time {
 
 // retry sends again to a peer that did not answer, ever more seldom.
 func (c *Core) retry(now Time, p *progress) {
+	if mutants.On("B0-C3b") {
+		c.armRetry(now, p)
+		return
+	}
 	if p.state == stateSnapshot {
 		c.snapshotFailed(now, p)
 		return
@@ -374,6 +385,9 @@ func (c *Core) SnapshotSent(now Time, to ReplicaID, idx Index, term Term, ok boo
 }
 
 func (c *Core) snapshotFailed(now Time, p *progress) {
+	if mutants.On("E8") {
+		return
+	}
 	p.toProbe(p.match + 1)
 	p.failures++
 	p.paused = true
@@ -570,7 +584,7 @@ func (c *Core) maybeTimeoutNow(o *Out) {
 	if c.transferTo == 0 || c.timeoutSent {
 		return
 	}
-	if p := c.peer(c.transferTo); p != nil && p.match == c.log.last {
+	if p := c.peer(c.transferTo); p != nil && (p.match == c.log.last || mutants.On("A20") || mutants.On("D10") && p.state == stateSnapshot) {
 		c.timeoutSent, c.grantSent = true, true
 		c.send(o, p.node, p.id, Msg{Type: MsgTimeoutNow, Flags: FlagGrant})
 	}
@@ -580,6 +594,9 @@ func (c *Core) maybeTimeoutNow(o *Out) {
 func (c *Core) quorumUntil() Time {
 	return Time(quorumOf(c.peers, func(p *progress) int64 {
 		_, until := c.live.SupportFrom(p.node)
+		if mutants.On("A9") && slices.ContainsFunc(c.peers, func(q progress) bool { return q.match == 0 && q.id != c.id }) {
+			until = 0 // somebody was not heard of yet
+		}
 		return int64(until)
 	}))
 }

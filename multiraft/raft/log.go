@@ -89,6 +89,18 @@ func newLog(st *State) (raftLog, error) {
 	} else if l.applied != l.last {
 		return l, corrupt("state", "unapplied entries are missing")
 	}
+	if c := max(l.applied, min(st.Hard.Commit, l.last)); mutants.On("B0-A2") && c < l.last && c >= l.prev {
+		// As if a log had to hold nothing above what is known to be committed.
+		l.ents = l.ents[:c-l.prev]
+		for len(l.runs) > 0 && l.runs[len(l.runs)-1].First > c {
+			l.runs = l.runs[:len(l.runs)-1]
+		}
+		l.last = c
+		l.lastTerm = l.truncTerm
+		if n := len(l.runs); n > 0 {
+			l.lastTerm = l.runs[n-1].Term
+		}
+	}
 	l.accTerm, l.stable = l.lastTerm, l.last
 	if mutants.On("A5c") {
 		l.accTerm = st.Hard.Term
@@ -179,7 +191,13 @@ func (l *raftLog) cutSuffix(i Index) {
 		l.bytes -= len(e.Value)
 		l.diskBytes -= min(l.diskBytes, uint64(len(e.Value)))
 	}
-	l.ents = l.ents[:keep:keep]
+	switch {
+	case mutants.On("B20"): // the tail in memory is not told
+	case mutants.On("B21"):
+		l.ents = l.ents[:keep]
+	default:
+		l.ents = l.ents[:keep:keep]
+	}
 	for len(l.runs) > 0 && l.runs[len(l.runs)-1].First >= i {
 		l.runs = l.runs[:len(l.runs)-1]
 	}

@@ -87,7 +87,7 @@ func (c *Core) ProposeConf(now Time, cc ConfChange, h EntryHeader, o *Out) (LogM
 	if err != nil {
 		return LogMark{}, err
 	}
-	if r, ok := next.Replica(c.id); (!ok || !r.Role.inNew()) && !mutants.On("C6") {
+	if r, ok := next.Replica(c.id); (!ok || !r.Role.inNew()) && !mutants.On("C6") && !mutants.On("C10") {
 		return LogMark{}, ErrConfUnsafe
 	}
 	if c.promotesLagging(&next) && !mutants.On("C11") {
