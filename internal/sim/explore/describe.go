@@ -9,6 +9,9 @@ import (
 
 // Describe is Model.
 func (m *Group) Describe(w *World, act uint64) string {
+	if act == 0 {
+		return "a leader is elected and its first entry committed"
+	}
 	kind, i, arg := uint8(act>>40), int(act>>32&0xff), uint32(act)
 	stays := kind&repeated != 0
 	kind &^= repeated

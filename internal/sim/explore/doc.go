@@ -21,6 +21,10 @@
 // states that differ in the names of nodes are one. Node liveness is reduced to
 // its contract: support is withdrawn only when it is not counted any more.
 //
+// Pair (pair.go) is one promise between two nodes over the real liveness.Rules,
+// with clocks that drift, in relative time: it shows that they keep the contract,
+// up to the bound of drift, and finds the violation just beyond.
+//
 // # What is checked
 //
 // One leader per term (S1), log matching (S2), leader completeness and commit
@@ -36,6 +40,8 @@
 //
 //	go test ./internal/sim/explore -run TestCore -v
 //	go test ./internal/sim/explore -run TestCore -v -timeout 0 -explore.scope all -explore.states 20000000
+//	go test ./internal/sim/explore -run TestLease -v -timeout 0 -explore.states 20000000
+//	go test -tags mutants ./internal/sim/explore -run TestMutants -v -timeout 0
 //
 // Runs are deterministic: the same scope gives the same figures.
 //

@@ -19,7 +19,9 @@ type Scope struct {
 	// everywhere. Otherwise the group is new.
 	Led bool
 	// Terms is the highest term in which anybody campaigns.
-	Terms     int
+	Terms int
+	// OneEntry lets an append carry one entry at most.
+	OneEntry  bool
 	Proposals int
 	Conf      ConfKind // the change a leader may propose, once
 	Crashes   int      // with loss of what is not durable, and restart
@@ -72,8 +74,9 @@ const (
 	usedKinds
 )
 
-// netWords bounds the messages of a scope: 64 for each.
-const netWords = 10
+// netMax bounds the messages in flight. When there is no room for one more, one
+// is lost: one that has no effect at its receiver now, else the new one.
+const netMax = 32
 
 // World is a state of the group: what each node is, what was sent, what an
 // onlooker knows, and how much of the scope is used up. All by number.
@@ -85,8 +88,9 @@ type World struct {
 	node [nodesMax]uint32
 	orc  uint32
 	used [usedKinds]uint8
-	net  [netWords]uint64
-	sum  [6]uint64 // of the hashes of what is in net, by renaming
+	n    uint8
+	net  [netMax]uint32 // ascending
+	sum  [6]uint64      // of the hashes of what is in net, by renaming
 }
 
 // onlooker knows what no node knows.
@@ -146,9 +150,16 @@ const (
 )
 
 // marks is a set of messages.
-type marks [netWords]uint64
+type marks []uint64
 
-func (b *marks) set(i uint32) { b[i>>6] |= 1 << (i & 63) }
+func (b *marks) set(i uint32) {
+	for int(i>>6) >= len(*b) {
+		*b = append(*b, 0)
+	}
+	(*b)[i>>6] |= 1 << (i & 63)
+}
+
+func (b marks) has(i uint32) bool { return int(i>>6) < len(b) && b[i>>6]>>(i&63)&1 != 0 }
 
 // Group is the model of one Raft group of three nodes over the real raft.Core.
 // The steps of a node are computed by the core itself, once for each pair of a
@@ -163,7 +174,6 @@ type Group struct {
 	nodes    []*node
 	nodeNums map[uint64]uint32
 	msgs     []*message
-	mail     [nodesMax]marks // by receiver
 	msgNums  map[uint64]uint32
 	entries  []*entry
 	entryNum map[string]uint32
@@ -180,7 +190,8 @@ type Group struct {
 	out     raft.Out
 	buf     []byte
 	initial World
-	steps   uint64 // computed by a core
+	early   *Failure // on the way to initial
+	steps   uint64   // computed by a core
 }
 
 // NewGroup returns the model.
@@ -188,6 +199,9 @@ func NewGroup(s Scope) *Group {
 	m := &Group{scope: s, nodeNums: map[uint64]uint32{}, msgNums: map[uint64]uint32{}, entryNum: map[string]uint32{}, orcNums: map[onlooker]uint32{}}
 	m.nodes, m.msgs, m.fails, m.results = []*node{nil}, []*message{nil}, []*Failure{nil}, []result{{}}
 	m.commits = [][]commit{nil}
+	if s.OneEntry {
+		m.tuning.MaxMsgBytes = 1
+	}
 	m.names = [][]uint32{{0, 1, 2, 3}}
 	if s.Symmetry {
 		for _, p := range [][]uint32{{0, 1, 3, 2}, {0, 2, 1, 3}, {0, 2, 3, 1}, {0, 3, 1, 2}, {0, 3, 2, 1}} {
@@ -230,8 +244,12 @@ func (m *Group) start() {
 		var fx effects
 		m.out.Reset()
 		n.start(m, &fx)
-		if fx.fail != nil || len(fx.msgs) > 0 {
-			panic(fmt.Sprintf("explore: a new node is not quiet: %v %v", fx.fail, fx.msgs))
+		if len(fx.msgs) > 0 {
+			fx.broken("F1", "a new node is not quiet: %v", fx.msgs)
+		}
+		if fx.fail != nil {
+			m.early = fx.fail
+			return
 		}
 		w.node[i] = m.nodeNumber(n)
 	}
@@ -247,10 +265,14 @@ func (m *Group) lead() {
 	m.scope.Terms, m.scope.Campaigns = 1, 1
 	w := m.initial
 	take := func(want func(uint64) bool) bool {
+		if m.early != nil {
+			return false
+		}
 		for _, s := range m.Successors(&w, nil) {
 			if want(s.Act) {
 				if s.Fail != nil {
-					panic("explore: " + s.Fail.String())
+					m.early = s.Fail
+					return false
 				}
 				w = s.To
 				return true
@@ -267,11 +289,11 @@ func (m *Group) lead() {
 	}
 	n := m.nodes[w.node[0]]
 	for i := range w.node {
-		if st := &m.nodes[w.node[i]].st; st.Commit != 1 || st.LeadNode != 1 || n.st.Role != raft.RoleLeader {
-			panic("explore: node 1 did not come to lead")
+		if st := &m.nodes[w.node[i]].st; m.early == nil && (st.Commit != 1 || st.LeadNode != 1 || n.st.Role != raft.RoleLeader) {
+			m.early = &Failure{"L1", "node 1 did not come to lead, with nothing in its way"}
 		}
 	}
-	w.used, w.net, w.sum = [usedKinds]uint8{}, marks{}, [6]uint64{} // all has arrived, and nothing comes twice
+	w.used, w.n, w.net, w.sum = [usedKinds]uint8{}, 0, [netMax]uint32{}, [6]uint64{} // all has arrived, and nothing comes twice
 	m.scope, m.initial = scope, w
 }
 
@@ -300,6 +322,9 @@ func (m *Group) Fingerprint(w *World) uint64 {
 
 // Successors is Model.
 func (m *Group) Successors(w *World, out []Succ[World]) []Succ[World] {
+	if m.early != nil && *w == m.initial {
+		return append(out, Succ[World]{Fail: m.early})
+	}
 	s, used := &m.scope, &w.used
 	left := func(kind, limit int) bool { return int(used[kind]) < limit }
 	for i := range w.node {
@@ -368,35 +393,68 @@ func (m *Group) Successors(w *World, out []Succ[World]) []Succ[World] {
 			}
 		}
 	}
-	for i := range w.node {
-		n := m.nodes[w.node[i]]
-		for k := range w.net {
-			for set := w.net[k] & m.mail[i][k] &^ n.idle[k]; set != 0; set &= set - 1 {
-				id := uint32(k<<6 + bits.TrailingZeros64(set))
-				n := len(out)
-				out = m.step(w, out, actDeliver, i, id, -1)
-				if s.Dups < 0 {
-					continue
-				}
-				end := len(out)
-				if left(usedDups, s.Dups) {
-					for j := n; j < end; j++ {
-						out = append(out, out[j])
-						out[len(out)-1].Act |= uint64(repeated) << 40
-						out[len(out)-1].To.used[usedDups]++
-					}
-				}
-				for j := n; j < end; j++ {
-					t := &out[j].To
-					t.net[k] &^= 1 << (id & 63)
-					for r, h := range m.msgs[id].hash {
-						t.sum[r] -= h
-					}
-				}
+	for _, id := range w.net[:w.n] {
+		i := int(m.msgs[id].m.To) - 1
+		if m.nodes[w.node[i]].idle.has(id) {
+			continue
+		}
+		from := len(out)
+		out = m.step(w, out, actDeliver, i, id, -1)
+		if s.Dups < 0 {
+			continue
+		}
+		end := len(out)
+		if left(usedDups, s.Dups) {
+			for j := from; j < end; j++ {
+				out = append(out, out[j])
+				out[len(out)-1].Act |= uint64(repeated) << 40
+				out[len(out)-1].To.used[usedDups]++
 			}
+		}
+		for j := from; j < end; j++ {
+			m.remove(&out[j].To, id)
 		}
 	}
 	return out
+}
+
+// add puts a message in flight and reports whether that changed anything.
+func (m *Group) add(t *World, id uint32) bool {
+	at, found := slices.BinarySearch(t.net[:t.n], id)
+	if found {
+		return false
+	}
+	if t.n == netMax {
+		k := slices.IndexFunc(t.net[:], func(old uint32) bool {
+			msg := m.msgs[old]
+			return m.nodes[t.node[msg.m.To-1]].idle.has(old)
+		})
+		if k < 0 {
+			return false
+		}
+		m.remove(t, t.net[k])
+		at, _ = slices.BinarySearch(t.net[:t.n], id)
+	}
+	copy(t.net[at+1:t.n+1], t.net[at:t.n])
+	t.net[at] = id
+	t.n++
+	for k, h := range m.msgs[id].hash {
+		t.sum[k] += h
+	}
+	return true
+}
+
+func (m *Group) remove(t *World, id uint32) {
+	at, found := slices.BinarySearch(t.net[:t.n], id)
+	if !found {
+		return // it was lost for want of room
+	}
+	copy(t.net[at:], t.net[at+1:t.n])
+	t.n--
+	t.net[t.n] = 0
+	for k, h := range m.msgs[id].hash {
+		t.sum[k] -= h
+	}
 }
 
 const (
@@ -436,11 +494,7 @@ func (m *Group) take(w *World, out []Succ[World], kind uint8, i int, arg uint32,
 	t.node[i] = r.next
 	same := r.next == w.node[i]
 	for _, id := range m.sent[r.msgs : r.msgs+uint32(r.n)] {
-		if bit := uint64(1) << (id & 63); t.net[id>>6]&bit == 0 {
-			t.net[id>>6] |= bit
-			for k, h := range m.msgs[id].hash {
-				t.sum[k] += h
-			}
+		if m.add(t, id) {
 			same = false
 		}
 	}
@@ -689,12 +743,12 @@ func (m *Group) committed(orc *onlooker, t *World, n *node, steps []commit) *Fai
 			}
 			continue
 		}
-		if n.st.Role != raft.RoleLeader || orc.leaders[n.st.Term] != uint8(n.at+1) {
-			return &Failure{"S3", fmt.Sprintf("node %d is the first to commit entry %d and does not lead term %d", n.id(), i+1, n.st.Term)}
-		}
 		k := 0
 		for k < len(steps)-1 && int(steps[k].index) <= i {
 			k++
+		}
+		if led := steps[k].led; led == 0 || orc.leaders[led] != uint8(n.at+1) {
+			return &Failure{"S3", fmt.Sprintf("node %d is the first to commit entry %d and does not lead term %d", n.id(), i+1, n.st.Term)}
 		}
 		if !quorum(steps[k].desc, func(r raft.Replica) bool {
 			d := &m.nodes[t.node[r.Node-1]].durable
@@ -705,7 +759,7 @@ func (m *Group) committed(orc *onlooker, t *World, n *node, steps []commit) *Fai
 		if i >= entryMax {
 			return nil
 		}
-		orc.log[i], orc.by[i], orc.n = num, uint8(n.st.Term), uint8(i+1)
+		orc.log[i], orc.by[i], orc.n = num, uint8(steps[k].led), uint8(i+1)
 	}
 	return nil
 }
@@ -768,11 +822,7 @@ func (m *Group) msgNumber(msg *raft.Msg) uint32 {
 		c.hash[k] = hash(m.buf)
 	}
 	i := uint32(len(m.msgs))
-	if i >= netWords*64 {
-		panic(fmt.Sprintf("explore: the scope has more than %d messages", netWords*64))
-	}
 	m.msgs = append(m.msgs, c)
-	m.mail[msg.To-1].set(i)
 	m.msgNums[h] = i
 	return i
 }

@@ -142,7 +142,7 @@ func (n *node) clone() *node {
 	c := *n
 	c.pending = slices.Clone(n.pending)
 	c.reads = slices.Clone(n.reads)
-	c.timers, c.hash, c.idle = nil, nil, marks{}
+	c.timers, c.hash, c.idle = nil, nil, nil
 	if n.core != nil {
 		c.core = n.core.Clone(&c)
 	}
@@ -159,10 +159,12 @@ type effects struct {
 	fail     *Failure
 }
 
-// commit says that entries up to index were committed by configuration desc.
+// commit says that entries up to index were committed by configuration desc, and
+// the term if it was the leader who did.
 type commit struct {
 	index raft.Index
 	desc  *raft.Descriptor
+	led   raft.Term
 }
 
 func (fx *effects) broken(rule, format string, args ...any) {
@@ -207,7 +209,11 @@ func (n *node) finish(m *Group, fx *effects) {
 			fx.broken("S11", "node %d got a message that no correct peer sends", n.id())
 		}
 		if st.Commit > n.st.Commit {
-			fx.commits = append(fx.commits, commit{st.Commit, desc})
+			c := commit{index: st.Commit, desc: desc}
+			if st.Role == raft.RoleLeader {
+				c.led = st.Term
+			}
+			fx.commits = append(fx.commits, c)
 		}
 		n.st = st
 		if fx.fail != nil || n.core.Deadline() > raft.FrozenTime && !fx.again {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 )
 
 // Model is a system whose states are to be explored. S is a value without
@@ -57,7 +58,7 @@ type Options struct {
 	Order  Order
 	States uint64 // distinct states at most
 	Depth  int    // steps from the first state at most; Walk: 100 if zero
-	Bytes  uint64 // of the tables of the search (not of the model)
+	Bytes  uint64 // of the tables of the search and of the states that wait (not of the model)
 	Time   time.Duration
 	Seed   uint64 // Walk
 	// Progress is called about every ten seconds.
@@ -72,7 +73,7 @@ type Report struct {
 	Waiting     int    // states not expanded yet
 	Exhausted   bool   // nothing is left within the scope (and within Options.Depth)
 	Clipped     uint64 // states not expanded for Options.Depth
-	Bytes       uint64 // of the search's tables
+	Bytes       uint64 // of the search's tables and the states that wait, at the end
 	Elapsed     time.Duration
 	Failure     *Failure
 	Acts        []uint64 // the way to Failure
@@ -81,7 +82,7 @@ type Report struct {
 
 // String is one line.
 func (r Report) String() string {
-	s := fmt.Sprintf("%d states, %d transitions, depth %d, %d waiting, %.0f states/s, %d MiB of tables, %v",
+	s := fmt.Sprintf("%d states, %d transitions, depth %d, %d waiting, %.0f states/s, %d MiB, %v",
 		r.States, r.Transitions, r.Depth, r.Waiting, float64(r.States)/max(r.Elapsed.Seconds(), 1e-9), r.Bytes>>20, r.Elapsed.Round(time.Millisecond))
 	switch {
 	case r.Failure != nil:
@@ -114,6 +115,7 @@ type search[S any] struct {
 	parent []uint32 // by number; the first state has none
 	step   []uint16 // place among the parent's successors
 	depth  []uint8  // Depth with a bound only: smallest distance seen
+	wait   queue[S]
 	rep    Report
 	start  time.Time
 	told   time.Time
@@ -141,7 +143,7 @@ func Run[S any](m Model[S], o Options) Report {
 }
 
 func (x *search[S]) bytes() uint64 {
-	return x.seen.bytes() + uint64(cap(x.parent))*4 + uint64(cap(x.step))*2 + uint64(cap(x.depth))
+	return x.seen.bytes() + uint64(cap(x.parent))*4 + uint64(cap(x.step))*2 + uint64(cap(x.depth)) + uint64(x.wait.n)*uint64(unsafe.Sizeof(item[S]{}))
 }
 
 // over reports whether a bound is reached, and tells about progress.
@@ -167,7 +169,8 @@ func (x *search[S]) over(waiting int) bool {
 func (x *search[S]) visit() {
 	bounded := x.o.Order == Depth && x.o.Depth > 0
 	x.seen.numbered = bounded
-	wait := queue[S]{last: x.o.Order == Depth}
+	wait := &x.wait
+	wait.last = x.o.Order == Depth
 	s := x.m.Initial()
 	x.seen.add(x.m.Fingerprint(&s))
 	x.parent, x.step = append(x.parent, 0), append(x.step, 0)
