@@ -207,7 +207,7 @@ func (c *Core) AppendState(dst []byte, f *StateForm) []byte {
 	u := binary.AppendUvarint
 	dst = u(u(u(dst, uint64(c.shard)), f.id(uint32(c.node))), f.id(uint32(c.id)))
 	dst = f.AppendHardState(dst, &c.hs)
-	dst = append(dst, byte(c.role), flags(c.suspect, c.released, c.voteDurable, c.granted, c.ready, c.timeoutSent, c.quorumLost, c.truncNow), flags(c.due, c.leased, c.grantSent))
+	dst = append(dst, byte(c.role), flags(c.suspect, c.released, c.voteDurable, c.granted, c.ready, c.timeoutSent, c.quorumLost, c.truncNow), flags(c.due, c.leased, c.grantSent, c.leadOver))
 	dst = c.log.appendState(dst, f)
 	dst = f.AppendDescriptor(dst, &c.desc)
 	dst = u(dst, uint64(len(c.peers)))

@@ -190,6 +190,9 @@ type Core struct {
 	// released: the leader of hs.Lead leads no more, the promise to it is void.
 	// The disk learns that with the next term.
 	released bool
+	// leadOver: the leader of the present term said that it leads no more. What it
+	// sent before that may still arrive, and must not bring it back.
+	leadOver bool
 
 	// Elections.
 	electionAt  Time // Never: a leader is known or this replica may not campaign
@@ -271,6 +274,7 @@ func (c *Core) load(now Time, st State) error {
 	if st.Hard.Term < l.lastTerm {
 		return corrupt("state", "hard state is older than the log")
 	}
+	c.leadOver = c.leadOver && st.Hard.Term == c.hs.Term
 	c.log, c.hs, c.now = l, st.Hard, now
 	if c.hs.Lead == c.id && !mutants.On("B0-C5") || mutants.On("A11") {
 		// A restarted leader leads no more and must not wait for itself.

@@ -58,6 +58,9 @@ func (c *Core) follow(now Time, m *Msg, o *Out) bool {
 		return false
 	}
 	c.role = RoleFollower
+	if c.leadOver && !mutants.On("A20b") {
+		return true
+	}
 	c.lead, c.leadNode, c.contactAt = m.FromReplica, m.From, now
 	c.suspect, c.leadEpoch = false, 0
 	if e, live := c.live.SupportFor(m.From); live {
@@ -82,6 +85,7 @@ func (c *Core) becomeFollower(now Time, term Term, o *Out) {
 		c.hs.Vote = 0
 	}
 	if term > c.hs.Term {
+		c.leadOver = false
 		c.hs = HardState{Term: term, Leased: c.hs.Leased}
 		c.writeHard(o)
 	}
@@ -236,6 +240,7 @@ func (c *Core) askVote(p *progress, o *Out) {
 // campaignForReal raises the term, votes for itself and asks for votes.
 func (c *Core) campaignForReal(now Time, granted bool, o *Out) {
 	c.hs = HardState{Term: c.hs.Term + 1, Vote: c.id, Leased: c.hs.Leased}
+	c.leadOver = false
 	c.role = RoleCandidate
 	c.campaigned, c.granted = c.hs.Term, granted
 	c.lead, c.leadNode = 0, 0
@@ -467,9 +472,10 @@ func (c *Core) stepLeadQuery(now Time, m *Msg, o *Out) {
 // stepStepDown forgets a leader that says it leads no more. Its promise is void;
 // the disk still has it until the next term, so a restart has to ask again.
 func (c *Core) stepStepDown(now Time, m *Msg) {
-	if c.role == RoleLeader || m.FromReplica != c.hs.Lead && m.FromReplica != c.lead {
+	if c.role == RoleLeader || m.FromReplica != c.hs.Lead && m.FromReplica != c.lead && (c.hs.Lead != 0 || c.lead != 0) {
 		return
 	}
+	c.leadOver = true
 	if m.FromReplica == c.hs.Lead {
 		c.released = true
 	}
@@ -486,7 +492,7 @@ func (c *Core) stepStepDown(now Time, m *Msg) {
 // returns the epoch of it (zero: none).
 func (c *Core) fortify(o *Out) Epoch {
 	e, live := c.live.SupportFor(c.leadNode)
-	if !live || e == 0 {
+	if !live || e == 0 || c.lead == 0 {
 		return 0
 	}
 	c.hs.Lead, c.hs.LeadNode, c.hs.LeadEpoch = c.lead, c.leadNode, e

@@ -16,7 +16,8 @@ func TestMutants(t *testing.T) {
 	}
 	for id, name := range map[string]string{
 		"A11": "restarted voter", "A12": "voter keeps its promise",
-		"A13": "grant", "A13b": "given up transfer",
+		"A20b": "step down is final",
+		"A13":  "grant", "A13b": "given up transfer",
 		"D2b": "follower read, earlier answer", "D2c": "follower read, earlier life",
 		"D9d": "epochs", "D9e": "joint", "D9f": "majority", "D9g": "learners", "D9k": "joint",
 		"D11": "own term first", "D13": "question to a follower",

@@ -24,6 +24,7 @@ var leaseCases = []struct {
 	{"restarted leader", leaseRestart},
 	{"restarted voter", leaseRestartedVoter},
 	{"voter keeps its promise", leaseVoterPromise},
+	{"step down is final", stepDownFinal},
 	{"follower read", askOnce},
 	{"follower read, earlier answer", askEarlier},
 	{"follower read, earlier life", askEarlierLife},
@@ -300,6 +301,34 @@ func leaseVoterPromise(t *testing.T) error {
 		r.step(c.m)
 		if moved := r.c.hs.Term > 1; moved != c.yes {
 			return fmt.Errorf("%s: the voter is in term %d", c.name, r.c.hs.Term)
+		}
+	}
+	return nil
+}
+
+// A leader that said it leads no more is not believed in again because of what
+// it had sent before that.
+//
+//  1. The leader sends a commit record, then becomes a learner and says StepDown.
+//  2. StepDown overtakes the record (another stream, another path).
+//  3. The only voter that is left would wait for that leader for ever.
+func stepDownFinal(t *testing.T) error {
+	for _, first := range []Msg{{Type: MsgApp, From: 2, Term: 1, Entries: terms(1)}, {Type: MsgStepDown, From: 2, Term: 1}} {
+		r := newRig(t, stateOf(three, HardState{}, nil))
+		r.step(first)
+		r.step(Msg{Type: MsgStepDown, From: 2, Term: 1})
+		ents := terms(1, 1)
+		r.step(Msg{Type: MsgCommit, From: 2, Term: 1, Commit: 1})
+		ms := r.step(Msg{Type: MsgApp, From: 2, Term: 1, Commit: 1, Flags: FlagFortify, Entries: ents})
+		if a := find(ms, MsgAppResp, 2); a == nil || a.Reject() || a.Index != 2 || a.Epoch != 0 || r.hard.LeadEpoch != 0 {
+			return fmt.Errorf("the entries are as good as before, a promise is not: %+v, %+v", a, r.hard)
+		}
+		if st := r.c.Status(); st.Lead != 0 || st.Commit != 1 || r.c.electionAt == Never {
+			return fmt.Errorf("believed in again: %+v", st)
+		}
+		r.step(Msg{Type: MsgApp, From: 3, Term: 2, Index: 2, LogTerm: 1})
+		if st := r.c.Status(); st.Lead != 3 || st.Term != 2 {
+			return fmt.Errorf("the leader of the next term: %+v", st)
 		}
 	}
 	return nil

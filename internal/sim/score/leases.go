@@ -10,6 +10,7 @@ func leasePlants() []plant {
 		t0("A12", "A12", "a voter votes although its promise to a leader stands", elections),
 		t0("A13", "A13", "a leader serves by its lease after it granted a campaign", []string{"elect", "reads"}),
 		t0("A13b", "A13", "a transfer that is given up brings the lease of the term back", []string{"elect", "reads"}),
+		tested("A20b", "B0 C1", "messages from before its StepDown bring a leader back", "multiraft/raft", "TestMutants", "L1"),
 		t0("D2b", "D2", "the leader's answer settles reads that began after the question", reading),
 		tested("D2c", "D2", "answers to an earlier life of a replica count", "multiraft/raft", "TestMutants", "S15"),
 		tested("D8b", "D8", "a round judges leases by the time of its beginning", "multiraft", "TestMutants", "S15"),
