@@ -909,13 +909,8 @@ func (b *addressBook) peers(self raft.NodeID) func() []raft.NodeID {
 	}
 }
 
-// descriptors lists the replicas of this node. There are none yet when the
-// snapshot store looks at what an earlier life of the node has received in part;
-// the engine looks again before it installs.
+// descriptors lists the replicas of this node.
 func (n *Node) descriptors() []raft.Descriptor {
-	if n.host == nil {
-		return nil
-	}
 	views := n.host.Views()
 	out := make([]raft.Descriptor, 0, len(views))
 	for _, v := range views {

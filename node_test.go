@@ -137,11 +137,3 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
-
-// A snapshot that was received in part is looked at when the node starts, before
-// there are replicas.
-func TestDescriptorsBeforeTheHost(t *testing.T) {
-	if d := new(Node).descriptors(); d != nil {
-		t.Fatalf("%v", d)
-	}
-}

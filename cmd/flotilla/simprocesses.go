@@ -24,8 +24,8 @@ func newSimProcesses(a *app) *cobra.Command {
 		Long: `processes starts server processes on this machine, with real directories and real
 fsync, and torments them for --duration: it kills, pauses, stops and restarts them,
 and cuts, resets, delays and throttles the connections between them and to their
-clients. Meanwhile clients read, write, swap, delete, scan, and commit batches and
-transactions.
+clients, and moves leaderships and replicas. Meanwhile clients read, write, swap,
+delete, scan, and commit batches and transactions, some of them in sessions.
 
 It works in rounds. Each ends with everything mended; then every node has to be
 ready, every shard to have a leader, every key to be readable through every node,

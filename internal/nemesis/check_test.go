@@ -2,10 +2,12 @@ package nemesis
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 
+	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/internal/sim/linear"
 	"github.com/flotillakv/flotilla/shard"
 )
@@ -63,5 +65,33 @@ func TestOptions(t *testing.T) {
 	}
 	if _, err := Run(context.Background(), good); err == nil || !strings.Contains(err.Error(), "not empty") {
 		t.Errorf("a directory that is in use: %v", err)
+	}
+}
+
+// Whatever a storm leaves of a shard's replicas, the mending asks for so many
+// voters: those that vote first, then those that will, then learners.
+func TestMissing(t *testing.T) {
+	for _, c := range []struct{ is, want string }{
+		{"1 voter,2 voter,3 voter", ""},
+		{"1 voter,2 learner,3 voter", "1 voter,3 voter,2 voter"},
+		{"1 voter,2 voter", "1 voter,2 voter"},
+		{"1 outgoing,2 voter,3 voter,4 incoming", "2 voter,3 voter,4 voter,1 none"},
+		{"1 voter,2 voter,3 voter,4 learner", "1 voter,2 voter,3 voter,4 none"},
+	} {
+		var rs []flotilla.ReplicaInfo
+		for part := range strings.SplitSeq(c.is, ",") {
+			var r flotilla.ReplicaInfo
+			if _, err := fmt.Sscanf(part, "%d %s", &r.Node, &r.Role); err != nil {
+				t.Fatal(err)
+			}
+			rs = append(rs, r)
+		}
+		var got []string
+		for _, x := range missing(rs, 3) {
+			got = append(got, fmt.Sprintf("%d %s", x.Node, x.Role))
+		}
+		if strings.Join(got, ",") != c.want {
+			t.Errorf("%s: asked for %q, want %q", c.is, strings.Join(got, ","), c.want)
+		}
 	}
 }

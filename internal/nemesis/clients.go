@@ -202,8 +202,11 @@ func (w *worker) hint(g int) seen {
 }
 
 func (w *worker) readOption() flotilla.ReadOption {
-	if w.rand.IntN(4) == 0 {
+	switch w.rand.IntN(6) {
+	case 0:
 		return flotilla.NoClock()
+	case 1, 2:
+		return flotilla.Follower()
 	}
 	return flotilla.Linearizable()
 }
@@ -358,6 +361,9 @@ func (w *worker) txn(ctx context.Context, g int) {
 		return err
 	})
 	o.Outcome = flotilla.Outcome(w.err)
+	if gone := new(flotilla.ResultGoneError); errors.As(w.err, &gone) {
+		o.Outcome = flotilla.MaybeApplied // carried out, but which way is not known
+	}
 	if w.err == nil {
 		o.Held, o.Receipt = r.Succeeded, r.Receipt.Version
 		o.Read = 1<<linear.KeysMax - 1

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"sync/atomic"
 
 	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -20,6 +21,7 @@ const userKeyspace = 1
 type door struct {
 	flotilla.KV // nil: writes take the way of a flotilla.Client
 	c           *transport.Client
+	turn        atomic.Uint64 // the ways to read take turns
 }
 
 func newDoor(n *node) *door {
@@ -28,6 +30,7 @@ func newDoor(n *node) *door {
 
 func (d *door) do(ctx context.Context, r *shard.Request) (*shard.Response, error) {
 	r.Keyspace = userKeyspace
+	r.Consistency = []shard.Consistency{shard.Linearizable, shard.NoClock, shard.Follower}[d.turn.Add(1)%3]
 	resp, err := d.c.Do(ctx, r)
 	if err == nil && resp.Err != nil {
 		err = resp.Err

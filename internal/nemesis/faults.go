@@ -8,12 +8,15 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/flotillakv/flotilla"
 )
 
 // storm makes faults while a round lasts.
 type storm struct {
 	c      *cluster
 	client statusSource
+	admin  *flotilla.Client
 	kinds  []kind
 	event  func(string)
 	ctx    context.Context // the round's; faults are mended although it ends
@@ -38,7 +41,7 @@ type kind struct {
 	packets bool
 }
 
-var kinds = slices.Concat(anywhere, ofPackets)
+var kinds = slices.Concat(anywhere, moves, ofPackets)
 
 var anywhere = []kind{
 	{name: "kill", weight: 12, do: func(s *storm, r *rand.Rand) (string, func(), bool) {

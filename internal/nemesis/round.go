@@ -102,10 +102,15 @@ func (x *run) round(ctx context.Context, i int, length time.Duration) (*Round, e
 		}
 	}
 	why := x.awaitHealthy(ctx, healWithin)
+	r.HealSeconds = time.Since(mended).Seconds()
+	if why == "" {
+		if why = x.restore(ctx, healWithin); why == "" {
+			why = x.awaitHealthy(ctx, healWithin)
+		}
+	}
 	if ctx.Err() != nil {
 		return nil, nil
 	}
-	r.HealSeconds = time.Since(mended).Seconds()
 	if why != "" {
 		r.Violations = append(r.Violations, fmt.Sprintf("%s after all faults were mended: %s", healWithin, why))
 	} else {
@@ -170,13 +175,22 @@ func (x *run) storm(ctx context.Context, l *load, r *Round, length time.Duration
 	}()
 	ctx, cancel := context.WithTimeout(ctx, length)
 	defer cancel()
-	s := &storm{c: x.c, client: x, event: event, ctx: ctx, counts: r.Faults}
+	s := &storm{c: x.c, client: x, admin: kv[len(kv)-1], event: event, ctx: ctx, counts: r.Faults}
 	if s.kinds, err = x.o.chosen(); err != nil {
 		return nil, err
 	}
 	var wg sync.WaitGroup
 	for i := range workers {
-		w := &worker{l: l, id: i, rand: stream(l.seed, 100+uint64(i)), kv: kv[i%len(kv)]}
+		c := kv[i%len(kv)]
+		w := &worker{l: l, id: i, rand: stream(l.seed, 100+uint64(i)), kv: c}
+		if i%3 == 1 {
+			session, err := c.NewSession(flotilla.SessionOptions{})
+			if err != nil {
+				return nil, err
+			}
+			defer session.Close()
+			w.kv = session
+		}
 		if i%4 == 3 {
 			w.reads = x.doors[i/4%len(x.doors)]
 		}
@@ -198,10 +212,7 @@ func (x *run) storm(ctx context.Context, l *load, r *Round, length time.Duration
 func (x *run) clients(ctx context.Context) (kv []*flotilla.Client, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	var all []string
-	for _, n := range x.c.nodes {
-		all = append(all, n.clientVia)
-	}
+	all := x.addrs()
 	for i := range len(all) + 1 {
 		addrs := all
 		if i < len(all) {
@@ -217,6 +228,14 @@ func (x *run) clients(ctx context.Context) (kv []*flotilla.Client, err error) {
 		kv = append(kv, c)
 	}
 	return kv, nil
+}
+
+// addrs lists the nodes' addresses for clients.
+func (x *run) addrs() (all []string) {
+	for _, n := range x.c.nodes {
+		all = append(all, n.clientVia)
+	}
+	return all
 }
 
 // awaitHealthy waits until every process is ready and every node sees all

@@ -259,9 +259,6 @@ func (n *node) boot() {
 }
 
 func (n *node) descriptors() []raft.Descriptor {
-	if n.host == nil { // snapshots that a crash cut off are looked at first
-		return nil
-	}
 	var out []raft.Descriptor
 	for _, v := range n.host.Views() {
 		out = append(out, v.Desc)
