@@ -45,6 +45,8 @@ func (m *Group) Describe(w *World, act uint64) string {
 		fmt.Fprintf(&b, "hands the leadership to %d", arg)
 	case actLapse:
 		fmt.Fprintf(&b, "counts node %d's support no more", arg+1)
+	case actCut:
+		b.WriteString("counts nobody's support any more")
 	case actCount:
 		fmt.Fprintf(&b, "counts node %d's support", arg+1)
 	case actAccept:

@@ -30,7 +30,7 @@ func options(t *testing.T) Options {
 // scope, or the first ones of a scope that is too large. Without flags the small
 // scopes are exhausted.
 func TestCore(t *testing.T) {
-	small := map[string]bool{"elect": true, "append": true, "depose": true, "reads": true, "swap": true}
+	small := map[string]bool{"elect": true, "append": true, "lapse": true, "reads": true, "swap": true}
 	for _, s := range Scopes() {
 		if *flagScope == "" && (*flagStates == 0 && !small[s.Name] || *flagStates != 0 && s.Name != "all") || *flagScope != "" && s.Name != *flagScope {
 			continue

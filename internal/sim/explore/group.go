@@ -38,6 +38,7 @@ type Scope struct {
 	// is synced in an action of its own. All other rounds are synced at once.
 	Slow      int
 	Lapses    int // a node stops to count another one's support
+	Cuts      int // a node stops to count anybody's support
 	Reads     int
 	Transfers int
 	// Symmetry takes states that differ in the names of nodes of the same role for one.
@@ -69,6 +70,7 @@ const (
 	usedResends
 	usedCampaigns
 	usedLapses
+	usedCuts
 	usedReads
 	usedTransfers
 	usedKinds
@@ -126,6 +128,7 @@ const (
 	actCount    // node counts the peer's support
 	actAccept   // node supports the peer at the epoch it asks for
 	actWithdraw // node withdraws its support
+	actCut      // node stops to count anybody's support
 )
 
 func action(kind uint8, node int, arg uint32) uint64 {
@@ -372,6 +375,9 @@ func (m *Group) Successors(w *World, out []Succ[World]) []Succ[World] {
 		}
 		if left(usedReads, s.Reads) && n.st.Lead != 0 {
 			out = m.step(w, out, actRead, i, uint32(m.orcs[w.orc].n), usedReads)
+		}
+		if left(usedCuts, s.Cuts) {
+			out = m.step(w, out, actCut, i, 0, usedCuts)
 		}
 		for k := range w.node {
 			if k == i {
@@ -625,6 +631,13 @@ func (m *Group) input(n *node, kind uint8, arg uint32, fx *effects) bool {
 		p := &n.pairs[arg]
 		p.asked, p.counted = p.asked+1, false
 		n.core.LivenessChanged(now, raft.NodeID(arg+1), o)
+	case actCut:
+		for k := range n.pairs {
+			if p := &n.pairs[k]; p.counted {
+				p.asked, p.counted = p.asked+1, false
+				n.core.LivenessChanged(now, raft.NodeID(k+1), o)
+			}
+		}
 	case actCount:
 		n.pairs[arg].counted = true
 		n.core.LivenessChanged(now, raft.NodeID(arg+1), o)
