@@ -253,7 +253,7 @@ func (n *Node) atLeader(ctx context.Context, method string, q changeQuery) (a ch
 				return a, ErrClosed
 			}
 			var argument *ArgumentError
-			if errors.As(err, &argument) {
+			if errors.As(err, &argument) || errors.Is(err, ErrNotFound) {
 				return a, err
 			}
 			last = err
@@ -431,6 +431,9 @@ func (n *Node) transferHere(ctx context.Context, id raft.ShardID, to raft.NodeID
 		v, ok := n.host.View(id)
 		if !ok {
 			return changeAnswer{}, &shard.EpochError{Shard: id}
+		}
+		if !v.IsLeader && v.Leader != to {
+			return changeAnswer{}, &shard.NotLeaderError{Shard: id, Leader: v.Leader, Term: v.Term}
 		}
 		if _, has := v.Desc.ReplicaOn(to); !has {
 			return changeAnswer{}, fmt.Errorf("replica of shard %d on node %d: %w", id, to, ErrNotFound)

@@ -80,3 +80,78 @@ func gone(t *testing.T, ctx context.Context, c *flotillatest.Cluster, shard uint
 		}
 	}
 }
+
+// TestMembershipRefusals: what cannot be done is refused with a type and a reason,
+// and changes nothing; what is so already is done.
+func TestMembershipRefusals(t *testing.T) {
+	c := flotillatest.NewCluster(t, 4, flotillatest.WithShards(1), flotillatest.WithReplicas(3),
+		flotillatest.WithTiming(flotilla.Timing{Heartbeat: 50 * time.Millisecond, Support: 500 * time.Millisecond}))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	all, err := c.Node(0).Shards(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := all[len(all)-1]
+	free, others := uint32(10), []uint32{} // members that do not lead
+	for _, r := range s.Replicas {
+		free -= r.Node
+		if r.Node != s.Leader {
+			others = append(others, r.Node)
+		}
+	}
+	n := c.Node(int(s.Leader) - 1)
+	refused := func(err error) bool {
+		var m *flotilla.MembershipError
+		return errors.As(err, &m) && m.Reason != "" && !m.Unfinished
+	}
+	var argument *flotilla.ArgumentError
+	change := func(node uint32, role string) error {
+		_, err := n.ChangeReplicas(ctx, s.ID, flotilla.ReplicaChange{Node: node, Role: role})
+		return err
+	}
+	if err := change(9, flotilla.RoleVoter); !errors.Is(err, flotilla.ErrNotFound) {
+		t.Errorf("a node that is not there: %v", err)
+	}
+	if _, err := n.ChangeReplicas(ctx, 99, flotilla.ReplicaChange{Node: 1, Role: flotilla.RoleVoter}); !errors.Is(err, flotilla.ErrNotFound) {
+		t.Errorf("a shard that is not there: %v", err)
+	}
+	if err := change(1, "king"); !errors.As(err, &argument) {
+		t.Errorf("a role that is none: %v", err)
+	}
+	if err := n.TransferLeader(ctx, s.ID, free); !errors.Is(err, flotilla.ErrNotFound) {
+		t.Errorf("a transfer to a node without a replica: %v", err)
+	}
+	if err := change(others[0], flotilla.RoleVoter); err != nil {
+		t.Errorf("a voter that is one: %v", err)
+	}
+	got, err := n.Shard(ctx, s.ID)
+	if err != nil || got.ConfVer != s.ConfVer {
+		t.Errorf("something changed: %+v, %v", got, err)
+	}
+
+	// Of three voters one is dead: to remove another would stop the shard.
+	c.Kill(int(others[0]) - 1)
+	if err := n.TransferLeader(ctx, s.ID, others[0]); !refused(err) { // once it is known to be dead
+		t.Errorf("a transfer to a dead node: %v", err)
+	}
+	if err := change(others[1], flotilla.RoleNone); !refused(err) {
+		t.Errorf("the removal of one of two live voters: %v", err)
+	}
+	// The leader itself may go: it hands over first. So may the dead one.
+	info, err := n.ChangeReplicas(ctx, s.ID, flotilla.ReplicaChange{Node: free, Role: flotilla.RoleVoter},
+		flotilla.ReplicaChange{Node: others[0], Role: flotilla.RoleNone})
+	if err != nil || len(info.Replicas) != 3 {
+		t.Fatalf("replace the dead: %+v, %v", info, err)
+	}
+	info, err = n.ChangeReplicas(ctx, s.ID, flotilla.ReplicaChange{Node: n.ID(), Role: flotilla.RoleNone})
+	if err != nil || len(info.Replicas) != 2 || info.Leader == n.ID() {
+		t.Fatalf("remove the leader: %+v, %v", info, err)
+	}
+	gone(t, ctx, c, s.ID, n.ID())
+	if _, err := c.KV().Put(ctx, []byte("k"), []byte("v")); err != nil {
+		t.Error(err)
+	}
+	c.Restart(int(others[0]) - 1)
+	gone(t, ctx, c, s.ID, others[0])
+}

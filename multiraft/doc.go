@@ -28,6 +28,14 @@
 // (2) inbox.mu of a loop. Neither is held across I/O, a channel send or a
 // callback. The table shard -> replica is copied on write and read without a lock.
 //
+// # Members
+//
+// Replicas come as learners and get their votes when they have caught up; several
+// come and go in one joint change (membership.go: a pure plan from the descriptor,
+// so that every leader goes on where the last one stopped). A replica that was
+// removed lingers until a quorum of the newest configuration says that it has the
+// removal durably, and is destroyed then (removal.go).
+//
 // # Outcomes
 //
 // A request ends definite (applied; or refused before it was handed to Raft, or
