@@ -476,6 +476,9 @@ func (w *World) liveness() {
 		if !n.up {
 			n.boot()
 		}
+		if n.disk.busy { // a sync that would have taken minutes more ends, too
+			w.after(w.p.SyncMin, event{kind: evSync, node: int32(i), gen: n.gen})
+		}
 	}
 	w.net.heal(set, hurt)
 	w.progress(set, bits, -1, 6*int64(w.p.Support)+int64(15*time.Second))
