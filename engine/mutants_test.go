@@ -23,6 +23,7 @@ func TestMutants(t *testing.T) {
 		"E-destroy-unsynced": everywhere(destroyScript(5)),
 		"E-ingest-unsynced":  everywhere(ingestScript(4)),
 		"E-ingest-keeps-log": everywhere(ingestScript(4)),
+		"E17":                everywhere(ingestScript(4)),
 		"E-no-reopen":        flippedBit,
 		"E-intent-all":       intentBesideLiveGroup,
 	} {

@@ -593,7 +593,7 @@ func (n *node) applyEntry(now raft.Time, e raft.Entry, b *batch) {
 			n.desc = next
 			as.ConfIndex = e.Index
 			b.ops = append(b.ops, op{kind: opDesc, desc: next.Clone()})
-			w.orc.conf(n, e.Index, next)
+			w.orc.conf(n, e.Index, e.Term, next)
 		}
 	}
 	b.ops = append(b.ops, op{kind: opApplied, applied: as, sum: sum})

@@ -28,7 +28,7 @@ func (t *network) route(a, b int) (first, second int64) {
 	w := t.w
 	loss, dup := w.p.Loss, w.p.Dup
 	if t.storm > 0 {
-		loss = max(loss, 0.33)
+		loss = max(loss, w.p.StormLoss)
 		if !w.p.Stream {
 			dup = max(dup, 0.33)
 		}

@@ -646,7 +646,12 @@ func (o *oracle) addConf(index raft.Index, d raft.Descriptor) {
 }
 
 // conf checks the configuration a node arrives at by applying index: S10.
-func (o *oracle) conf(n *node, index raft.Index, d raft.Descriptor) {
+func (o *oracle) conf(n *node, index raft.Index, term raft.Term, d raft.Descriptor) {
+	if st := n.core.Status(); st.Role == raft.RoleLeader && st.Term == term {
+		if r, ok := d.ReplicaOn(n.id); !ok || r.Role != raft.Voter && r.Role != raft.VoterIncoming && !d.IsJoint() {
+			o.w.fail("L1", "node %d leads term %d and takes itself out by configuration %d: the group has no leader then", n.id, term, d.ConfVer)
+		}
+	}
 	last := &o.confs[len(o.confs)-1]
 	if index > last.index {
 		o.intersect(&last.desc, &d)

@@ -34,6 +34,7 @@ type Params struct {
 
 	DelayMin, DelayMean time.Duration // one network hop
 	Loss, Dup           float64       // probabilities per message
+	StormLoss           float64       // the same while ActStorm lasts
 	Stream              bool          // links are FIFO and a loss resets the link
 	SyncMin, SyncMean   time.Duration
 	StallProb           float64       // probability of a sync that halts
@@ -346,7 +347,11 @@ func drawParams(rng *rand.Rand, profile string, nodes int) Params {
 	}
 	t.ElectionRank = time.Duration(1+rng.IntN(40)) * time.Millisecond
 	t.ElectionJitter = t.ElectionRank
+	p.StormLoss = 0.33
 	if profile == "days" {
+		if p.Stream {
+			p.StormLoss = 0.02 // every loss breaks a stream
+		}
 		p.Support, p.Beat = 2500*time.Millisecond, 500*time.Millisecond
 		p.Loss, p.Dup, p.StallProb, p.LateProb = p.Loss/100, p.Dup/100, p.StallProb/50, p.LateProb/50
 		t.ElectionRank, t.ElectionJitter = 0, 0

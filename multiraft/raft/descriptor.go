@@ -102,7 +102,7 @@ func (d *Descriptor) Apply(cc ConfChange) (Descriptor, error) {
 	if changed := d.voterChanges(&n); changed > 1 {
 		n.enterJoint(d)
 	}
-	if !slices.ContainsFunc(n.Replicas, func(r Replica) bool { return r.Role.inNew() }) && !mutants.On("C10") {
+	if !slices.ContainsFunc(n.Replicas, func(r Replica) bool { return r.Role.inNew() }) && !mutants.On("C10b") {
 		return Descriptor{}, invalidConf("no voter would be left")
 	}
 	if len(n.Replicas) > MaxReplicas {
@@ -129,7 +129,7 @@ func (n *Descriptor) takeSteps(steps []ConfStep) error {
 			return invalidConf(fmt.Sprintf("node %d holds another replica", s.Node))
 		}
 		if s.Remove {
-			if k < 0 && mutants.On("C15") {
+			if k < 0 && mutants.On("C15b") {
 				continue
 			}
 			if k < 0 {

@@ -513,6 +513,9 @@ func (c *Core) stepFortify(m *Msg, o *Out) {
 // only if the log is a prefix of this leader's log: otherwise what stands at
 // the committed indexes may be another leader's.
 func (c *Core) stepCommit(now Time, m *Msg, o *Out) {
+	if mutants.On("H11") && m.Term == c.log.accTerm {
+		c.log.commit = max(c.log.commit, m.Commit)
+	}
 	if m.Term == c.log.accTerm || mutants.On("A5b") {
 		c.commitTo(min(m.Commit, c.log.last))
 		c.compactTo = max(c.compactTo, min(m.CompactTo, c.log.last))
@@ -720,6 +723,9 @@ func (c *Core) Restore(now Time, st State, o *Out) {
 	}
 	st.Hard.Commit = max(st.Hard.Commit, st.Applied.Applied)
 	oldLast := c.log.last
+	if mutants.On("C14") {
+		st.Desc = c.desc
+	}
 	err := c.load(now, st)
 	if mutants.On("B23") && oldLast > c.log.last {
 		c.log.last = oldLast

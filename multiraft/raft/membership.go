@@ -81,13 +81,16 @@ func (c *Core) ProposeConf(now Time, cc ConfChange, h EntryHeader, o *Out) (LogM
 	case c.transferTo != 0:
 		return LogMark{}, ErrTransferring
 	case !c.ready || c.confPending():
+		if mutants.On("C3c") {
+			c.appendOwn(EntryConf, h, []Command{{Body: cc.Encode(nil)}}, o)
+		}
 		return LogMark{}, ErrConfPending
 	}
 	next, err := c.desc.Apply(cc)
 	if err != nil {
 		return LogMark{}, err
 	}
-	if r, ok := next.Replica(c.id); (!ok || !r.Role.inNew()) && !mutants.On("C6") && !mutants.On("C10") {
+	if r, ok := next.Replica(c.id); (!ok || !r.Role.inNew()) && !mutants.On("C6") && !mutants.On("C10b") && !mutants.On("C16") {
 		return LogMark{}, ErrConfUnsafe
 	}
 	if c.promotesLagging(&next) && !mutants.On("C11") {
@@ -134,7 +137,7 @@ func (c *Core) leaveJoint(now Time, o *Out) {
 	if c.self < 0 || c.transferTo != 0 {
 		return
 	}
-	if c.peers[c.self].role.inNew() {
+	if c.peers[c.self].role.inNew() || mutants.On("C16") {
 		_, err := c.ProposeConf(now, ConfChange{ConfVer: c.desc.ConfVer}, EntryHeader{}, o)
 		invariants.Must(err == nil, "leaving the joint configuration: %v", err)
 		return

@@ -1,0 +1,45 @@
+//go:build mutants
+
+package snapshot
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
+)
+
+// TestMutants plants one bug at a time and shows that it is found.
+func TestMutants(t *testing.T) {
+	for id, run := range map[string]func() error{"E18": damagedChunk} {
+		t.Run(id, func(t *testing.T) {
+			mutants.Set("")
+			if err := run(); err != nil {
+				t.Fatalf("without the bug: %v", err)
+			}
+			mutants.Set(id)
+			defer mutants.Set("")
+			err := run()
+			if err == nil {
+				t.Fatal("not found")
+			}
+			t.Logf("found: %v", err)
+		})
+	}
+}
+
+// damagedChunk changes one byte of a chunk; it must be refused.
+func damagedChunk() error {
+	rows := []byte("the rows of a shard")
+	m := &Meta{Files: []File{{Size: int64(len(rows)), Sums: []uint32{sum(rows)}}}}
+	chunk := append(make([]byte, chunkHead), rows...)
+	chunk[0] = chunkVersion
+	if _, _, _, err := m.decodeChunk(chunk); err != nil {
+		return err
+	}
+	chunk[chunkHead+3] ^= 1
+	if _, _, _, err := m.decodeChunk(chunk); err == nil {
+		return errors.New("a damaged chunk is taken")
+	}
+	return nil
+}
