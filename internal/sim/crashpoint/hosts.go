@@ -62,7 +62,7 @@ func hostScenarios() []Scenario {
 		c.cutOff(3, false)
 		c.setDown(3, false)
 		before := c.sent
-		if err := do(func() error { return c.level(1) }, func() error { return c.write(1, 2, 2) }, func() error { return c.level(1) }); err != nil {
+		if err := do(func() error { return c.level(1) }, func() error { return c.pass(60) }, func() error { return c.write(1, 2, 2) }, func() error { return c.level(1) }); err != nil {
 			return err
 		}
 		if c.sent == before {
@@ -166,7 +166,7 @@ func hostScenarios() []Scenario {
 		}),
 		fleeted("host-truncation", nil, 3, led, func(c *fleet) error {
 			for range 4 {
-				if err := do(func() error { return c.write(1, 6, 4) }, func() error { return c.level(1) }, func() error { return c.pass(40) }); err != nil {
+				if err := do(func() error { return c.write(1, 6, 4) }, func() error { return c.level(1) }, func() error { return c.pass(60) }, func() error { return c.pass(40) }); err != nil {
 					return err
 				}
 			}
@@ -230,10 +230,10 @@ func hostScenarios() []Scenario {
 			rep := raft.Replica{Node: 4, Role: raft.Learner}
 			return do(
 				func() error { return c.change(1, raft.ConfStep{Replica: rep}) },
-				func() error { return c.level(1) },
+				func() error { return c.level(1) }, func() error { return c.pass(60) },
 				func() error { rep.Role = raft.Voter; return c.change(1, raft.ConfStep{Replica: rep}) },
 				func() error { return c.write(1, 2, 2) },
-				func() error { return c.level(1) },
+				func() error { return c.level(1) }, func() error { return c.pass(60) },
 			)
 		}),
 		fleeted("host-member-replaced", tables, 4, led, func(c *fleet) error {
@@ -241,12 +241,12 @@ func hostScenarios() []Scenario {
 				func() error {
 					return c.change(1, raft.ConfStep{Replica: raft.Replica{Node: 4, Role: raft.Learner}})
 				},
-				func() error { return c.level(1) },
+				func() error { return c.level(1) }, func() error { return c.pass(60) },
 				func() error {
 					return c.change(1, raft.ConfStep{Replica: raft.Replica{Node: 4, Role: raft.Voter}}, raft.ConfStep{Remove: true, Replica: raft.Replica{Node: 3}})
 				},
 				func() error { return c.write(1, 2, 2) },
-				func() error { return c.level(1) },
+				func() error { return c.level(1) }, func() error { return c.pass(60) },
 			)
 		}),
 		fleeted("host-member-removed", nil, 3, led, func(c *fleet) error {
