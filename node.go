@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -191,6 +192,11 @@ func (n *Node) openNet() error {
 	to := transport.Options{
 		Listen: o.Listen, Listener: o.PeerListener, ClientListen: o.ClientListen, ClientListener: o.ClientListener,
 		OnJoin: n.onJoin, Logger: n.log, Compress: o.Compress,
+		OnRefused: func(node raft.NodeID, err *transport.RefusedError) {
+			if err.Reason == transport.RefusedStale && !err.ByUs {
+				n.oldCopy(node)
+			}
+		},
 	}
 	if to.ClientListen == "" && to.ClientListener == nil {
 		host := o.Listen
@@ -349,6 +355,11 @@ func (n *Node) openGroups() error {
 	if err != nil {
 		return err
 	}
+	if t, ok := n.net.get().(*transport.GRPC); ok {
+		for _, r := range recs {
+			t.Remember(r.Node, uint64(r.Epoch)>>32)
+		}
+	}
 	timing := n.o.Timing.withDefaults()
 	n.events = newEvents(n.o.Observer)
 	n.live, err = liveness.New(liveness.Config{
@@ -359,7 +370,8 @@ func (n *Node) openGroups() error {
 				n.host.LivenessChanged(node)
 			}
 		},
-		Gate: func(now raft.Time) bool { return n.host != nil && n.host.Alive(now, timing.Support/2) },
+		OnOldCopy: n.oldCopy,
+		Gate:      func(now raft.Time) bool { return n.host != nil && n.host.Alive(now, timing.Support/2) },
 	}, support, &n.net, n.clock)
 	if err != nil {
 		return err
@@ -597,6 +609,18 @@ func (n *Node) Fatal() error {
 		return *p
 	}
 	return nil
+}
+
+// oldCopy stops the node when a peer remembers a later boot of it than the
+// present one: its store is an old copy and has forgotten votes and
+// acknowledgements that others count on. Everybody else goes on without it.
+func (n *Node) oldCopy(peer raft.NodeID) {
+	if mutants.On("B18d") {
+		return
+	}
+	go func() { // it writes, and its caller must not wait; the store outlives it, or refuses
+		_ = n.eng.MarkAmnesiac(fmt.Errorf("node %d remembers a later boot of this node than boot %d", peer, n.eng.BootEpoch()))
+	}()
 }
 
 func (n *Node) onFatal(err error) {

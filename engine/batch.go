@@ -169,7 +169,7 @@ func (b *Batch) Commit(sync bool) (err error) {
 		}
 	}()
 	b.e.stats.batches.Add(1)
-	if !sync || mutants.On("E-ack-unsynced") {
+	if !sync || mutants.On("E-ack-unsynced") || mutants.On("H3") && b.e.seq.Add(1)%4 == 0 {
 		err = b.e.db.Apply(b.b, pebble.NoSync)
 	} else {
 		b.since = time.Now()

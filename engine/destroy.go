@@ -129,6 +129,13 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 	if !mutants.On("G14") {
 		err = write(err, pb.DeleteRange(LogPrefix(s), PrefixEnd(LogPrefix(s)), nil))
 	}
+	if mutants.On("E-intent-early") {
+		err = write(err, pb.Delete(intentKey(nil, s), nil))
+	}
+	if mutants.On("E-destroy-first") {
+		lower, upper := DataSpan(in.Keyspace, in.Start, in.End)
+		err = write(err, e.db.Excise(context.Background(), pebble.KeyRange{Start: lower, End: upper}))
+	}
 	if err != nil {
 		return errors.Join(err, pb.Close())
 	}

@@ -163,6 +163,10 @@ func (e *Engine) inspect(fs FS) (rec identRecord, found bool, err error) {
 		if err := e.checkIdent(rec); err != nil {
 			return rec, false, err
 		}
+		if rec.State == stateAmnesiac {
+			return rec, false, e.openErr(Amnesia, "remove the directory and let the node join as a new one",
+				errors.New("it was found to have forgotten what it had promised to other nodes"))
+		}
 		if rec.State == stateReady && !hasDB {
 			return rec, false, e.openErr(Corrupt, "restore the directory from a backup, or replace the node",
 				errors.New("the database directory is missing"))

@@ -8,6 +8,9 @@ import (
 )
 
 var (
+	// ErrAmnesia says that the store has lost writes that others count on: it is an
+	// old copy, or its disk forgot what was synced. It has to be replaced.
+	ErrAmnesia = errors.New("engine: the store has forgotten what it had promised; remove the directory and let the node join as a new one")
 	// ErrClosed is returned by calls on an Engine after Close. Nothing was read or written.
 	ErrClosed = errors.New("engine: closed")
 	// ErrFailed marks every error of a store that stopped after a failed sync

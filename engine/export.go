@@ -322,6 +322,9 @@ func (e *Engine) installSmall(in *Install) error {
 			{Start: StatePrefix(s), End: PrefixEnd(StatePrefix(s))},
 			{Start: LogPrefix(s), End: PrefixEnd(LogPrefix(s))},
 		} {
+			if mutants.On("E11") && sp.Start[0] == prefixLog {
+				continue
+			}
 			if some, err := e.hasKeys(sp); err != nil {
 				return err
 			} else if some {
@@ -330,10 +333,25 @@ func (e *Engine) installSmall(in *Install) error {
 				}
 			}
 		}
+		if mutants.On("E13") { // the descriptor is there before the data
+			if err := in.state(func(k, v []byte) error { return pb.Set(k, v, nil) }, func(k, v []byte) error { return pb.Set(k, v, nil) }); err != nil {
+				return err
+			}
+			if err := e.applySynced(pb); err != nil {
+				return err
+			}
+			pb = e.db.NewBatch()
+		}
 		for _, kv := range in.SmallKVs {
 			if err := pb.Set(DataKey(in.Desc.Keyspace, kv.Key), kv.Value, nil); err != nil {
 				return err
 			}
+		}
+		if mutants.On("E6") { // the data is there before the index it stands for
+			if err := e.applySynced(pb); err != nil {
+				return err
+			}
+			pb = e.db.NewBatch()
 		}
 		return in.state(func(k, v []byte) error { return pb.Set(k, v, nil) },
 			func(k, v []byte) error { return pb.Set(k, v, nil) })

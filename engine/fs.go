@@ -101,6 +101,9 @@ type walFile struct {
 }
 
 func (w *walFile) check(what string, err error) error {
+	if err != nil && mutants.On("H4") && what == "sync" { // tried again, and believed
+		return w.File.Sync()
+	}
 	if err != nil {
 		w.e.fail(fmt.Errorf("%s write-ahead log %s: %w", what, w.name, err))
 	}
@@ -178,7 +181,7 @@ func mkdirSynced(fs FS, dir string) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	if err := fs.MkdirAll(dir, 0o755); err != nil {
+	if err := fs.MkdirAll(dir, 0o755); err != nil || mutants.On("B16b") {
 		return err
 	}
 	for _, d := range missing {

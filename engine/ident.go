@@ -11,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -49,6 +50,9 @@ const (
 const (
 	stateCreating byte = 1 // Pebble's directory is not usable yet; it is removed and made again
 	stateReady    byte = 2
+	// stateAmnesiac: the store has forgotten what others count on. It is never
+	// opened again.
+	stateAmnesiac byte = 3
 )
 
 // identRecord is one slot of the identity file.
@@ -93,7 +97,7 @@ func decodeIdentRecord(b []byte) (identRecord, error) {
 		return r, fmt.Errorf("identity record of version %d: %w", b[8], errNewerIdent)
 	}
 	r.State = b[9]
-	if r.State != stateCreating && r.State != stateReady {
+	if r.State < stateCreating || r.State > stateAmnesiac {
 		return r, errBadIdent
 	}
 	r.Seq = binary.BigEndian.Uint64(b[14:])
@@ -153,6 +157,9 @@ func writeIdentFile(fs FS, name string, r *identRecord) error {
 	r.encode(slot[:0])
 	if _, err := f.WriteAt(slot[:], int64(r.Seq%2)*identSlot); err != nil {
 		return closeWith(f, err)
+	}
+	if mutants.On("D14f") {
+		return f.Close()
 	}
 	return closeWith(f, f.Sync())
 }
@@ -219,6 +226,29 @@ func (e *Engine) SetIdent(cluster [16]byte, node raft.NodeID) error {
 	return e.setSynced(identKey(nil), next.Ident.encode(nil))
 }
 
+// MarkAmnesiac stops the store for good: it is known to have forgotten promises
+// that others count on, as an old copy has, or a disk that lost what it had
+// synced. That is made durable first: no later Open succeeds (Amnesia), so that
+// nothing is ever voted, acknowledged or read from it again. Then the store fails
+// as after a failed sync. If another process has opened the directory since, that
+// one is the store, and only this Engine fails. The error is the failure.
+func (e *Engine) MarkAmnesiac(why error) error {
+	if err := e.usable(); err != nil {
+		return err
+	}
+	e.identMu.Lock()
+	rec, err := readIdentFile(e.fs, e.identPath())
+	if err == nil && rec.BootEpoch == e.bootEpoch && !mutants.On("B18c") {
+		rec.State = stateAmnesiac
+		err = writeIdentFile(e.fs, e.identPath(), &rec)
+	}
+	e.identMu.Unlock()
+	if err != nil {
+		e.log.Error("the amnesia of the store could not be noted", "err", err)
+	}
+	return e.fail(fmt.Errorf("%w: %w", ErrAmnesia, why))
+}
+
 func (e *Engine) identPath() string { return e.fs.PathJoin(e.dir, identName) }
 
 // loadIdent brings the identity file, Pebble's copy and Options together and
@@ -270,7 +300,11 @@ func (e *Engine) loadIdent() error {
 	if err := pb.Set(requesterKey(nil), encodeRequester(nil, rec.BootEpoch), nil); err != nil {
 		return err
 	}
-	if err := e.db.Apply(pb, pebble.Sync); err != nil {
+	durable := pebble.Sync
+	if mutants.On("D14f") {
+		durable = pebble.NoSync
+	}
+	if err := e.db.Apply(pb, durable); err != nil {
 		return e.openErr(NotWritable, "check the disk", err)
 	}
 	e.identRec, e.bootEpoch = rec, rec.BootEpoch

@@ -10,6 +10,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // The watermark guards against a store that silently lost what it had synced:
@@ -105,7 +107,13 @@ func (e *Engine) openWatermark() error {
 	if err := pb.Close(); err != nil {
 		return e.openErr(NotWritable, "check the disk", err)
 	}
-	if seq < w.Seq {
+	if seq < w.Seq && !mutants.On("B18") {
+		// Once refused, always refused: its sequence numbers would grow past the
+		// mark if something else opened it.
+		e.identRec.State = stateAmnesiac
+		if err := writeIdentFile(e.fs, e.identPath(), &e.identRec); err != nil {
+			e.log.Error("the amnesia of the store could not be noted", "err", err)
+		}
 		return e.openErr(Amnesia, "its promises to other nodes are lost: remove the directory and let the node join as a new one",
 			fmt.Errorf("the database ends at write %d, but write %d was durable in boot epoch %d", seq, w.Seq, w.BootEpoch))
 	}

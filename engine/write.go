@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // SyncNow makes everything committed so far durable: the proof that the disk
@@ -14,6 +16,12 @@ func (e *Engine) SyncNow() error {
 		return err
 	}
 	defer e.leave()
+	if mutants.On("B18b") { // a watermark of what is not synced yet
+		pb := e.db.NewBatch()
+		_ = pb.LogData(nil, nil)
+		_ = e.db.Apply(pb, pebble.NoSync)
+		_ = e.noteDurable(uint64(pb.SeqNum())+1, true)
+	}
 	seq, err := e.syncLogSeq()
 	if err != nil {
 		return err

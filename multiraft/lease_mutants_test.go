@@ -8,8 +8,8 @@ import (
 	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
-// TestMutants plants one bug at a time and shows that the case of its rule fails.
-func TestMutants(t *testing.T) {
+// TestLeaseMutants plants one bug at a time and shows that the case of its rule fails.
+func TestLeaseMutants(t *testing.T) {
 	cases := map[string]func(*testing.T) error{}
 	for _, c := range leaseCases {
 		cases[c.name] = c.run

@@ -421,6 +421,13 @@ func (l *loop) commitRound(now raft.Time) {
 		t := &o.Appends[i]
 		b.Append(t.Shard, t.OldLast, t.Entries)
 	}
+	if mutants.On("E5") { // the entries go before the record that allows it
+		l.batch = l.h.engine.NewBatch()
+		l.truncateAll()
+		_ = l.batch.Commit(false)
+		l.batch.Close()
+		l.batch = b
+	}
 	l.truncateAll()
 	l.hideLeases()
 	for _, r := range l.touched {
@@ -428,6 +435,12 @@ func (l *loop) commitRound(now raft.Time) {
 			as := r.as
 			if mutants.On("F2") && as.Applied > as.TruncIndex {
 				as.Applied-- // the rest comes with the next batch
+			}
+			if mutants.On("F2c") { // the effects and the index they stand for come apart
+				_ = b.Commit(false)
+				b.Close()
+				b = l.h.engine.NewBatch()
+				l.batch = b
 			}
 			b.SetApplied(r.shard, as)
 			r.asDirty = false
@@ -437,6 +450,10 @@ func (l *loop) commitRound(now raft.Time) {
 		s.OnRound(l.id, o)
 	}
 	l.sendMsgs(o.Msgs)
+	if mutants.On("B15b") { // what rests on the disk leaves with the rest
+		l.sendMsgs(o.Held)
+		o.Held = o.Held[:0]
+	}
 	l.startSnapshots()
 
 	needSync := len(o.Appends) > 0 || len(o.HardStates) > 0 || l.wantSync
@@ -447,7 +464,7 @@ func (l *loop) commitRound(now raft.Time) {
 		if s := l.h.stepper; s != nil && s.OnCommit != nil {
 			s.OnCommit(l.id)
 		}
-		if err := b.Commit(true); err != nil {
+		if err := b.Commit(len(o.Appends) > 0 || !mutants.On("B15")); err != nil {
 			l.fatal(err)
 			return
 		}

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -247,6 +248,9 @@ func (s *Store) put(r *reception, i, c int, payload []byte) error {
 	}
 	file := r.file
 	r.file = nil
+	if mutants.On("E5b") {
+		return file.Close()
+	}
 	if err := file.Sync(); err != nil {
 		return errors.Join(fmt.Errorf("snapshot: sync staged table: %w", err), file.Close())
 	}

@@ -446,6 +446,11 @@ func (t *GRPC) openStream(ctx context.Context, cancel func(), addr string, node 
 	return conn, stream, h, nil
 }
 
+// Remember tells that a node is known, from an earlier life of this process, to
+// have reached a boot epoch: a process that comes with a lower one runs on an old
+// copy of its store and is refused. Call it before Activate.
+func (t *GRPC) Remember(node raft.NodeID, boot uint64) { t.inbound.remember(node, boot) }
+
 // --- the peer server
 
 func (t *GRPC) newPeerServer() *grpc.Server {

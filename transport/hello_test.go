@@ -92,6 +92,13 @@ func TestInboundIncarnations(t *testing.T) {
 	if why := <-again.end; why.Reason != RefusedStale {
 		t.Fatalf("the older incarnation ended by %v", why)
 	}
+	tab.remember(9, 4) // on record from an earlier life of this process
+	if _, r := tab.admit(Hello{Node: 9, BootEpoch: 3, Incarnation: 1}); r == nil || r.Reason != RefusedStale {
+		t.Fatalf("an older boot epoch than the one on record: %v", r)
+	}
+	if _, r := tab.admit(Hello{Node: 9, BootEpoch: 5, Incarnation: 1}); r != nil {
+		t.Fatal(r)
+	}
 	old := hello(5, 1)
 	if !tab.stale(&old) {
 		t.Fatal("the older incarnation does not count as stale")

@@ -29,6 +29,19 @@ type inbound struct {
 type inboundTable struct {
 	mu   sync.Mutex
 	byID map[raft.NodeID]*inbound
+	// least is the boot epoch that each node is known to have reached before this
+	// process began.
+	least map[raft.NodeID]uint64
+}
+
+// remember notes that a node was seen with a boot epoch.
+func (t *inboundTable) remember(node raft.NodeID, boot uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.least == nil {
+		t.least = map[raft.NodeID]uint64{}
+	}
+	t.least[node] = max(t.least[node], boot)
 }
 
 // admit decides whether a stream of h may be read, and ends the one it replaces.
@@ -37,6 +50,10 @@ type inboundTable struct {
 func (t *inboundTable) admit(h Hello) (*inbound, *RefusedError) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if least := t.least[h.Node]; h.BootEpoch < least {
+		return nil, &RefusedError{Reason: RefusedStale, ByUs: true,
+			Detail: fmt.Sprintf("node %d has boot epoch %d, %d is on record", h.Node, h.BootEpoch, least)}
+	}
 	old := t.byID[h.Node]
 	if old != nil {
 		switch o := &old.hello; {
@@ -76,7 +93,7 @@ func (t *inboundTable) stale(h *Hello) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.byID[h.Node]
-	return old != nil && h.BootEpoch < old.hello.BootEpoch
+	return old != nil && h.BootEpoch < old.hello.BootEpoch || h.BootEpoch < t.least[h.Node]
 }
 
 func (t *inboundTable) isLive(in *inbound) bool {

@@ -64,6 +64,10 @@ type Config struct {
 	// runs on the manager's goroutine and must not block. node may be the own
 	// node (own gate opened or closed). Nil: nobody is told.
 	OnChange func(node raft.NodeID)
+	// OnOldCopy is called when a peer answers that it was shown a later boot of
+	// this node: the store of this node is an old copy. It runs on the manager's
+	// goroutine and must not block. Nil: nobody is told.
+	OnOldCopy func(peer raft.NodeID)
 	// Logger gets lines about lost and regained support. Nil: none.
 	Logger *slog.Logger
 }
@@ -421,6 +425,9 @@ func (m *Manager) note(en Entry) {
 	}
 	if old.Until == 0 && en.Until != 0 {
 		m.log("liveness: support gained", en.Node, en.From)
+	}
+	if !old.Ahead && en.Ahead && m.cfg.OnOldCopy != nil {
+		m.cfg.OnOldCopy(en.Node)
 	}
 	if !old.Ahead && en.Ahead && m.cfg.Logger != nil {
 		m.cfg.Logger.Error("liveness: a peer remembers a later boot of this node; this store is an old copy and gets no support",

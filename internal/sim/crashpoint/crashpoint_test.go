@@ -41,7 +41,7 @@ func TestScenarios(t *testing.T) {
 	}
 	perOp := *perOpFlag
 	if *imagesFlag == 0 {
-		perOp = 0.25
+		perOp = 0.12
 	}
 	tally, err := Explore(Options{
 		Scenarios: chosen(t), Images: *imagesFlag, PerOp: perOp, Seed: *seedFlag, Workers: *workersFlag, DumpDir: dump, Failures: 3,

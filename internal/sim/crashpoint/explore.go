@@ -131,11 +131,13 @@ func Record(s Scenario, seed uint64) (*Run, error) {
 	r := newRun(s.Name, seed)
 	err := s.Run(r)
 	for _, n := range r.nodes {
-		if n.fatal != nil {
+		if n.fatal != nil && !n.mayFail {
 			err = errors.Join(err, n.fatal)
 		}
 		if n.e != nil {
-			err = errors.Join(err, n.e.Close())
+			if cerr := n.e.Close(); !n.mayFail {
+				err = errors.Join(err, cerr)
+			}
 			n.e = nil
 		}
 	}

@@ -351,6 +351,13 @@ func (m *member) round() (bool, error) {
 			return false, err
 		}
 	}
+	for _, v := range m.h.Views() {
+		g := m.moments[len(m.moments)-1].s.Groups[v.Shard]
+		if did && g != nil && (g.Desc.ConfVer != v.Desc.ConfVer || g.Applied.Applied != v.Applied || g.Hard.Term < v.Term && v.IsLeader) {
+			return false, fmt.Errorf("node %d shard %d: in memory configuration %d, applied %d, on disk %d, %d", m.id, v.Shard,
+				v.Desc.ConfVer, v.Applied, g.Desc.ConfVer, g.Applied.Applied)
+		}
+	}
 	for _, a := range m.acked {
 		if g := m.moments[len(m.moments)-1].s.Groups[a.shard]; g != nil {
 			a.term, _ = g.Term(a.index)

@@ -114,7 +114,7 @@ func hostScenarios() []Scenario {
 			for range 3 {
 				c.setDown(1, true)
 				c.setDown(1, false)
-				if err := do(func() error { return c.pass(10) }, func() error { return c.write(1, 1, 2) }); err != nil {
+				if err := do(func() error { return c.pass(600) }, func() error { return c.write(1, 1, 2) }); err != nil {
 					return err
 				}
 			}

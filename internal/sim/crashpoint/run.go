@@ -77,6 +77,7 @@ type node struct {
 	epochs   []epochMark
 	cluster  [16]byte
 	fatal    error
+	mayFail  bool // the scenario breaks the disk
 }
 
 // epochMark: from operation at on, others may know of boot epoch.

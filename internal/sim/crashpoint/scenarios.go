@@ -2,8 +2,10 @@ package crashpoint
 
 import (
 	"context"
+	"errors"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/sim/simfs"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -318,6 +320,37 @@ func handScenarios() []Scenario {
 				}
 			}
 			return h.reopen()
+		}),
+		handed("failed-sync", filled, func(h *hand) error {
+			// What the kernel could not write is gone, and the next sync succeeds.
+			h.mayFail = true
+			h.r.fs.SetFaults(simfs.Fault{Kind: simfs.OpSync, Class: simfs.ClassWAL, Nth: 3 + h.r.rng.IntN(4), Effect: simfs.SyncLost})
+			for range 12 {
+				if err := h.round(false, h.appendTo(1, 0, 2), h.apply(1, 1)); err != nil {
+					return err
+				}
+				if err := h.gate(); err != nil {
+					if !errors.Is(err, engine.ErrFailed) {
+						return err
+					}
+					return nil
+				}
+			}
+			return errors.New("nobody noticed that a sync failed")
+		}),
+		handed("full-disk", filled, func(h *hand) error {
+			h.mayFail = true
+			h.value = 3 << 10
+			h.r.fs.SetSpace(160 << 10)
+			for range 400 {
+				if err := h.round(true, h.appendTo(1, 0, 2), h.apply(1, 2), h.truncate(1, 1)); err != nil {
+					if !errors.Is(err, engine.ErrFailed) {
+						return err
+					}
+					return nil
+				}
+			}
+			return errors.New("the disk did not fill up")
 		}),
 		handed("process-killed-and-restarted", filled, func(h *hand) error {
 			for range 3 {
