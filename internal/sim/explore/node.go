@@ -121,6 +121,9 @@ func (n *node) SupportFor(id raft.NodeID) (raft.Epoch, bool) {
 	if id == n.id() {
 		return raft.Epoch(n.boot), true
 	}
+	if id == 0 {
+		return 0, false // of a leader that is not known
+	}
 	p := &n.pairs[id-1]
 	return p.given, p.givenLive
 }
