@@ -464,7 +464,7 @@ func (l *loop) commitRound(now raft.Time) {
 		if s := l.h.stepper; s != nil && s.OnCommit != nil {
 			s.OnCommit(l.id)
 		}
-		if err := b.Commit(len(o.Appends) > 0 || !mutants.On("B15")); err != nil {
+		if err := b.Commit(len(o.Appends) > 0 || !mutants.On("B15c")); err != nil {
 			l.fatal(err)
 			return
 		}

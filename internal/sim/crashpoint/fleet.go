@@ -454,10 +454,28 @@ func (c *fleet) lead(s raft.ShardID, n raft.NodeID) error {
 	if err := c.call(func() error { return m.h.Campaign(context.Background(), s) }); err != nil {
 		return err
 	}
-	return c.until("election", func() bool {
+	leads := func() bool {
 		v, ok := m.h.View(s)
 		return ok && v.IsLeader && v.IsReady
+	}
+	// Another one may have campaigned by itself before.
+	err := c.until("election", func() bool {
+		l := c.leader(s)
+		if l == nil || c.down[l.id] || c.cut[[2]raft.NodeID{l.id, n}] {
+			return leads()
+		}
+		v, _ := l.h.View(s)
+		return v.IsReady
 	})
+	if err != nil || leads() {
+		return err
+	}
+	if l := c.leader(s); l != nil && l != m {
+		if err := c.call(func() error { return l.h.Transfer(context.Background(), s, n) }); err != nil {
+			return err
+		}
+	}
+	return c.until("transfer after an election", leads)
 }
 
 // leader returns the member that leads a shard.

@@ -14,7 +14,7 @@ import (
 // planted are bugs that crashes must show, and the scenarios that look for each,
 // by the beginning of their names.
 var planted = map[string]string{
-	"B15":                "host-elections-in-turn",
+	"B15c":               "host-elections-in-turn",
 	"B15b":               "host-writes",
 	"B16":                "install-twice",
 	"B16b":               "start",
