@@ -23,7 +23,7 @@ var (
 // t0 is a bug that runs of the simulator of the cores find: attempt n runs
 // profile n modulo their number, with seed n divided by it, plus one.
 func t0(id, ledger, title string, profiles []string) plant {
-	return plant{id: id, ledger: ledger, title: title, tier: "T0",
+	return plant{id: id, ledger: ledger, title: title, tier: "T0", profiles: profiles,
 		try: func(_ context.Context, _ *Options, n int) (*catch, error) {
 			seed, profile := uint64(n/len(profiles))+1, profiles[n%len(profiles)]
 			r := sim.Run(sim.Options{Seed: seed, Profile: profile})
@@ -135,13 +135,13 @@ func corePlants() []plant {
 		t0("B0-A2", "B0 A2", "a restart forgets acknowledged entries above the known commit index", anyProfile),
 		t0("B0-B3", "B0 B3", "pair epochs are the same in every boot", anyProfile),
 		t0("B0-B6", "B0 B6", "support is given back and still counted", anyProfile),
-		t0("B0-C1a", "B0 C1", "the former leader gets no vote from whom it is promised", elections),
+		tested("B0-C1a", "B0 C1", "the former leader gets no vote from whom it is promised", "multiraft/raft", "TestB0Mutants", "L1"),
 		t0("B0-C1b", "B0 C1", "the leader's grant does not lift the promise to it", elections),
-		t0("B0-C1c", "B0 C1", "proof of a newer leader does not lift the promise to the old one", elections),
-		t0("B0-C1d", "B0 C1", "who stops leading does not say so", elections),
+		tested("B0-C1c", "B0 C1", "proof of a newer leader does not lift the promise to the old one", "multiraft/raft", "TestB0Mutants", "L1"),
+		tested("B0-C1d", "B0 C1", "who stops leading does not say so", "multiraft/raft", "TestB0Mutants", "L1"),
 		t0("B0-C1e", "B0 C1", "nobody asks a silent leader whether it leads", elections),
 		t0("B0-C2", "B0 C2", "an epoch whose support lapsed is asked for again", anyProfile),
-		t0("B0-C3a", "B0 C3", "what was lost with a stream stays lost", []string{"log", "swarm"}),
+		tested("B0-C3a", "B0 C3", "what was lost with a stream stays lost", "multiraft/raft", "TestB0Mutants", "L1"),
 		t0("B0-C3b", "B0 C3", "a leader never sends again", anyProfile),
 		t0("B0-C3c", "B0 C3", "a follower that knows of uncommitted entries never asks", anyProfile),
 		t0("B0-C4", "H1, B0 C4", "heartbeats leave while the disk stands still", []string{"stall", "log", "swarm"}),

@@ -22,6 +22,8 @@ type plant struct {
 	ledger string
 	title  string
 	tier   string
+	// profiles are those of the simulator of the cores, where that is the tier.
+	profiles []string
 	// try makes attempt n (0, 1, ...) to find the bug, which is switched on.
 	// It returns nil where the attempt found nothing, errDone when no further
 	// attempt makes sense, and errSkip (wrapped) if the bug cannot be tried here.
