@@ -22,13 +22,14 @@ import (
 )
 
 // notFormats are the files in testdata folders that hold no layout of bytes:
-// scenarios, and texts that commands print. Every other file there is a golden
+// scenarios, schedules, and texts that commands print. Every other file there is a golden
 // file and must be named in docs/formats.md.
 var notFormats = []string{
 	"multiraft/raft/testdata/*.txt",
 	"multiraft/raft/rafttest/testdata/*.txt",
 	"multiraft/liveness/testdata/*.txt",
 	"internal/sim/testdata/*.txt",
+	"internal/sim/testdata/regress/*.json", // schedules of the simulator; versioned, described in sim.File
 	"internal/house/testdata/embedder-modules.txt",
 	"cmd/flotilla/testdata/*.txt",
 	"cmd/flotilla/testdata/default.toml",
