@@ -531,9 +531,13 @@ func (n *Node) admit(ctx context.Context, from member) (f *formation, refused st
 		}
 		return nil, fmt.Sprintf("a node that joins gets its id from the cluster; start it without the id %d", from.ID), nil
 	}
-	info, err := catalog.RegisterNode(ctx, n.catalog(), catalog.NodeInfo{
+	info, err := catalog.RegisterNext(ctx, n.catalog(), catalog.NodeInfo{
 		Addr: from.Addr, ClientAddr: from.ClientAddr, JoinedAt: int64(n.clock.Wall()), Version: ReleaseVersion,
-	})
+	}, raft.NodeID(certified(ctx)))
+	var next *catalog.NextNodeError
+	if errors.As(err, &next) {
+		return nil, fmt.Sprintf("the next node to join gets the id %d, and the certificate of this one is of node %d; give it a certificate of node %d", next.Next, certified(ctx), next.Next), nil
+	}
 	if err != nil {
 		return nil, "", err
 	}

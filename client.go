@@ -24,6 +24,8 @@ type ClientOptions struct {
 	Timeout time.Duration
 	// Logger receives what the client has to say. Nil: nothing.
 	Logger *slog.Logger
+	// TLS proves who the client is and checks the nodes. Nil: no TLS.
+	TLS *TLSFiles
 	// Network reaches nodes of an in-process network. For tests.
 	Network *transport.Network
 }
@@ -36,6 +38,7 @@ type Client struct {
 	o       ClientOptions
 	seeds   []string
 	cluster string
+	tls     *transport.TLS // nil: none
 	senders *senders
 	router  *router.Router
 	book    addressBook
@@ -70,6 +73,12 @@ func Dial(ctx context.Context, addrs []string, o ClientOptions) (*Client, error)
 		}
 	}
 	c := &Client{o: o, seeds: addrs, cluster: o.ClusterID, conns: map[string]transport.Caller{}}
+	if o.TLS != nil {
+		var err error
+		if c.tls, err = loadTLS(o.TLS, o.Logger); err != nil {
+			return nil, err
+		}
+	}
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	a, err := c.routes(ctx, routesQuery{})
@@ -101,7 +110,7 @@ func (c *Client) dial(node raft.NodeID, addr string) transport.Caller {
 		return c.o.Network.Caller(0, node)
 	}
 	cluster, _ := parseClusterID(c.cluster)
-	return transport.NewClient(addr, transport.ClientOptions{Cluster: cluster, Node: node})
+	return transport.NewClient(addr, transport.ClientOptions{Cluster: cluster, Node: node, TLS: c.tls})
 }
 
 // seed returns the connection to a node known by address only.
@@ -121,7 +130,7 @@ func (c *Client) seed(addr string) (transport.Caller, error) {
 			s = c.o.Network.Caller(0, node)
 		} else {
 			cluster, _ := parseClusterID(c.cluster) // zero: any
-			s = transport.NewClient(addr, transport.ClientOptions{Cluster: cluster})
+			s = transport.NewClient(addr, transport.ClientOptions{Cluster: cluster, TLS: c.tls})
 		}
 		c.conns[addr] = s
 	}

@@ -391,6 +391,9 @@ func (f *former) serve(ctx context.Context, in []byte) ([]byte, error) {
 	if err := json.Unmarshal(in, &q); err != nil {
 		return nil, fmt.Errorf("flotilla: a join message does not decode: %w", err)
 	}
+	if id := certified(ctx); id != 0 && q.From.ID != 0 && q.From.ID != id {
+		return json.Marshal(joinReply{From: f.me(), Nonce: f.nonce, Refused: fmt.Sprintf("it calls itself node %d, and its certificate is of node %d", q.From.ID, id)})
+	}
 	r := f.answer(ctx, &q)
 	r.From, r.Nonce = f.me(), f.nonce
 	return json.Marshal(r)

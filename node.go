@@ -59,6 +59,7 @@ type Node struct {
 	wg        sync.WaitGroup // "reporter"
 	requests  sync.WaitGroup // requests that this node's router carries out for others
 	reports   chan struct{}  // capacity 1: leaderships to be reported
+	tls       *transport.TLS // nil: none
 	fatal     atomic.Pointer[error]
 	collector *collector
 	fresh     bool         // the cluster is being formed in this run
@@ -88,6 +89,9 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 			closeListeners(&n.o)
 		}
 	}()
+	if err := n.loadTLS(); err != nil {
+		return nil, err
+	}
 	if err := n.openNet(); err != nil { // first: a port in use leaves no trace on the disk
 		return nil, err
 	}
@@ -95,6 +99,9 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	if err := n.openCluster(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.checkTLS(); err != nil {
 		return nil, err
 	}
 	if err := n.openGroups(); err != nil {
@@ -191,7 +198,7 @@ func (n *Node) openNet() error {
 	}
 	to := transport.Options{
 		Listen: o.Listen, Listener: o.PeerListener, ClientListen: o.ClientListen, ClientListener: o.ClientListener,
-		OnJoin: n.onJoin, Logger: n.log, Compress: o.Compress,
+		OnJoin: n.onJoin, Logger: n.log, Compress: o.Compress, TLS: n.tls,
 		OnRefused: func(node raft.NodeID, err *transport.RefusedError) {
 			if err.Reason == transport.RefusedStale && !err.ByUs {
 				n.oldCopy(node)
@@ -218,6 +225,9 @@ func (n *Node) openNet() error {
 	n.net.set(g)
 	n.addr = member{Addr: pick(o.Advertise, g.Addr()), ClientAddr: pick(o.ClientAdvertise, g.ClientAddr())}
 	n.former.call = transport.JoinCall
+	if n.tls != nil {
+		n.former.call = n.tls.JoinCall
+	}
 	return nil
 }
 
@@ -231,7 +241,7 @@ func (n *Node) dialClient(node raft.NodeID, addr string) transport.Caller {
 		return n.o.Network.Caller(raft.NodeID(n.ID()), node)
 	}
 	cluster, _ := parseClusterID(n.Cluster())
-	return transport.NewClient(addr, transport.ClientOptions{Cluster: cluster, Node: node})
+	return transport.NewClient(addr, transport.ClientOptions{Cluster: cluster, Node: node, TLS: n.tls})
 }
 
 func pick(a, b string) string {

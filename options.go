@@ -56,6 +56,10 @@ type Options struct {
 	// Replicas is the number of voters per shard of a new cluster. Zero: min(3, nodes).
 	Replicas int
 
+	// TLS secures the listeners and all connections of the node. Nil: no TLS; then
+	// run it on a network you trust.
+	TLS *TLSFiles
+
 	// Compress packs frames of 4 KiB and more to other nodes with snappy: worth it
 	// where the network is slower than the processor.
 	Compress bool
@@ -169,6 +173,16 @@ func (o *Options) Validate() error {
 	}
 	if o.Bootstrap > 0 && o.Replicas > o.Bootstrap {
 		bad("Replicas", o.Replicas, fmt.Sprintf("there are only %d nodes", o.Bootstrap))
+	}
+	if o.TLS != nil {
+		for _, f := range []struct{ field, value string }{{"TLS.CA", o.TLS.CA}, {"TLS.Cert", o.TLS.Cert}, {"TLS.Key", o.TLS.Key}} {
+			if f.value == "" {
+				bad(f.field, `""`, "TLS needs a CA, a certificate and a key")
+			}
+		}
+		if o.Network != nil {
+			bad("TLS", o.TLS.Cert, "an in-process network has no TLS")
+		}
 	}
 	if o.Timeout < 0 {
 		bad("Timeout", o.Timeout, "must not be negative")

@@ -32,6 +32,8 @@ type ClientOptions struct {
 	// BackoffMin and BackoffMax bound the time after a failed attempt in which
 	// requests fail at once. Zero: 20 ms and 1 s.
 	BackoffMin, BackoffMax time.Duration
+	// TLS proves who this process is and checks the server. Nil: no TLS.
+	TLS *TLS
 	// Dial replaces the TCP dialler, for tests.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 }
@@ -315,7 +317,7 @@ func (c *Client) dialOnce(dialing chan struct{}) {
 
 // dial connects, says hello and checks the answer.
 func (c *Client) dial() (_ *clientConn, err error) {
-	cc, err := grpc.NewClient("passthrough:///"+c.addr, append(dialOptions(c.o.Dial), grpc.WithDefaultCallOptions(
+	cc, err := grpc.NewClient("passthrough:///"+c.addr, append(dialOptions(c.o.TLS.client(c.o.Node), c.o.Dial), grpc.WithDefaultCallOptions(
 		grpc.ForceCodecV2(kvCodec{}), grpc.MaxCallRecvMsgSize(maxWireBytes), grpc.MaxCallSendMsgSize(maxWireBytes)))...)
 	if err != nil {
 		return nil, fmt.Errorf("transport: address %q: %w", c.addr, err)

@@ -16,7 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -350,13 +350,13 @@ var clientStreamDesc = grpc.StreamDesc{ClientStreams: true}
 // dialOptions are those of every connection: static windows (no bandwidth
 // probes), large buffers, no retries, no proxy, and a keepalive that finds a
 // silently dead host within 15 s.
-func dialOptions(dial func(context.Context, string) (net.Conn, error)) []grpc.DialOption {
+func dialOptions(creds credentials.TransportCredentials, dial func(context.Context, string) (net.Conn, error)) []grpc.DialOption {
 	if dial == nil {
 		d := &net.Dialer{}
 		dial = func(ctx context.Context, addr string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) }
 	}
 	return []grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithContextDialer(dial),
 		grpc.WithInitialWindowSize(windowStream),
 		grpc.WithInitialConnWindowSize(windowConn),
@@ -370,23 +370,27 @@ func dialOptions(dial func(context.Context, string) (net.Conn, error)) []grpc.Di
 	}
 }
 
-func serverOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{
+func serverOptions(t *TLS, clients bool, log *rateLog) []grpc.ServerOption {
+	var out []grpc.ServerOption
+	if t != nil {
+		out = append(out, grpc.Creds(t.server(clients, log)))
+	}
+	return append(out,
 		grpc.InitialWindowSize(windowStream),
 		grpc.InitialConnWindowSize(windowConn),
 		grpc.ReadBufferSize(ioBuffer),
 		grpc.WriteBufferSize(ioBuffer),
 		grpc.WaitForHandlers(true),
-		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.MaxHeaderListSize(64 << 10),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.MaxHeaderListSize(64<<10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
-	}
+	)
 }
 
 // dialPeer opens a connection of the raw codec; nothing is sent yet.
-func dialPeer(addr string, dial func(context.Context, string) (net.Conn, error)) (*grpc.ClientConn, error) {
-	opts := append(dialOptions(dial), grpc.WithDefaultCallOptions(
+func dialPeer(addr string, creds credentials.TransportCredentials, dial func(context.Context, string) (net.Conn, error)) (*grpc.ClientConn, error) {
+	opts := append(dialOptions(creds, dial), grpc.WithDefaultCallOptions(
 		grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(MaxFrameBytes), grpc.MaxCallSendMsgSize(MaxFrameBytes)))
 	conn, err := grpc.NewClient("passthrough:///"+addr, opts...)
 	if err != nil {
@@ -400,7 +404,7 @@ func dialPeer(addr string, dial func(context.Context, string) (net.Conn, error))
 // hello returned is the other side's.
 func (t *GRPC) openStream(ctx context.Context, cancel func(), addr string, node raft.NodeID, method string) (_ *grpc.ClientConn, _ grpc.ClientStream, h Hello, err error) {
 	st := t.state.Load()
-	conn, err := dialPeer(t.o.Resolve(addr), t.o.Dial)
+	conn, err := dialPeer(t.o.Resolve(addr), t.o.TLS.client(node), t.o.Dial)
 	if err != nil {
 		return nil, nil, h, err
 	}
@@ -454,7 +458,7 @@ func (t *GRPC) Remember(node raft.NodeID, boot uint64) { t.inbound.remember(node
 // --- the peer server
 
 func (t *GRPC) newPeerServer() *grpc.Server {
-	s := grpc.NewServer(append(serverOptions(),
+	s := grpc.NewServer(append(serverOptions(t.o.TLS, false, t.rlog),
 		grpc.ForceServerCodecV2(rawCodec{}),
 		grpc.MaxRecvMsgSize(MaxFrameBytes), grpc.MaxSendMsgSize(MaxFrameBytes), grpc.MaxConcurrentStreams(64))...)
 	s.RegisterService(&peerServiceDesc, t)
@@ -492,7 +496,16 @@ func serveJoin(srv any, ctx context.Context, dec func(any) error, _ grpc.UnarySe
 // *shard.RemoteError when the other side answered with an error, and
 // *shard.UnavailableError when it could not be reached or the answer was lost.
 func JoinCall(ctx context.Context, addr string, in []byte) ([]byte, error) {
-	conn, err := dialPeer(addr, nil)
+	return joinCall(ctx, nil, addr, in)
+}
+
+// JoinCall is the function JoinCall with the certificate of t.
+func (t *TLS) JoinCall(ctx context.Context, addr string, in []byte) ([]byte, error) {
+	return joinCall(ctx, t, addr, in)
+}
+
+func joinCall(ctx context.Context, t *TLS, addr string, in []byte) ([]byte, error) {
+	conn, err := dialPeer(addr, t.client(0), nil)
 	if err != nil {
 		return nil, &shard.UnavailableError{Why: err.Error()}
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -168,7 +169,7 @@ func TestDuplicateNodeID(t *testing.T) {
 // rawStream opens a stream to a node as node 9 and lets the test send any bytes.
 func rawStream(t *testing.T, g *GRPC, boot uint64) grpc.ClientStream {
 	t.Helper()
-	conn, err := dialPeer(g.Addr(), nil)
+	conn, err := dialPeer(g.Addr(), insecure.NewCredentials(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +251,7 @@ func TestBadFramesRefused(t *testing.T) {
 // A frame above the limit is refused by the receiver before it is read whole.
 func TestOversizedFrameRefused(t *testing.T) {
 	a, _ := startNode(t, 1, 1, Options{})
-	conn, err := grpc.NewClient("passthrough:///"+a.Addr(), append(dialOptions(nil), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})))...)
+	conn, err := grpc.NewClient("passthrough:///"+a.Addr(), append(dialOptions(insecure.NewCredentials(), nil), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +272,7 @@ func TestOversizedFrameRefused(t *testing.T) {
 // Streams without a proper hello are refused.
 func TestMissingHelloRefused(t *testing.T) {
 	a, _ := startNode(t, 1, 1, Options{})
-	conn, err := dialPeer(a.Addr(), nil)
+	conn, err := dialPeer(a.Addr(), insecure.NewCredentials(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

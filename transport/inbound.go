@@ -12,6 +12,7 @@ import (
 	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -149,6 +150,11 @@ func (t *GRPC) greet(stream grpc.ServerStream, st *state) (Hello, *RefusedError)
 	}
 	if r := h.checkPeer(&st.id, 0); r != nil {
 		return h, r
+	}
+	if t.o.TLS != nil {
+		if id, _ := CallerIdentity(stream.Context()); id.Node != h.Node && !mutants.On("H-cert-unpinned") {
+			return h, &RefusedError{Reason: RefusedNode, ByUs: true, Detail: fmt.Sprintf("it calls itself node %d and its certificate is of %s; this is %s", h.Node, id, t.o.TLS.Identity())}
+		}
 	}
 	return h, nil
 }

@@ -66,7 +66,7 @@ func (c kvCodec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 func newClientServer(s *requestServer, l net.Listener) *grpc.Server {
-	g := grpc.NewServer(append(serverOptions(), grpc.ForceServerCodecV2(kvCodec{}),
+	g := grpc.NewServer(append(serverOptions(s.t.o.TLS, true, s.t.rlog), grpc.ForceServerCodecV2(kvCodec{}),
 		grpc.MaxRecvMsgSize(maxWireBytes), grpc.MaxSendMsgSize(maxWireBytes), grpc.MaxConcurrentStreams(1024))...)
 	g.RegisterService(&kvServiceDesc, s)
 	healthpb.RegisterHealthServer(g, s.health)

@@ -173,6 +173,9 @@ type Options struct {
 	OnRefused func(node raft.NodeID, err *RefusedError)
 	// Resolve turns a peer's address into what is dialled. Nil: as it is.
 	Resolve func(addr string) string
+	// TLS secures both listeners and the connections to peers; it must name this
+	// node. Nil: no TLS.
+	TLS *TLS
 	// Dial opens the connections to peers. Nil: TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Logger defaults to slog.Default().

@@ -30,6 +30,7 @@ type app struct {
 	// Global flags.
 	addrs     []string
 	clusterID string
+	tls       flotilla.TLSFiles
 	output    string
 	timeout   time.Duration
 	quiet     bool
@@ -71,13 +72,42 @@ func (a *app) connect(ctx context.Context) (client, error) {
 			addrs = []string{defaultAddr}
 		}
 	}
+	tls, err := a.tlsFiles()
+	if err != nil {
+		return nil, err
+	}
 	dialCtx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	c, err := a.dial(dialCtx, addrs, flotilla.ClientOptions{ClusterID: a.clusterID, Timeout: a.timeout})
+	c, err := a.dial(dialCtx, addrs, flotilla.ClientOptions{ClusterID: a.clusterID, Timeout: a.timeout, TLS: tls})
 	if err != nil {
 		return nil, reachError(addrs, err)
 	}
 	return c, nil
+}
+
+// tlsFiles returns the files of --tls-ca, --tls-cert and --tls-key, else of the
+// environment; nil without any. One of them needs the others.
+func (a *app) tlsFiles() (*flotilla.TLSFiles, error) {
+	t := a.tls
+	missing, given := "", false
+	for _, f := range []struct {
+		p    *string
+		name string
+	}{{&t.CA, "tls-ca"}, {&t.Cert, "tls-cert"}, {&t.Key, "tls-key"}} {
+		if *f.p == "" {
+			*f.p, _ = a.env("FLOTILLA_" + strings.ToUpper(strings.ReplaceAll(f.name, "-", "_")))
+		}
+		if given = given || *f.p != ""; *f.p == "" {
+			missing = f.name
+		}
+	}
+	switch {
+	case !given:
+		return nil, nil
+	case missing != "":
+		return nil, usageError("--%s: TLS needs --tls-ca, --tls-cert and --tls-key", missing)
+	}
+	return &t, nil
 }
 
 // with connects, runs f under the global timeout, and disconnects.

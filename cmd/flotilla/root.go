@@ -67,6 +67,9 @@ func newRoot(a *app) *cobra.Command {
 // clientFlags adds the flag that only commands with a connection have.
 func clientFlags(a *app, cmd *cobra.Command) *cobra.Command {
 	cmd.PersistentFlags().StringVar(&a.clusterID, "cluster-id", "", "refuse to talk to any other cluster than this one")
+	cmd.PersistentFlags().StringVar(&a.tls.CA, "tls-ca", "", "PEM file with the authorities of the nodes' certificates (env FLOTILLA_TLS_CA)")
+	cmd.PersistentFlags().StringVar(&a.tls.Cert, "tls-cert", "", "PEM file with the certificate of this client (env FLOTILLA_TLS_CERT)")
+	cmd.PersistentFlags().StringVar(&a.tls.Key, "tls-key", "", "PEM file with its private key (env FLOTILLA_TLS_KEY)")
 	return cmd
 }
 

@@ -100,6 +100,11 @@ type config struct {
 		SplitAt   string   `toml:"split_at" flag:"split-at" help:"file with the boundaries of a new cluster's shards, one key per line, ascending"`
 		Replicas  int      `toml:"replicas" flag:"replicas" help:"replicas per shard of a new cluster; 0: 3, or as many as there are nodes if fewer"`
 	} `toml:"cluster"`
+	TLS struct {
+		CA   string `toml:"ca" flag:"tls-ca" help:"PEM file with the authorities whose certificates are accepted; empty: no TLS"`
+		Cert string `toml:"cert" flag:"tls-cert" help:"PEM file with the node's certificate, which names it flotilla://CLUSTER/node/ID; read again when it changes"`
+		Key  string `toml:"key" flag:"tls-key" help:"PEM file with the certificate's private key"`
+	} `toml:"tls"`
 	Raft struct {
 		Heartbeat    duration `toml:"heartbeat" flag:"heartbeat" help:"interval at which nodes show each other that they live"`
 		Support      duration `toml:"support" flag:"support" help:"after this long without a sign of life a node counts as down; at least four heartbeats"`
@@ -445,6 +450,7 @@ func pointAt(name, text string, at place, reason string) error {
 var optionPaths = map[string]string{
 	"Dir": "node.dir", "NodeID": "node.id", "Listen": "network.listen", "Bootstrap": "cluster.bootstrap", "Join": "cluster.join",
 	"Shards": "cluster.shards", "SplitAt": "cluster.split_at", "Replicas": "cluster.replicas", "ClusterID": "cluster.id",
+	"TLS": "tls.cert", "TLS.CA": "tls.ca", "TLS.Cert": "tls.cert", "TLS.Key": "tls.key",
 	"Timing.Heartbeat": "raft.heartbeat", "Timing.Support": "raft.support", "Timing.ElectionRank": "raft.election_rank",
 	"Limits.Memory": "limits.memory", "Limits.Proposals": "limits.proposals", "Timeout": "limits.request_timeout",
 }
@@ -470,6 +476,9 @@ func (r *resolved) options() (flotilla.Options, error) {
 		Timing: flotilla.Timing{Heartbeat: r.Raft.Heartbeat.d, Support: r.Raft.Support.d,
 			ElectionRank: r.Raft.ElectionRank.d},
 		NoClock: r.Raft.NoClock,
+	}
+	if r.TLS.CA+r.TLS.Cert+r.TLS.Key != "" {
+		o.TLS = &flotilla.TLSFiles{CA: r.TLS.CA, Cert: r.TLS.Cert, Key: r.TLS.Key}
 	}
 	if err := o.Validate(); err != nil {
 		return o, r.explain(err)

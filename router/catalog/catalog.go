@@ -182,6 +182,22 @@ func GetNode(ctx context.Context, kv KV, id raft.NodeID) (NodeInfo, error) {
 // stays; an id that was never given out is shard.ErrNotFound. After an
 // ambiguous error an id may be lost, which does no harm.
 func RegisterNode(ctx context.Context, kv KV, n NodeInfo) (NodeInfo, error) {
+	return RegisterNext(ctx, kv, n, 0)
+}
+
+// NextNodeError says that a new node would get the id Next, not the one it
+// expects. Nothing was registered.
+type NextNodeError struct{ Next, Expected raft.NodeID }
+
+// Error names both ids.
+func (e *NextNodeError) Error() string {
+	return fmt.Sprintf("catalog: the next new node gets the id %d, not %d; nothing was registered", e.Next, e.Expected)
+}
+
+// RegisterNext is RegisterNode for a new node that can have no other id than
+// expect, since its certificate names it; zero: any. If another one comes next, it
+// fails with *NextNodeError.
+func RegisterNext(ctx context.Context, kv KV, n NodeInfo, expect raft.NodeID) (NodeInfo, error) {
 	for range maxLooks {
 		var t shard.Txn
 		want := n
@@ -193,7 +209,9 @@ func RegisterNode(ctx context.Context, kv KV, n NodeInfo) (NodeInfo, error) {
 			if next > 1<<32-1 {
 				return NodeInfo{}, &shard.LimitError{What: "node ids", Limit: 1<<32 - 1, Got: 1 << 32}
 			}
-			want.ID = raft.NodeID(next)
+			if want.ID = raft.NodeID(next); expect != 0 && expect != want.ID {
+				return NodeInfo{}, &NextNodeError{Next: want.ID, Expected: expect}
+			}
 			t.If = []shard.Cond{shard.IfVersion([]byte(nextNodeKey), version)}
 			t.Then = []shard.Op{shard.PutOp([]byte(nextNodeKey), encodeCounter(next+1))}
 		} else {

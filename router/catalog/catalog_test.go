@@ -389,6 +389,13 @@ func TestRegisterNode(t *testing.T) {
 	if got, err := GetNode(ctx, kv, 5); err != nil || got != n {
 		t.Errorf("read back: %+v, %v", got, err)
 	}
+	var next *NextNodeError
+	if _, err := RegisterNext(ctx, kv, NodeInfo{Addr: "third:1"}, 9); !errors.As(err, &next) || next.Next != 6 || next.Expected != 9 {
+		t.Errorf("a node that can only be 9: %v", err)
+	}
+	if n, err := RegisterNext(ctx, kv, NodeInfo{Addr: "third:1"}, 6); err != nil || n.ID != 6 {
+		t.Errorf("a node that can only be 6: %+v, %v", n, err)
+	}
 	if _, err := RegisterNode(ctx, kv, NodeInfo{ID: 77}); !errors.Is(err, shard.ErrNotFound) {
 		t.Errorf("an id that was never given out: %v", err)
 	}
