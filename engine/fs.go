@@ -181,7 +181,7 @@ func mkdirSynced(fs FS, dir string) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	if err := fs.MkdirAll(dir, 0o755); err != nil || mutants.On("B16b") {
+	if err := fs.MkdirAll(dir, 0o700); err != nil || mutants.On("B16b") {
 		return err
 	}
 	for _, d := range missing {

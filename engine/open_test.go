@@ -183,6 +183,12 @@ func TestOSStore(t *testing.T) {
 	must(t, err)
 	createGroup(t, e, 1)
 	must(t, e.SetIdent([16]byte{1}, 5))
+	for _, d := range []string{dir, e.StagingDir()} {
+		info, err := os.Stat(d)
+		if must(t, err); info.Mode().Perm() != 0o700 {
+			t.Errorf("%s has mode %v: others can get in", d, info.Mode().Perm())
+		}
+	}
 	alias := filepath.Join(filepath.Dir(dir), "alias")
 	must(t, os.Symlink(dir, alias))
 	wantReason(t, Options{Dir: alias}, Locked)

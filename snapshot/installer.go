@@ -223,7 +223,7 @@ func (s *Store) put(r *reception, i, c int, payload []byte) error {
 	}
 	if r.dir == "" {
 		dir := s.fs.PathJoin(s.o.Engine.StagingDir(), "in-"+r.meta.ID.String())
-		if err := s.fs.MkdirAll(dir, 0o755); err != nil {
+		if err := s.fs.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("snapshot: make staging directory: %w", err)
 		}
 		r.dir = dir

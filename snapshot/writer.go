@@ -182,7 +182,7 @@ func (t *tables) begin() error {
 	b := t.b
 	if b.dir == "" {
 		dir := b.fs.PathJoin(t.s.o.Engine.StagingDir(), "out-"+b.Meta.ID.String())
-		if err := b.fs.MkdirAll(dir, 0o755); err != nil {
+		if err := b.fs.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("snapshot: make staging directory: %w", err)
 		}
 		b.dir = dir

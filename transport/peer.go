@@ -274,6 +274,9 @@ func plainStatus(text string) string {
 	if inner, err := strconv.Unquote(text); err == nil {
 		text = inner
 	}
+	if strings.Contains(text, "error reading server preface: EOF") {
+		return "the connection ended before anything was said; if the other side uses TLS, it needs a certificate (--tls-ca, --tls-cert, --tls-key)"
+	}
 	if text == "EOF" {
 		return "the connection ended"
 	}

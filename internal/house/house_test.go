@@ -45,6 +45,7 @@ var layers = []struct {
 	{"internal/sim/...", 6, "all", "github.com/cockroachdb/pebble/v2 github.com/anishathalye/porcupine"},
 	{"flotillatest", 7, "all", ""},
 	{"internal/localcluster", 7, "all", ""},
+	{"internal/testca", 0, "", ""},
 	{"internal/house", 10, "", ""},
 	{"internal/nemesis", 8, "all", ""},
 	{"bench/...", 8, "all", "github.com/HdrHistogram/hdrhistogram-go golang.org/x/sync"},

@@ -21,3 +21,10 @@ func sessionPlants() []plant {
 		tested("F9", "F9", "a write without a session is tried again after an unknown outcome", "router", "TestMutants", "S9"),
 	}
 }
+
+// securityPlants are planted where identities are checked.
+func securityPlants() []plant {
+	return []plant{
+		tested("H-cert-unpinned", "H11", "a node's certificate is not compared with the id it gives itself", "transport", "TestTLSMutants", "S11"),
+	}
+}
