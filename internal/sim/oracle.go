@@ -496,6 +496,11 @@ func (o *oracle) commit(n *node, c *raft.Core) {
 		if i != o.last()+1 {
 			o.w.fail("S5", "node %d commits entry %d, the last one committed anywhere is %d", n.id, i, o.last())
 		}
+		if i == st.Commit && e.Term != st.Term {
+			o.w.fail("S3", "node %d leads term %d and declares entry %d of term %d committed because a quorum holds it. That is the commit rule: "+
+				"only entries of the leader's own term are committed by counting; a leader elected without entry %d could still overwrite it (figure 8 of the Raft paper)",
+				n.id, st.Term, i, e.Term, i)
+		}
 		o.addCommitted(n, &st, e, h)
 	}
 	n.obs.commit = st.Commit
