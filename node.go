@@ -386,13 +386,6 @@ func (n *Node) openGroups() error {
 	if err != nil {
 		return err
 	}
-	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log})
-	if err != nil {
-		return err
-	}
-	n.sending = snapshot.NewSender(n.snaps, func(ctx context.Context, to raft.NodeID, header []byte) (snapshot.Stream, error) {
-		return n.net.get().OpenSnapshot(ctx, to, header)
-	})
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
 		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals,
@@ -423,6 +416,14 @@ func (n *Node) openGroups() error {
 			return err
 		}
 	}
+	// Behind the replicas: receptions that a crash interrupted are held against them.
+	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.sending = snapshot.NewSender(n.snaps, func(ctx context.Context, to raft.NodeID, header []byte) (snapshot.Stream, error) {
+		return n.net.get().OpenSnapshot(ctx, to, header)
+	})
 	n.former.markDurable()
 	return nil
 }

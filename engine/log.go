@@ -8,6 +8,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -24,7 +25,7 @@ func (b *Batch) Append(s raft.ShardID, oldLast raft.Index, ents []raft.Entry) {
 		return
 	}
 	first := ents[0].Index
-	if oldLast >= first {
+	if oldLast >= first && !mutants.On("B17b") {
 		b.deleteLog(s, first-1, oldLast)
 	}
 	for i := range ents {

@@ -456,6 +456,10 @@ func (l *loop) commitRound(now raft.Time) {
 	}
 	l.startSnapshots()
 
+	if mutants.On("B15c") {
+		l.sendHeld(o.Held)
+		o.Held = o.Held[:0]
+	}
 	needSync := len(o.Appends) > 0 || len(o.HardStates) > 0 || l.wantSync
 	l.wantSync = false
 	switch {
@@ -786,7 +790,7 @@ func (l *loop) readyReads(r *replica) {
 	}
 	keep := r.readsReady[:0]
 	for _, g := range r.readsReady {
-		if g.index > r.as.Applied {
+		if g.index > r.as.Applied && !mutants.On("A16b") {
 			keep = append(keep, g)
 			continue
 		}
@@ -809,7 +813,7 @@ func (l *loop) truncateAll() {
 		}
 		l.batch.Truncate(t.Shard, r.as.TruncIndex, t.Index)
 		r.as.TruncIndex, r.as.TruncTerm = t.Index, t.Term
-		r.asDirty = true
+		r.asDirty = !mutants.On("E4")
 		r.core.Truncated(t.Index, t.Term)
 		l.touch(r)
 	}

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -187,7 +188,7 @@ func (r *replica) takeWaiters(e raft.Entry, c *completions) (dones []ProposeFunc
 			continue
 		}
 		bytes += w.bytes
-		if w.mark.Term == e.Term {
+		if w.mark.Term == e.Term || mutants.On("F6c") {
 			dones = w.dones
 			continue
 		}
@@ -210,8 +211,12 @@ func (r *replica) passOver(index raft.Index, c *completions) {
 			continue
 		}
 		bytes += w.bytes
+		err := ErrAmbiguous
+		if mutants.On("F5c") {
+			err = ErrDropped
+		}
 		for _, d := range w.dones {
-			c.propose(d, nil, 0, 0, ErrAmbiguous)
+			c.propose(d, nil, 0, 0, err)
 		}
 	}
 	r.forget(keep, bytes)

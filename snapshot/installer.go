@@ -312,7 +312,7 @@ func (s *Store) restoreOne(dir string) *reception {
 	for i := range m.Files {
 		f := &m.Files[i]
 		path := s.fs.PathJoin(dir, tableName(i))
-		if f.Kind != FileTable || s.verify(path, f) != nil {
+		if f.Kind != FileTable || s.verify(path, f) != nil && !mutants.On("E2b") {
 			break
 		}
 		r.paths[i] = path

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -39,6 +40,10 @@ func (s *Store) Build(ctx context.Context, desc *raft.Descriptor) (*Built, error
 	b.Meta.ID = s.o.NewID()
 	b.Meta.Desc, b.Meta.Applied = view.Desc(), view.Applied()
 	b.Meta.Shard = b.Meta.Desc.Shard
+	if mutants.On("E6") && b.Meta.Applied.Applied > 0 { // the state is behind what it says
+		b.Meta.Applied.Applied++
+		b.Meta.Applied.TruncIndex++
+	}
 	b.Meta.Index, b.Meta.Term = b.Meta.Applied.Applied, b.Meta.Applied.AppliedTerm
 	if b.Meta.Index == 0 {
 		err = ErrNothingApplied
@@ -94,7 +99,7 @@ func isOwn(suffix []byte) bool {
 func (s *Store) buildState(ctx context.Context, view *engine.View, b *Built) error {
 	var list []byte
 	err := eachPair(ctx, view, engine.ViewState, func(key, val []byte) error {
-		if isOwn(key) {
+		if isOwn(key) || mutants.On("E17b") { // no sessions in it
 			return nil
 		}
 		if list = appendKV(list, key, val); len(list) > maxListBytes {

@@ -27,6 +27,7 @@ type Counts struct {
 	SnapsSent  int // snapshots that arrived and were installed
 	Refused    int // corrupted frames that were refused
 	Histories  int // groups of keys whose operations have an order
+	Undecided  int // groups for which the search took too long
 	Ops        int // operations of clients
 	Reads      int
 	LeaseReads int // of them: served by a lease, without asking anybody
@@ -57,6 +58,7 @@ func (c *Counts) Add(o *Counts) {
 	c.SnapsSent += o.SnapsSent
 	c.Refused += o.Refused
 	c.Histories += o.Histories
+	c.Undecided += o.Undecided
 	c.Ops += o.Ops
 	c.Reads += o.Reads
 	c.LeaseReads += o.LeaseReads
@@ -90,11 +92,11 @@ func (c *Counts) String() string {
 	return fmt.Sprintf(`seeds %d, events %d
 disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk
 raft: %d terms with a leader, %d entries committed, %d applied, %d configurations, %d replicas destroyed, %d snapshots installed, %d frames, %d refused
-clients: %d operations, %d reads (%d by lease), %d writes, %d unknown, %d denied; %d linearizable histories
+clients: %d operations, %d reads (%d by lease), %d writes, %d unknown, %d denied; %d linearizable histories, %d undecided
 faults:%s`,
 		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops,
 		c.Leaders, c.Commits, c.Applies, c.Confs, c.Destroyed, c.SnapsSent, c.Frames, c.Refused,
-		c.Ops, c.Reads, c.LeaseReads, c.Writes, c.Unknown, c.Denied, c.Histories, f.String())
+		c.Ops, c.Reads, c.LeaseReads, c.Writes, c.Unknown, c.Denied, c.Histories, c.Undecided, f.String())
 }
 
 // Summary returns one line about a run; it is the same on each run of a seed.

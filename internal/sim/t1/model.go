@@ -140,6 +140,22 @@ func (m machine) Apply(b *engine.Batch, a *multiraft.ApplyContext) error {
 	return kv.NewMachine().Apply(b, a)
 }
 
+// expect notes that somebody waits for an answer of the host. Each is answered
+// exactly once: the answer calls what is returned, and release looks for what is
+// left when the host is closed.
+func (n *node) expect(what string) (told func()) {
+	n.waiting++
+	gen, answered := n.asks, false
+	return func() {
+		if answered {
+			n.twice = what // told by the next check: this may be another goroutine
+		}
+		if answered = true; gen == n.asks {
+			n.waiting--
+		}
+	}
+}
+
 // door is the host as the request executor sees it, with checks in between.
 type door struct{ n *node }
 
@@ -147,7 +163,9 @@ type door struct{ n *node }
 func (d door) Propose(s raft.ShardID, cmd raft.Command, done func(data []byte, index raft.Index, slot uint32, err error)) {
 	n, gen := d.n, d.n.gen
 	n.w.orc.proposed(s, &cmd)
+	told := n.expect("proposal")
 	n.host.Propose(s, cmd, func(data []byte, index raft.Index, slot uint32, err error) {
+		told()
 		if n.gen != gen || !n.up {
 			return
 		}
@@ -161,7 +179,9 @@ func (d door) Propose(s raft.ShardID, cmd raft.Command, done func(data []byte, i
 func (d door) read(s raft.ShardID, how string, ask func(raft.ShardID, func(raft.Index, error)), done func(index raft.Index, err error)) {
 	n, gen := d.n, d.n.gen
 	acked := n.w.orc.groups[s].acked
+	told := n.expect("read")
 	ask(s, func(index raft.Index, err error) {
+		told()
 		if n.gen != gen || !n.up {
 			return
 		}

@@ -419,7 +419,7 @@ func (t *network) breakStreams(a, b int) {
 func (s *snapStream) Send(chunk []byte) error {
 	w := s.t.w
 	c := slices.Clone(chunk)
-	if w.p.Corrupt > 0 && !w.calm && w.rng.Float64() < w.p.Corrupt {
+	if w.p.Corrupt > 0 && !w.calm && w.rng.Float64() < 10*w.p.Corrupt {
 		c = s.t.spoil(c)
 	}
 	w.log(s.a, "chunk", uint64(s.b)<<32|uint64(len(c)), hashBytes(c))

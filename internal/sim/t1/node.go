@@ -51,6 +51,11 @@ type node struct {
 	queue   []snapJob
 	died    atomic.Pointer[error] // the engine's or host's last word
 
+	// Answers that the host owes in this life, and one that came twice.
+	waiting int
+	asks    uint32
+	twice   string
+
 	// What the disk holds, as told by the rounds: see shadow.go.
 	shadow shadow
 
@@ -197,18 +202,6 @@ func (n *node) boot() {
 	if err != nil {
 		w.fail("panic", "node %d: liveness: %v", n.id, err)
 	}
-	n.snaps, err = snapshot.New(snapshot.Options{
-		Engine: n.eng, Node: n.id, Live: n.descriptors, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes,
-		NewID: func() (id snapshot.ID) {
-			for i := range id {
-				id[i] = byte(n.rng.Uint32())
-			}
-			return id
-		},
-	})
-	if err != nil {
-		w.fail("F1", "node %d: snapshots: %v", n.id, err)
-	}
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: n.id, Engine: n.eng, Net: (*nodeNet)(n), Liveness: n.live, Clock: n.clock, Machine: machine{n},
 		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(),
@@ -249,6 +242,18 @@ func (n *node) boot() {
 		if n.shadow.visible[v.Shard] == nil {
 			w.fail("S11", "node %d: replica %d of shard %d comes back to life", n.id, v.Replica, v.Shard)
 		}
+	}
+	n.snaps, err = snapshot.New(snapshot.Options{
+		Engine: n.eng, Node: n.id, Live: n.descriptors, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes,
+		NewID: func() (id snapshot.ID) {
+			for i := range id {
+				id[i] = byte(n.rng.Uint32())
+			}
+			return id
+		},
+	})
+	if err != nil {
+		w.fail("F1", "node %d: snapshots: %v", n.id, err)
 	}
 	n.store = kv.NewStore(kv.Options{Host: door{n}, Engine: n.eng, Go: n.readLater})
 	for _, p := range peers {
@@ -443,9 +448,17 @@ func (n *node) release() {
 	for len(n.tasks) > 0 {
 		n.tasks[len(n.tasks)-1].stop()
 	}
+	defer func() { n.asks++ }()
 	failed := n.died.Load() != nil
 	n.disk.SetFaults()
 	n.host.Close()
+	if n.twice != "" {
+		n.w.fail("S9", "node %d answers a %s twice", n.id, n.twice)
+	}
+	if n.waiting != 0 && !failed {
+		n.w.fail("L1", "node %d closes its host and owes %d answers", n.id, n.waiting)
+	}
+	n.waiting = 0
 	n.snaps.Close()
 	n.live.Close()
 	if err := n.eng.Close(); err != nil && !failed {

@@ -242,6 +242,9 @@ func drawParams(rng *rand.Rand, profile string) Params {
 		p.Shards = min(p.Shards, 3)
 	}
 	p.Groups = p.Shards * (1 + rng.IntN(3))
+	if profile == "snap" {
+		p.Groups = p.Shards * 8
+	}
 	p.Loops = 1 + rng.IntN(3)*rng.IntN(2)
 	p.Clients = 4 + rng.IntN(8)
 	if profile == "snap" {

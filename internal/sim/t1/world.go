@@ -22,7 +22,7 @@ type Options struct {
 	Cache *engine.Cache
 	// Verbose puts every message and answer into the tail of the trace.
 	Verbose bool
-	// Check bounds the time that the check of one group of keys may take. Zero: 20 s.
+	// Check bounds the time that the check of one group of keys may take. Zero: 2 s.
 	Check time.Duration
 }
 
@@ -88,7 +88,7 @@ func Run(o Options) (res *Result) {
 		o.Profile = "swarm"
 	}
 	if o.Check == 0 {
-		o.Check = 20 * time.Second
+		o.Check = 2 * time.Second
 	}
 	res = &Result{}
 	if o.Schedule != nil {
