@@ -18,10 +18,6 @@ var (
 	flagHunt    = flag.Duration("t1.hunt", time.Minute, "wall time to find one planted bug")
 )
 
-// plants are the bugs that are planted in the parts that only whole nodes have:
-// host, loops, syncer, snapshots, engine. They say which profiles find them.
-var plants = []struct{ id, profiles string }{}
-
 // hunt runs seeds with a planted bug until one fails.
 func hunt(id string, profiles []string, budget time.Duration) (*Result, int) {
 	mutants.Set(id)
@@ -40,21 +36,21 @@ func hunt(id string, profiles []string, budget time.Duration) (*Result, int) {
 
 // TestMutants plants the bugs one after the other: each must be found.
 func TestMutants(t *testing.T) {
-	list := plants
+	list := Plants
 	if *flagMutants != "" {
 		list = nil
 		for _, id := range strings.Split(*flagMutants, ",") {
-			list = append(list, struct{ id, profiles string }{id, *flagProfile})
+			list = append(list, Plant{ID: id, Profiles: []string{"swarm", "crash", "conf", "snap"}})
 		}
 	}
 	for _, p := range list {
-		t.Run(p.id, func(t *testing.T) {
-			profiles := []string{"swarm", "crash", "conf", "snap"}
-			if p.profiles != "" {
-				profiles = strings.Split(p.profiles, ",")
+		t.Run(p.ID, func(t *testing.T) {
+			profiles := p.Profiles
+			if *flagProfile != "" {
+				profiles = strings.Split(*flagProfile, ",")
 			}
 			began := time.Now()
-			res, runs := hunt(p.id, profiles, *flagHunt)
+			res, runs := hunt(p.ID, profiles, *flagHunt)
 			if res == nil {
 				t.Fatalf("not found in %v", *flagHunt)
 			}

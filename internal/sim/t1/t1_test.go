@@ -3,6 +3,8 @@ package t1
 import (
 	"flag"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +18,8 @@ var (
 	flagProfile = flag.String("t1.profile", "", "profile; empty: all in turn")
 	flagWorkers = flag.Int("t1.workers", 2, "runs at the same time")
 	flagTail    = flag.Int("t1.tail", 60, "lines of trace printed for a failure")
+	flagOut     = flag.String("t1.out", os.TempDir(), "directory for the schedules of failures")
+	flagFile    = flag.String("t1.file", "", "replay the schedule of this file")
 	flagShrink  = flag.Int("t1.shrink", 0, "shrink a failing schedule with at most this many runs")
 	flagTwice   = flag.Uint64("t1.twice", 100, "run one in so many seeds twice and compare")
 )
@@ -33,6 +37,12 @@ func report(t *testing.T, o Options, res *Result) {
 	}
 	lines := strings.SplitAfter(f.Tail, "\n")
 	lines = lines[max(0, len(lines)-*flagTail):]
+	if *flagShrink > 0 && f.Oracle != "replay" {
+		small := Shrink(res.Schedule, f.Oracle, *flagShrink)
+		path := filepath.Join(*flagOut, fmt.Sprintf("flotilla-t1-%s-%d.json", o.Profile, o.Seed))
+		err := WriteFile(path, &small, f.Oracle, f.Detail)
+		t.Logf("shrunk from %d to %d actions, %s: %v", len(res.Schedule.Actions), len(small.Actions), path, err)
+	}
 	t.Errorf("seed %d profile %s: %s\n%v\n%sreplay: go test ./internal/sim/t1 -run TestT1 -t1.seed=%d -t1.profile=%s",
 		o.Seed, o.Profile, res.Summary(), f, strings.Join(lines, ""), o.Seed, o.Profile)
 }
@@ -43,6 +53,19 @@ func TestT1(t *testing.T) {
 	profiles := Profiles
 	if *flagProfile != "" {
 		profiles = strings.Split(*flagProfile, ",")
+	}
+	if *flagFile != "" {
+		s, _, err := ReadFile(*flagFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := Options{Seed: s.Seed, Profile: s.Profile, Schedule: s}
+		res := Run(o)
+		t.Logf("%s: %s", *flagFile, res.Summary())
+		if res.Failure != nil {
+			report(t, o, res)
+		}
+		return
 	}
 	if *flagSeed >= 0 {
 		for _, p := range profiles {
@@ -86,5 +109,54 @@ func TestT1Replay(t *testing.T) {
 			t.Fatalf("runs %s and %s have the same trace", name, other)
 		}
 		seen[a.Hash] = name
+	}
+}
+
+// TestRegress replays the schedules of violations that were found and mended.
+func TestRegress(t *testing.T) {
+	files, err := filepath.Glob("testdata/regress/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no schedules: %v", err)
+	}
+	for _, f := range files {
+		t.Run(filepath.Base(f), func(t *testing.T) {
+			s, _, err := ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if res := Run(Options{Schedule: s}); res.Failure != nil {
+				report(t, Options{Seed: s.Seed, Profile: s.Profile, Schedule: s}, res)
+			}
+		})
+	}
+}
+
+// TestFile: a schedule that was written and read again is the same run, and
+// nonsense is refused.
+func TestFile(t *testing.T) {
+	s := Draw(5, "crash", 500*time.Millisecond)
+	path := filepath.Join(t.TempDir(), "s.json")
+	if err := WriteFile(path, &s, "S3", "because"); err != nil {
+		t.Fatal(err)
+	}
+	again, oracle, err := ReadFile(path)
+	if err != nil || oracle != "S3" {
+		t.Fatal(oracle, err)
+	}
+	if a, b := Run(Options{Schedule: &s}), Run(Options{Schedule: again}); a.Hash != b.Hash {
+		t.Fatalf("%s, then %s", a.Summary(), b.Summary())
+	}
+	for name, spoil := range map[string]func(*Schedule){
+		"nodes": func(s *Schedule) { s.Params.Nodes = 99 }, "images": func(s *Schedule) { s.Params.Images = []uint8{77} },
+		"action": func(s *Schedule) { s.Actions[0].Kind = 200 }, "beat": func(s *Schedule) { s.Params.Beat = 0 },
+	} {
+		bad := Draw(5, "crash", 500*time.Millisecond)
+		spoil(&bad)
+		if err := WriteFile(path, &bad, "", ""); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := ReadFile(path); err == nil {
+			t.Errorf("%s: nonsense was taken", name)
+		}
 	}
 }

@@ -1,0 +1,25 @@
+//go:build mutants
+
+package t1
+
+// Plant is a bug that is planted in what only whole nodes have, with the
+// profiles that find it.
+type Plant struct {
+	ID       string
+	Ledger   string // the row of the bug ledger
+	Title    string
+	Profiles []string
+}
+
+// Plants are all of them.
+var Plants = []Plant{
+	{"B15c", "B15", "messages that rest on a batch leave before it is synced", []string{"swarm"}},
+	{"B17b", "B1", "an overwritten suffix of the log stays on disk", []string{"net", "crash"}},
+	{"A16b", "D11", "a read is served before its index is applied", []string{"snap", "swarm"}},
+	{"F2", "F2", "the applied index is not in the batch of its effects", []string{"swarm"}},
+	{"E4", "E4", "a truncation of the log is not recorded beside it", []string{"swarm"}},
+	{"F6c", "F6", "the answer of an entry goes to who proposed another one at its index", []string{"net", "snap"}},
+	{"E6", "E6", "a snapshot says an index beyond its content", []string{"snap", "conf"}},
+	{"E7", "E7", "a snapshot says a wrong term", []string{"snap", "conf"}},
+	{"E18", "E18", "the checksums of a snapshot's chunks are not looked at", []string{"snap", "conf"}},
+}
