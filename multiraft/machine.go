@@ -279,6 +279,14 @@ func (c *Custom) ProposeIn(ctx context.Context, h *Host, shard raft.ShardID, s *
 	}
 }
 
+// Answer takes apart what Host.Propose gave back for a command of a Machine: what
+// the machine answered, or *MachineError. ErrAmbiguous: there is nothing in it.
+func Answer(data []byte) ([]byte, error) { return decodeResult(data) }
+
+// NewReader returns a Reader of the keys of the group of desc. Whether they are
+// fresh is the caller's business (Host.ReadIndex).
+func NewReader(e *engine.Engine, desc raft.Descriptor) *Reader { return &Reader{e: e, desc: desc} }
+
 // Query answers q from the state of shard, linearizably: it sees every command
 // acknowledged before the call. The shard's leader must be on h.
 func (c *Custom) Query(ctx context.Context, h *Host, shard raft.ShardID, q []byte) ([]byte, error) {

@@ -13,7 +13,11 @@ import (
 // act carries out one action of the schedule.
 func (w *World) act(a Action) {
 	if a.Kind == ActOp {
-		w.clients.begin(a)
+		if w.custom != nil {
+			w.custom.begin(a)
+		} else {
+			w.clients.begin(a)
+		}
 		return
 	}
 	w.log(a.Node, a.Kind.String(), uint64(a.Peer+1), uint64(a.Dur))

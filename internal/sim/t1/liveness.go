@@ -92,6 +92,19 @@ func (w *World) probe(s int, done []int) bool {
 	if done[s]%2 == 1 {
 		return false
 	}
+	if w.custom != nil {
+		done[s]++
+		op := w.opt.Custom.Next(rand.New(rand.NewPCG(w.rng.Uint64(), 3)), 0)
+		w.clients.open++
+		w.custom.send(1000+done[s], op, w.now+int64(2*time.Second), 1, func(ok bool) {
+			if ok {
+				done[s]++
+			} else {
+				done[s]--
+			}
+		})
+		return false
+	}
 	c := &client{w: w, id: 1000 + s*10 + done[s], hint: make([]int, w.p.Shards)}
 	c.hint[s] = w.rng.IntN(w.p.Nodes)
 	kind, before := 50, w.res.Writes // a put
@@ -244,6 +257,11 @@ func (w *World) finalChecks() {
 		}
 	}
 	w.orc.audit()
+	if w.custom != nil {
+		w.custom.check()
+		w.res.Runs = 1
+		return
+	}
 	good, bad := linear.Check(w.clients.h, w.opt.Check)
 	w.res.Histories = good
 	bad = slices.DeleteFunc(bad, func(v *linear.Violation) bool {

@@ -137,6 +137,9 @@ type machine struct{ n *node }
 
 // Apply implements multiraft.StateMachine.
 func (m machine) Apply(b *engine.Batch, a *multiraft.ApplyContext) error {
+	if m.n.custom != nil {
+		return multiraft.NewCustom(m.n.custom).Apply(b, a)
+	}
 	return kv.NewMachine().Apply(b, a)
 }
 

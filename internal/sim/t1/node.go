@@ -42,6 +42,7 @@ type node struct {
 	live    *liveness.Manager
 	snaps   *snapshot.Store
 	store   *kv.Store
+	custom  multiraft.Machine
 	loops   []loopState
 	manAt   int64
 	manTok  uint64
@@ -201,6 +202,9 @@ func (n *node) boot() {
 	}, (*nodeStore)(n), (*nodeNet)(n), n.clock)
 	if err != nil {
 		w.fail("panic", "node %d: liveness: %v", n.id, err)
+	}
+	if w.custom != nil {
+		n.custom = w.opt.Custom.Machine()
 	}
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: n.id, Engine: n.eng, Net: (*nodeNet)(n), Liveness: n.live, Clock: n.clock, Machine: machine{n},

@@ -33,6 +33,7 @@ type group struct {
 	model   *model
 	acked   raft.Index // highest index of which a client was told
 	changes map[entryKey]raft.ConfChange
+	sums    map[raft.Index]uint64 // digests of a user's machine
 	// graves hold what destroyed replicas had on disk: their acknowledgements
 	// still count in the configurations that held them.
 	graves map[raft.ReplicaID]*groupShadow
@@ -88,7 +89,7 @@ func (o *oracle) init(w *World) {
 	*o = oracle{w: w, groups: map[raft.ShardID]*group{}, refused: map[uint64]error{}, sent: map[uint64]bool{}, twice: map[uint64]bool{}}
 	for _, d := range w.descriptors() {
 		g := &group{id: d.Shard, desc: d, leaders: map[raft.Term]leader{}, votes: map[voteKey]raft.ReplicaID{}, entries: map[entryKey]entryInfo{}, model: newModel(d),
-			confs: []confAt{{0, d}}, changes: map[entryKey]raft.ConfChange{}, graves: map[raft.ReplicaID]*groupShadow{}}
+			confs: []confAt{{0, d}}, sums: map[raft.Index]uint64{}, changes: map[entryKey]raft.ConfChange{}, graves: map[raft.ReplicaID]*groupShadow{}}
 		o.groups[d.Shard] = g
 		o.order = append(o.order, g)
 	}
@@ -306,7 +307,10 @@ func (o *oracle) commit(n *node, g *group, e raft.Entry) {
 			}
 		}
 	}
-	results, err := g.model.apply(dec)
+	var results [][]byte
+	if w.custom == nil {
+		results, err = g.model.apply(dec)
+	}
 	if err != nil {
 		w.fail("S4", "entry %d of shard %d cannot be applied: %v", e.Index, g.id, err)
 	}
@@ -451,6 +455,15 @@ func (o *oracle) content(n *node, g *group, i raft.Index) {
 	if err != nil {
 		o.w.fail("F1", "node %d shard %d: %v", n.id, g.id, err)
 	}
+	if o.w.custom != nil { // without a model, replicas are held against each other
+		if known, ok := g.sums[i]; !ok {
+			g.sums[i] = sum
+			return
+		} else if known != sum {
+			o.w.fail("S20", "node %d shard %d: applied through %d, and the keys differ from those of another replica that is", n.id, g.id, i)
+		}
+		return
+	}
 	if sum != want {
 		o.w.fail("S8", "node %d shard %d: the disk is applied through %d and holds something else than the log up to there (%d keys)", n.id, g.id, i, keys)
 	}
@@ -486,7 +499,7 @@ func (o *oracle) answered(n *node, s raft.ShardID, cmd *raft.Command, data []byt
 		if i < len(c.results) {
 			want = c.results[i]
 		}
-		if string(want) != string(data) {
+		if string(want) != string(data) && w.custom == nil {
 			w.fail("S9", "node %d answers %x for entry %d slot %d of shard %d, the log says %x", n.id, data, index, slot, s, want)
 		}
 		g.acked = max(g.acked, index)

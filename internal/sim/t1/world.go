@@ -20,6 +20,8 @@ type Options struct {
 	Schedule *Schedule
 	// Cache is a block cache to be shared by the engines of many runs. Nil: one of the run's own.
 	Cache *engine.Cache
+	// Custom replaces the key-value machine and its clients. Nil: these.
+	Custom *Custom
 	// Verbose puts every message and answer into the tail of the trace.
 	Verbose bool
 	// Check bounds the time that the check of one group of keys may take. Zero: 2 s.
@@ -73,6 +75,7 @@ type World struct {
 	net     network
 	orc     oracle
 	clients clients
+	custom  *customRun // nil: the key-value machine
 	trace   tracer
 	rng     *rand.Rand
 	res     *Result
@@ -98,6 +101,10 @@ func Run(o Options) (res *Result) {
 	}
 	w := &World{sched: res.Schedule, res: res, opt: o, cache: o.Cache}
 	w.p = &w.sched.Params
+	if o.Custom != nil {
+		w.p.Shards, w.p.Groups = 1, 1
+		res.Schedule.Params = *w.p
+	}
 	w.rng = rand.New(rand.NewPCG(w.sched.Seed, 0xd11ce7))
 	if w.cache == nil {
 		w.cache = engine.NewCache(2 << 20)
@@ -132,6 +139,10 @@ func (w *World) build() {
 	w.orc.init(w)
 	w.net.init(w)
 	w.clients.init(w)
+	if w.opt.Custom != nil {
+		w.custom = &customRun{}
+		w.custom.init(w)
+	}
 	for i := range w.p.Nodes {
 		w.nodes = append(w.nodes, newNode(w, i))
 	}
