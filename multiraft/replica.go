@@ -211,12 +211,8 @@ func (r *replica) passOver(index raft.Index, c *completions) {
 			continue
 		}
 		bytes += w.bytes
-		err := ErrAmbiguous
-		if mutants.On("F5c") {
-			err = ErrDropped
-		}
 		for _, d := range w.dones {
-			c.propose(d, nil, 0, 0, err)
+			c.propose(d, nil, 0, 0, ErrAmbiguous)
 		}
 	}
 	r.forget(keep, bytes)

@@ -99,7 +99,7 @@ func isOwn(suffix []byte) bool {
 func (s *Store) buildState(ctx context.Context, view *engine.View, b *Built) error {
 	var list []byte
 	err := eachPair(ctx, view, engine.ViewState, func(key, val []byte) error {
-		if isOwn(key) || mutants.On("E17b") { // no sessions in it
+		if isOwn(key) {
 			return nil
 		}
 		if list = appendKV(list, key, val); len(list) > maxListBytes {

@@ -30,6 +30,7 @@ var notFormats = []string{
 	"multiraft/liveness/testdata/*.txt",
 	"internal/sim/testdata/*.txt",
 	"internal/sim/testdata/regress/*.json", // schedules of the simulator; versioned, described in sim.File
+	"internal/sim/t1/testdata/regress/*.json",
 	"internal/house/testdata/embedder-modules.txt",
 	"cmd/flotilla/testdata/*.txt",
 	"cmd/flotilla/testdata/default.toml",

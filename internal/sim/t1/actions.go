@@ -287,6 +287,9 @@ func (w *World) changeConf(n *node, s raft.ShardID, r uint64) {
 		return
 	}
 	w.on(n, w.now, func() {
+		if w.calm { // it was paused meanwhile
+			return
+		}
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()                               // do not wait
 		_ = n.host.ChangeConf(ctx, s, cc, nil) // may be refused

@@ -51,6 +51,14 @@ func (w *World) liveness() {
 	var target []raft.Index
 	for w.now < start+limit {
 		w.runUntil(w.now + int64(20*time.Millisecond))
+		for _, g := range w.orc.order {
+			// A change that was on its way when the core was drawn may need others.
+			if !quorum(g.newest(), func(r raft.Replica) bool { return set[r.Node-1] }) {
+				w.res.Headless++
+				w.log(-1, "headless", uint64(g.id), 0)
+				return
+			}
+		}
 		all := true
 		for s := range done {
 			all = w.probe(s, done) && all

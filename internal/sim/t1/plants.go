@@ -21,5 +21,6 @@ var Plants = []Plant{
 	{"F6c", "F6", "the answer of an entry goes to who proposed another one at its index", []string{"net", "snap"}},
 	{"E6", "E6", "a snapshot says an index beyond its content", []string{"snap", "conf"}},
 	{"E7", "E7", "a snapshot says a wrong term", []string{"snap", "conf"}},
+	{"E15", "E15", "a snapshot that was not sent keeps its slot", []string{"conf", "snap"}},
 	{"E18", "E18", "the checksums of a snapshot's chunks are not looked at", []string{"snap", "conf"}},
 }
