@@ -28,8 +28,12 @@ func t1p(id, ledger, title string, profiles ...string) plant {
 // nodePlants are planted in the owners of cores and below; runs of whole nodes
 // on a real store find them.
 func nodePlants() []plant {
-	return []plant{
+	out := []plant{
 		t1p("F2", "F2", "the applied index is not written with what it covers", "crash", "swarm"),
 		t1p("E7", "E7", "a snapshot names the leader's term, not its last entry's", "swarm"),
 	}
+	for _, p := range t1.Plants {
+		out = append(out, t1p(p.ID, p.Ledger, p.Title, p.Profiles...))
+	}
+	return out
 }

@@ -16,11 +16,8 @@ var Plants = []Plant{
 	{"B15c", "B15", "messages that rest on a batch leave before it is synced", []string{"swarm"}},
 	{"B17b", "B1", "an overwritten suffix of the log stays on disk", []string{"net", "crash"}},
 	{"A16b", "D11", "a read is served before its index is applied", []string{"snap", "swarm"}},
-	{"F2", "F2", "the applied index is not in the batch of its effects", []string{"swarm"}},
 	{"E4", "E4", "a truncation of the log is not recorded beside it", []string{"swarm"}},
 	{"F6c", "F6", "the answer of an entry goes to who proposed another one at its index", []string{"net", "snap"}},
 	{"E6", "E6", "a snapshot says an index beyond its content", []string{"snap", "conf"}},
-	{"E7", "E7", "a snapshot says a wrong term", []string{"snap", "conf"}},
 	{"E15", "E15", "a snapshot that was not sent keeps its slot", []string{"conf", "snap"}},
-	{"E18", "E18", "the checksums of a snapshot's chunks are not looked at", []string{"snap", "conf"}},
 }
