@@ -494,6 +494,9 @@ func (e *Engine) eventListener() *pebble.EventListener {
 			e.fail(fmt.Errorf("corruption in %s: %w", info.Path, info.Details))
 		},
 		BackgroundError: func(err error) {
+			if errors.Is(err, pebble.ErrCancelledCompaction) {
+				return // an excise took its tables; Pebble compacts again what is left
+			}
 			if errors.Is(err, syscall.ENOSPC) {
 				// Pebble writes the table again; the log decides whether the node can go on.
 				e.log.Error("no space left for a flush or compaction", "err", err)
