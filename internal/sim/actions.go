@@ -476,9 +476,7 @@ func (w *World) liveness() {
 		if !n.up {
 			n.boot()
 		}
-		if n.disk.busy { // a sync that would have taken minutes more ends, too
-			w.after(w.p.SyncMin, event{kind: evSync, node: int32(i), gen: n.gen})
-		}
+		w.hasten(n)
 	}
 	w.net.heal(set, hurt)
 	w.progress(set, bits, -1, 6*int64(w.p.Support)+int64(15*time.Second))
@@ -495,6 +493,33 @@ func (w *World) liveness() {
 	}
 	w.log(-1, "live", 0, uint64(w.orc.last()))
 	w.tell(-1, "live", 0, uint64(w.orc.last()))
+}
+
+// hasten brings forward what a pause or a stalled disk had put off, perhaps by
+// minutes: syncs under way, timers, work that waited.
+func (w *World) hasten(n *node) {
+	late := w.now + int64(time.Second)
+	for i := range w.heap {
+		k := &w.heap[i]
+		e := &w.slab[k.slot]
+		if int(e.node) != n.idx || e.gen != n.gen || k.at <= late {
+			continue
+		}
+		switch e.kind {
+		case evPairs:
+			n.pairsAt = w.now + 1
+		case evSync, evTick, evRound:
+		default:
+			continue
+		}
+		k.at, e.at = w.now+1, w.now+1
+	}
+	slices.SortFunc(w.heap, func(a, b key) int { // sorted is a heap
+		if a.before(&b) {
+			return -1
+		}
+		return 1
+	})
 }
 
 // newestLeader returns the leader of the highest term among the nodes that
