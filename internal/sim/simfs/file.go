@@ -158,7 +158,7 @@ func (f *file) Sync() error {
 		return f.faultySync(x)
 	}
 	if f.fs.keeps {
-		f.fs.noteSync(f.n)
+		f.fs.noteSync(f.n, f.name)
 	} else {
 		f.n.sync()
 	}

@@ -62,8 +62,20 @@ func (f *FS) ImageAt(mode Mode, seed uint64, k int) *FS {
 	return img
 }
 
-// noteSync records a sync of n as the next one. f.mu is held.
-func (f *FS) noteSync(n *node) {
+// LastSync returns the number of the newest sync of a file of a class, 0 if there
+// was none since Keep.
+func (f *FS) LastSync(c Class) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lastSync[c]
+}
+
+// noteSync records a sync of n, which has a name, as the next one. f.mu is held.
+func (f *FS) noteSync(n *node, name string) {
+	if f.lastSync == nil {
+		f.lastSync = map[Class]int{}
+	}
+	f.lastSync[classOf(name)] = f.syncs
 	if len(n.points) == 0 {
 		f.unsettled = append(f.unsettled, n)
 	}

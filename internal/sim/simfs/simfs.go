@@ -107,6 +107,7 @@ type FS struct {
 	keeps     bool
 	settled   int
 	unsettled []*node
+	lastSync  map[Class]int
 }
 
 var _ vfs.FS = (*FS)(nil)

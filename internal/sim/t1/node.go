@@ -140,8 +140,17 @@ func (n *node) open() {
 			return
 		}
 		// A second crash, somewhere in the recovery.
-		k := n.rng.IntN(n.disk.Syncs() + 1)
-		img := n.disk.ImageAt(n.mode(), n.rng.Uint64(), k)
+		// The boot epoch is what an opening writes that others hear of: how many
+		// syncs of Pebble's there were must not decide whether it is there.
+		epoch := n.disk.LastSync(simfs.ClassIdent)
+		k, mode := n.disk.Syncs(), n.mode()
+		switch frac := n.rng.Float64(); n.rng.IntN(3) {
+		case 0: // somewhere in the recovery
+			k, mode = int(frac*float64(epoch)), simfs.None
+		case 1: // while it is written
+			k = epoch - 1
+		}
+		img := n.disk.ImageAt(mode, n.rng.Uint64(), max(k, 0))
 		if err := e.Close(); err != nil {
 			w.fail("F1", "node %d: close: %v", n.id, err)
 		}
