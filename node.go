@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
-	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -626,9 +625,6 @@ func (n *Node) Fatal() error {
 // present one: its store is an old copy and has forgotten votes and
 // acknowledgements that others count on. Everybody else goes on without it.
 func (n *Node) oldCopy(peer raft.NodeID) {
-	if mutants.On("B18d") {
-		return
-	}
 	go func() { // it writes, and its caller must not wait; the store outlives it, or refuses
 		_ = n.eng.MarkAmnesiac(fmt.Errorf("node %d remembers a later boot of this node than boot %d", peer, n.eng.BootEpoch()))
 	}()

@@ -26,6 +26,7 @@ func TestMutants(t *testing.T) {
 		"E17":                everywhere(ingestScript(4)),
 		"E-no-reopen":        flippedBit,
 		"E-intent-all":       intentBesideLiveGroup,
+		"B18":                cutLogOpens,
 		"B18c":               amnesiacOpens,
 	} {
 		t.Run(id, func(t *testing.T) {

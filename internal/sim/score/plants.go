@@ -20,6 +20,7 @@ func enginePlants() []plant {
 		in("E-destroy-unsynced", "E5", "data are deleted before the record that makes it legal is synced", "S8"),
 		in("E-ingest-unsynced", "E5", "files are ingested before the writes they rest on are synced", "S8"),
 		in("E-ingest-keeps-log", "E11", "an install leaves the old log beside the new state", "S18"),
+		in("B18", "B18", "a log whose synced end is missing opens as if nothing had happened", "F1"),
 		in("B18c", "B18", "a store found amnesiac once opens the next time", "F1"),
 		in("E-no-reopen", "B18", "a fresh store is not opened again: damage in its first log goes unseen", "F1"),
 		in("E17", "E17", "an install leaves the rows of before beside the new ones", "S20"),
