@@ -233,7 +233,7 @@ func (m *mutator) bytes(seed []byte) []byte {
 			o := m.seeds[r.IntN(len(m.seeds))]
 			if len(o) > 0 {
 				from := r.IntN(len(o))
-				b = append(b[:at], o[from:min(len(o), from+maxSoakInput-at)]...)
+				b = append(b[:at], o[from:max(from, min(len(o), from+maxSoakInput-at))]...)
 			}
 		}
 	}

@@ -36,14 +36,12 @@ func crashPlants() []plant {
 	}
 	return []plant{
 		in("B15b", "B15", "messages that rest on the disk leave with the rest", "S6"),
-		in("B15c", "B15", "only appends are synced, votes and terms are not", "S6"),
 		in("B16", "B16", "a new manifest is not followed by a sync of its directory", "S8"),
 		in("B16b", "B16", "a new directory is not synced into its parent", "S8"),
 		in("B18b", "B18", "the watermark runs ahead of what is synced", "F1"),
 		in("D14f", "D14", "the boot epoch is not durable before it is used", "S14"),
 		in("E5", "E5", "log entries are deleted before the record that makes it legal", "S18"),
 		in("E5b", "E5", "staged files of a snapshot are not synced before they count", "S8"),
-		in("E6", "E6", "the data of a snapshot is there before the index it stands for", "S17"),
 		in("E11", "E11", "the log of before survives an install", "S18"),
 		in("E13", "E13", "the descriptor is there before the state it describes", "S12"),
 		in("F2c", "F2", "the applied index and what it covers are written one after the other", "S8"),
