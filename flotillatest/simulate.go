@@ -1,7 +1,6 @@
 package flotillatest
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -89,6 +88,6 @@ func Simulate(t testing.TB, seed uint64, s Scenario) {
 		res = again
 	}
 	lines := strings.SplitAfter(res.Failure.Tail, "\n")
-	t.Error(fmt.Sprintf("seed %d: %v\n%s%s\nflotillatest.Simulate with seed %d shows it again", seed, res.Failure,
-		strings.Join(lines[max(0, len(lines)-40):], ""), res.Summary(), seed))
+	t.Errorf("seed %d: %v\n%s%s\nflotillatest.Simulate with seed %d shows it again", seed, res.Failure,
+		strings.Join(lines[max(0, len(lines)-40):], ""), res.Summary(), seed)
 }

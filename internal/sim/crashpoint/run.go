@@ -75,7 +75,6 @@ type node struct {
 	moments  []moment
 	promises []promise
 	epochs   []epochMark
-	cluster  [16]byte
 	fatal    error
 	mayFail  bool // the scenario breaks the disk
 }

@@ -36,16 +36,6 @@ type image struct {
 	log     []raft.Entry // from index 1
 }
 
-func (im *image) term(i raft.Index) (raft.Term, bool) {
-	switch {
-	case i == 0:
-		return 0, true
-	case int(i) > len(im.log):
-		return 0, false
-	}
-	return im.log[i-1].Term, true
-}
-
 func (im *image) state() raft.State {
 	st := raft.State{Hard: im.hard, Applied: im.applied, Desc: *im.desc, Last: raft.Index(len(im.log))}
 	for _, e := range im.log {

@@ -72,7 +72,6 @@ type loopState struct {
 	at       int64 // when the next step is scheduled; 0: not
 	tok      uint64
 	lastDone int64
-	rounds   []*round // synced, Done not delivered
 }
 
 // templates are the fresh stores of nodes, by id, made once per process.
