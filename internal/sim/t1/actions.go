@@ -326,4 +326,5 @@ func (n *node) failDisk(r uint64) {
 		x.Kind = simfs.OpSync
 	}
 	n.disk.SetFaults(x)
+	n.faulty = true
 }

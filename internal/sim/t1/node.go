@@ -51,6 +51,9 @@ type node struct {
 	sending int
 	queue   []snapJob
 	died    atomic.Pointer[error] // the engine's or host's last word
+	dead    chan struct{}         // closed with it
+	faulty  bool                  // the disk is to fail
+	lost    bool                  // a call never came back from the failed store
 
 	// Answers that the host owes in this life, and one that came twice.
 	waiting int
@@ -123,7 +126,7 @@ func (n *node) open() {
 		gen := n.gen
 		e, err := engine.Open(engine.Options{
 			Dir: storeDir, FS: n.disk, Cluster: clusterID, Node: n.id, Cache: w.cache, MemTableBytes: w.p.MemTable,
-			OnFatal: func(err error) { n.died.CompareAndSwap(nil, &err) },
+			OnFatal: n.onFatal,
 			OnDurable: func() {
 				if n.gen == gen && n.up {
 					n.settle(n.disk.Syncs())
@@ -169,6 +172,8 @@ func (n *node) mode() simfs.Mode {
 func (n *node) boot() {
 	w := n.w
 	n.gen++
+	n.died.Store(nil)
+	n.dead, n.faulty, n.lost = make(chan struct{}), false, false
 	n.open()
 	states, err := n.eng.Boot()
 	if err != nil {
@@ -183,7 +188,6 @@ func (n *node) boot() {
 	n.boots++
 	n.shadow.booted(n, states)
 	n.up = true
-	n.died.Store(nil)
 	n.pausedUntil, n.manAt, n.diskAt, n.sending, n.queue, n.tasks = 0, 0, false, 0, nil, nil
 	n.clock = &nodeClock{w: w, origin: raft.Time(time.Hour) + raft.Time(n.rng.Int64N(int64(time.Hour))), bootAt: w.now, rate: 1 + w.p.Drift[n.idx], wall: n.wallJump}
 	w.log(n.idx, "boot", n.eng.BootEpoch(), uint64(len(states)))
@@ -219,7 +223,7 @@ func (n *node) boot() {
 		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(),
 		Leases: !w.p.NoLease, Nodes: func() []raft.NodeID { return peers },
 		OnDestroy: func(s raft.ShardID, r raft.ReplicaID) { n.shadow.destroyed(n, s, r) },
-		OnFatal:   func(err error) { n.died.CompareAndSwap(nil, &err) },
+		OnFatal:   n.onFatal,
 		OnSync:    n.live.NoteSync, ClockOK: n.live.ClockOK,
 	})
 	if err != nil {
@@ -442,6 +446,43 @@ func (n *node) failStop(err error) {
 	w.after(50*time.Millisecond+w.exp(100*time.Millisecond), func() { n.restart() })
 }
 
+// onFatal is the last word of the engine or the host, on any goroutine.
+func (n *node) onFatal(err error) {
+	if n.died.CompareAndSwap(nil, &err) {
+		close(n.dead)
+	}
+}
+
+// patience is how long, of real time, a call that a failed store holds may take to return.
+const patience = 300 * time.Millisecond
+
+// guarded runs f. On a node whose disk is to fail it does so aside: a failed
+// store may keep the goroutine that called it for ever, which must not be the driver's.
+func (n *node) guarded(f func()) {
+	if !n.faulty {
+		f()
+		return
+	}
+	done, dead := make(chan any, 1), n.dead
+	go func() {
+		defer func() { done <- recover() }()
+		f()
+	}()
+	var p any
+	select {
+	case p = <-done:
+	case <-dead:
+		select {
+		case p = <-done:
+		case <-time.After(patience):
+			n.lost, n.w.task = true, nil
+		}
+	}
+	if p != nil {
+		panic(p)
+	}
+}
+
 // restart boots the node if it is down and not to stay so.
 func (n *node) restart() {
 	if !n.up && !n.held {
@@ -457,6 +498,12 @@ func (n *node) release() {
 	n.up = false
 	n.gen++
 	n.w.net.died(n)
+	if n.lost { // whatever it holds is left to it
+		n.tasks, n.waiting = nil, 0
+		n.asks++
+		n.eng, n.host, n.st, n.live, n.snaps, n.store = nil, nil, nil, nil, nil, nil
+		return
+	}
 	for len(n.tasks) > 0 {
 		n.tasks[len(n.tasks)-1].stop()
 	}

@@ -2,6 +2,7 @@ package t1
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -198,6 +199,16 @@ func (s *shadow) booted(n *node, states []engine.GroupState) {
 	w := n.w
 	if s.durable == nil {
 		return // a fresh disk
+	}
+	// The store may have failed in the middle of a destruction, which the start completes.
+	for _, g := range w.orc.order {
+		d := s.durable[g.id]
+		if d == nil || slices.ContainsFunc(states, func(st engine.GroupState) bool { return st.Desc.Shard == g.id }) {
+			continue
+		}
+		if lowest, dead, err := n.eng.Tombstone(g.id); err == nil && dead && d.replica < lowest {
+			s.destroyed(n, g.id, d.replica)
+		}
 	}
 	x := s.expect
 	if x == nil {

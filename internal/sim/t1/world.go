@@ -265,7 +265,7 @@ func (w *World) do(e *event) {
 		w.push(*e)
 		return
 	}
-	e.f()
+	n.guarded(e.f)
 	n.settleDown()
 }
 
