@@ -108,6 +108,8 @@ type recorder struct {
 
 func (r *recorder) Error(args ...any) { r.text = fmt.Sprint(args...) }
 
+func (r *recorder) Errorf(format string, args ...any) { r.text = fmt.Sprintf(format, args...) }
+
 // A state machine of one's own is put through crashes, cuts, failing disks and
 // membership changes by one call per seed.
 func ExampleSimulate() {
