@@ -106,8 +106,6 @@ type recorder struct {
 	text string
 }
 
-func (r *recorder) Error(args ...any) { r.text = fmt.Sprint(args...) }
-
 func (r *recorder) Errorf(format string, args ...any) { r.text = fmt.Sprintf(format, args...) }
 
 // A state machine of one's own is put through crashes, cuts, failing disks and

@@ -706,7 +706,7 @@ func (h *Host) sendSnapshot(l *loop, desc raft.Descriptor, t raft.SnapshotTask) 
 		}
 		l.in.put(func(it *items) {
 			it.funcs = append(it.funcs, func(now raft.Time) {
-				if r := l.byID[t.Shard]; r != nil && !(mutants.On("E15") && err != nil) {
+				if r := l.byID[t.Shard]; r != nil && !(mutants.Enabled && mutants.On("E15") && err != nil) {
 					delete(r.snapsBusy, t.ToReplica)
 					r.core.SnapshotSent(now, t.ToReplica, index, term, err == nil, &l.out)
 					l.touch(r)
