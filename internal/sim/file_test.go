@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 )
 
 // TestFileRoundTrip shows that a schedule comes back from its file as it was,
@@ -48,10 +50,11 @@ func TestFileRefused(t *testing.T) {
 
 // FuzzFile shows that no bytes make the decoder or a run of what it accepts
 // panic outside of the run.
-func FuzzFile(f *testing.F) {
+func FuzzFile(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add(File{Schedule: Draw(1, "swarm", 50*time.Millisecond, 3)}.Encode())
 	f.Add([]byte(`{"version":1}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
+	f.Fuzz(func(t testing.TB, data []byte) {
 		file, err := DecodeFile(data)
 		if err != nil {
 			return

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/flotillakv/flotilla/internal/fuzzing"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write the golden files anew")
@@ -98,11 +100,12 @@ func header0() []byte {
 }
 
 // FuzzRecord: no panic, and what decodes survives encoding and use.
-func FuzzRecord(f *testing.F) {
+func FuzzRecord(tf *testing.F) {
+	f := fuzzing.New(tf)
 	r := sample()
 	f.Add(r.appendTo(nil), uint64(301), uint64(299))
 	f.Add((&Record{maxSeq: 1, done: 1}).appendTo(nil), uint64(2), uint64(0))
-	f.Fuzz(func(t *testing.T, b []byte, seq, acked uint64) {
+	f.Fuzz(func(t testing.TB, b []byte, seq, acked uint64) {
 		var r Record
 		if r.decode(b) != nil {
 			return
@@ -124,9 +127,10 @@ func FuzzRecord(f *testing.F) {
 }
 
 // FuzzHead: no panic, and what decodes survives encoding.
-func FuzzHead(f *testing.F) {
+func FuzzHead(tf *testing.F) {
+	f := fuzzing.New(tf)
 	f.Add(appendHead(nil, 3, 1))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t testing.TB, b []byte) {
 		tab := Table{Store: memStore{"s": b}}
 		live, hand, err := tab.head()
 		if err != nil {
