@@ -368,6 +368,7 @@ func readded(r *rig) string {
 	if err := r.l.install(r.now, 7, 9, 1, bring(r, d)); err != nil {
 		return err.Error()
 	}
+	r.h.wg.Wait() // the replica is added aside, and nobody runs this loop but the test
 	for range 2000 {
 		r.turn()
 		if v, ok := r.h.View(7); ok && r.rep() != nil {

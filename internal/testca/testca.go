@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -24,13 +25,13 @@ type CA struct {
 	dir  string
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-	next int64
+	next atomic.Int64 // serial number
 }
 
 // New makes an authority with files in a directory of the test.
 func New(t testing.TB, name string) *CA {
 	t.Helper()
-	ca := &CA{t: t, dir: t.TempDir(), next: 2}
+	ca := &CA{t: t, dir: t.TempDir()}
 	var err error
 	if ca.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		t.Fatal(err)
@@ -63,11 +64,10 @@ func (ca *CA) Issue(name, uri string, valid time.Duration) (cert, key string) {
 		ca.t.Fatal(err)
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(ca.next), Subject: pkix.Name{CommonName: name},
+		SerialNumber: big.NewInt(1 + ca.next.Add(1)), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(valid), KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
-	ca.next++
 	if uri != "" {
 		u, err := url.Parse(uri)
 		if err != nil {
