@@ -18,7 +18,10 @@ type flightKey struct {
 // that arrive meanwhile wait for the same outcome: the log gets one copy. This
 // saves work only; what makes a command take effect once is its session's record
 // in the state machine.
-type flight struct{ more []ProposeFunc }
+type flight struct {
+	more  []ProposeFunc
+	bytes int // of the tries in more: they count as waiting on this node
+}
 
 // joinFlight reports whether p is another try of a command under way, in which
 // case its caller is told the outcome of that one. Otherwise p begins a flight.
@@ -31,7 +34,7 @@ func (r *replica) joinFlight(p *proposal, l *loop) bool {
 		} else {
 			f.more = append(f.more, p.done)
 		}
-		l.h.release(p.size)
+		f.bytes += p.size
 		l.h.stats.joined.Add(1)
 		return true
 	}
@@ -56,7 +59,8 @@ func (r *replica) joinFlight(p *proposal, l *loop) bool {
 				d(bytes.Clone(data), index, slot, err)
 			}
 		}
-		f.more = nil
+		l.h.release(f.bytes)
+		f.more, f.bytes = nil, 0
 	}
 	return false
 }

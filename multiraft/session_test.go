@@ -47,6 +47,9 @@ func checkFlights(t *testing.T) error {
 	if got := r.h.Stats(); got.JoinedTries != 2 || got.Commands != 3 || r.rep().core.Status().Last != last+2 {
 		return fmt.Errorf("%+v, last index %d after %d", got, r.rep().core.Status().Last, last)
 	}
+	if n := r.h.Stats().PendingBytes; n < 5*32 { // tries that only wait are bounded like the others
+		return fmt.Errorf("five tries wait, and %d bytes are counted", n)
+	}
 	r.ack(2)
 	for i, o := range append(tries, other, plain) {
 		if o.n != 1 || o.err != nil {
