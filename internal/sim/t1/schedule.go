@@ -92,7 +92,7 @@ const (
 	ActCampaign                         // Node's replica of a shard campaigns
 	ActStop                             // clean stop and restart
 	ActDiskFault                        // a disk operation of Node fails
-	ActRot                              // Node crashes and a bit of its store has flipped
+	_                                   // kept schedules name actions by number
 	ActOld                              // frames from long ago arrive
 	ActConf                             // a membership change
 	ActSuspend                          // Node stands still, and its monotonic clock with it
@@ -103,7 +103,7 @@ var actionNames = [...]string{
 	ActIsolate: "isolate", ActDeaf: "deaf", ActMute: "mute", ActSplit: "split", ActCut: "cut", ActCutBoth: "cut-both",
 	ActFlap: "flap", ActFollow: "isolate-leader", ActClog: "clog", ActSwizzle: "swizzle", ActReset: "reset",
 	ActDropType: "drop-type", ActStorm: "storm", ActPause: "pause", ActSlowDisk: "slow-disk", ActWall: "wall",
-	ActTransfer: "transfer", ActCampaign: "campaign", ActStop: "stop", ActDiskFault: "disk-fault", ActRot: "rot", ActOld: "old-frames",
+	ActTransfer: "transfer", ActCampaign: "campaign", ActStop: "stop", ActDiskFault: "disk-fault", ActOld: "old-frames",
 	ActSuspend: "suspend", ActConf: "conf",
 }
 
