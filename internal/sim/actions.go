@@ -514,6 +514,11 @@ func (w *World) hasten(n *node) {
 		}
 		k.at, e.at = w.now+1, w.now+1
 	}
+	w.sortHeap()
+}
+
+// sortHeap makes a heap of w.heap again after times in it were changed.
+func (w *World) sortHeap() {
 	slices.SortFunc(w.heap, func(a, b key) int { // sorted is a heap
 		if a.before(&b) {
 			return -1

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// fileVersion is the version of schedule files.
-const fileVersion = 1
+// fileVersion is the version of schedule files. Version 1, which is still read,
+// did not name the tier.
+const fileVersion = 2
 
 // maxFileBytes bounds a schedule file.
 const maxFileBytes = 16 << 20
@@ -18,7 +19,9 @@ const maxFileBytes = 16 << 20
 // File is a schedule on disk: a run that found something once, kept so that it
 // is run again for ever. It is JSON; an action is one line of it.
 type File struct {
-	Version int `json:"version"`
+	// Tier is "t0"; schedules of whole nodes (package t1) have another.
+	Tier    string `json:"tier"`
+	Version int    `json:"version"`
 	// Oracle is what the run violated when it was kept.
 	Oracle string `json:"oracle,omitempty"`
 	// Mutant is the planted bug with which it does so still. Without that bug
@@ -53,15 +56,19 @@ func DecodeFile(data []byte) (File, error) {
 	if err := d.Decode(&f); err != nil {
 		return File{}, fmt.Errorf("not a schedule: %w", err)
 	}
-	if f.Version != fileVersion {
-		return File{}, fmt.Errorf("version %d of schedules is not known, only %d", f.Version, fileVersion)
+	switch {
+	case f.Version != 1 && f.Version != fileVersion:
+		return File{}, fmt.Errorf("version %d of schedules is not known, only 1 and %d", f.Version, fileVersion)
+	case f.Tier != "t0" && (f.Version > 1 || f.Tier != ""):
+		return File{}, fmt.Errorf("a schedule of tier %q, not of Raft cores alone", f.Tier)
 	}
+	f.Tier, f.Version = "t0", fileVersion
 	return f, f.Schedule.Validate()
 }
 
 // Encode returns the file's content.
 func (f File) Encode() []byte {
-	f.Version = fileVersion
+	f.Tier, f.Version = "t0", fileVersion
 	actions := f.Schedule.Actions
 	f.Schedule.Actions = nil
 	head, err := json.MarshalIndent(f, "", "  ")

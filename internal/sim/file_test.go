@@ -14,7 +14,7 @@ import (
 func TestFileRoundTrip(t *testing.T) {
 	for _, p := range Profiles {
 		s := Draw(3, p, 2*time.Second, 0)
-		f := File{Version: 1, Oracle: "S3", Mutant: "A1", Note: "a note", Schedule: s}
+		f := File{Tier: "t0", Version: fileVersion, Oracle: "S3", Mutant: "A1", Note: "a note", Schedule: s}
 		got, err := DecodeFile(f.Encode())
 		if err != nil {
 			t.Fatalf("profile %s: %v", p, err)
@@ -32,7 +32,8 @@ func TestFileRoundTrip(t *testing.T) {
 func TestFileRefused(t *testing.T) {
 	good := string(File{Schedule: Draw(3, "calm", time.Second, 3)}.Encode())
 	for _, c := range []struct{ old, new, want string }{
-		{`"version": 1`, `"version": 2`, "version 2 of schedules is not known"},
+		{`"version": 2`, `"version": 3`, "version 3 of schedules is not known"},
+		{`"tier": "t0"`, `"tier": "t1"`, `tier "t1"`},
 		{`"Nodes": 3`, `"Nodes": 99`, "99 nodes"},
 		{`"Nodes": 3`, `"Nodes": 3, "Colour": 1`, "unknown field"},
 		{`"do":"propose"`, `"do":"prpose"`, `no action "prpose"`},

@@ -154,4 +154,27 @@ func (t *network) heal(set []bool, hurt []uint8) {
 	}
 	t.dropType = [32]int{}
 	t.storm, t.late = 0, 0
+	t.hasten()
+}
+
+// hasten lets what a clogged link held back arrive within a second, in its
+// order: on links that keep the order, everything sent later would wait for it,
+// perhaps for an hour.
+func (t *network) hasten() {
+	if !t.w.p.Stream {
+		return
+	}
+	late := t.w.now + int64(time.Second)
+	for i := range t.w.heap {
+		k := &t.w.heap[i]
+		if e := &t.w.slab[k.slot]; k.at > late && (e.kind == evDeliver || e.kind == evCtl) {
+			k.at, e.at = late, late
+		}
+	}
+	t.w.sortHeap()
+	for a := range t.last {
+		for b := range t.last[a] {
+			t.last[a][b] = min(t.last[a][b], late)
+		}
+	}
 }

@@ -249,6 +249,7 @@ func (t *network) reset(a, b int) {
 	t.resetAt[a][b], t.resetAt[b][a] = at, at
 	t.conn[a][b]++
 	t.conn[b][a]++
+	t.last[a][b], t.last[b][a] = 0, 0 // what was on its way is lost: nothing waits behind it
 	t.breakStreams(a, b)
 	w.res.fault("reset", 1)
 	for _, p := range [][2]int{{a, b}, {b, a}} {
@@ -285,7 +286,7 @@ func (t *network) died(n *node) {
 func (t *network) heal(set []bool) {
 	for a := range t.w.nodes {
 		for b := range t.w.nodes {
-			t.clogged[a][b], t.blocked[a][b] = 0, 0
+			t.clogged[a][b], t.blocked[a][b], t.resetAt[a][b] = 0, 0, 0
 			if !set[a] || !set[b] {
 				t.blocked[a][b] = 1 << 20
 			} else if a < b {

@@ -50,7 +50,7 @@ type Params struct {
 
 	NoLease bool `json:"no_lease,omitempty"`
 
-	Images   []uint8 `json:"images"`   // simfs modes of crash images
+	Images   images  `json:"images"`   // simfs modes of crash images
 	Recovery float64 `json:"recovery"` // probability of a crash in the recovery
 	Reuse    bool    `json:"reuse"`    // Pebble recycles its logs
 	MemTable int64   `json:"mem_table"`
@@ -92,7 +92,6 @@ const (
 	ActCampaign                         // Node's replica of a shard campaigns
 	ActStop                             // clean stop and restart
 	ActDiskFault                        // a disk operation of Node fails
-	_                                   // kept schedules name actions by number
 	ActOld                              // frames from long ago arrive
 	ActConf                             // a membership change
 	ActSuspend                          // Node stands still, and its monotonic clock with it
@@ -117,12 +116,12 @@ func (k ActionKind) String() string {
 
 // Action is one timed fault or client operation.
 type Action struct {
-	At   int64         `json:"at"` // virtual nanoseconds
-	Kind ActionKind    `json:"kind"`
-	Node int           `json:"node"`
-	Peer int           `json:"peer,omitempty"`
-	Dur  time.Duration `json:"dur,omitempty"`
-	R    uint64        `json:"r,omitempty"`
+	At   int64 // virtual nanoseconds
+	Kind ActionKind
+	Node int
+	Peer int
+	Dur  time.Duration
+	R    uint64
 }
 
 // Profiles lists the names that [Draw] accepts. Each is "swarm" with some rates
