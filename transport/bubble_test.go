@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -39,6 +40,7 @@ type rule struct {
 	refused bool          // a dial is refused
 	cutIn   int           // >0: the connection breaks after so many bytes
 	delay   time.Duration // of the dial
+	rate    int           // >0: bytes per second that the wire carries
 }
 
 func newMemNet() *memNet {
@@ -242,6 +244,9 @@ func (c *memConn) Write(p []byte) (n int, err error) {
 			h.notify()
 			h.mu.Unlock()
 			n, p = n+k, p[k:]
+			if r.rate > 0 {
+				<-time.After(time.Duration(k) * time.Second / time.Duration(r.rate))
+			}
 			if cut {
 				// What was sent arrives, then the connection is gone.
 				h.mu.Lock()
@@ -537,6 +542,102 @@ func TestBubbleSlowReader(t *testing.T) {
 	})
 }
 
+// While a wire is full, and while more is sent than it carries, heartbeats get
+// through: they overtake what waits in the queue, wait for no more than a window
+// of bytes that are on the wire already, and a queue that overflows takes no
+// second away.
+func TestBubbleHeartbeatsUnderLoad(t *testing.T) {
+	for _, overflow := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			const rate = 16 << 20
+			limit := time.Second * windowStream / rate * 5 / 4
+			if overflow {
+				limit += time.Second
+			}
+			f := newFleet(t, 2, Options{})
+			defer f.close()
+			f.allUp(time.Second)
+			f.l.set(name(0), name(1), rule{rate: rate})
+			msg := []raft.Msg{{Type: raft.MsgApp, Shard: 2, Term: 3, Index: 7, LogTerm: 3, Entries: []raft.Entry{testEntry(8, 3, make([]byte, 64<<10))}}}
+			last, seen := time.Now(), 0
+			for beat := range uint64(400) {
+				f.g[0].SendCtl(2, raft.Ctl{Kind: raft.CtlHeartbeat, Seq: beat})
+				if overflow {
+					for range 3 * rate / 100 / (64 << 10) {
+						f.g[0].Send(2, msg)
+					}
+				} else {
+					for f.g[0].Stats()[0].QueueBytes < 7<<20 {
+						f.g[0].Send(2, msg)
+					}
+				}
+				<-time.After(10 * time.Millisecond)
+				r := f.rec[1]
+				r.mu.Lock()
+				if n := len(r.ctl[1]); n > seen {
+					seen, last = n, time.Now()
+				}
+				clear(r.msgs)
+				r.order = nil
+				r.mu.Unlock()
+				if d := time.Since(last); d > limit {
+					t.Fatalf("no heartbeat for %v of virtual time, overflow %v", d, overflow)
+				}
+			}
+			if s := f.g[0].Stats()[0]; overflow != (s.Overflows > 0) {
+				t.Errorf("overflow %v: %+v", overflow, s)
+			}
+		})
+	}
+}
+
+// A receiver that ends a snapshot in its midst is heard at once, however much the
+// sender has to send, and the next snapshot finds nothing of the last one.
+func TestBubbleSnapshotRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 2, Options{})
+		defer f.close()
+		f.allUp(time.Second)
+		for try := range 3 {
+			var first []byte
+			f.rec[1].snap = func(_ raft.NodeID, _ []byte, next func() ([]byte, error)) (err error) {
+				if first, err = next(); err != nil {
+					return err
+				}
+				return errors.New("no more of this")
+			}
+			begin := time.Now()
+			s, err := f.g[0].OpenSnapshot(t.Context(), 2, []byte("header"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() {
+				chunk := make([]byte, 256<<10)
+				chunk[0] = byte(try)
+				for range 200 {
+					if s.Send(chunk) != nil {
+						break
+					}
+				}
+				done <- s.CloseAndRecv()
+			}()
+			select {
+			case err = <-done:
+			case <-time.After(10 * time.Second):
+				t.Fatal("the sender does not hear that its snapshot was refused")
+			}
+			var refused *SnapshotError
+			if !errors.As(err, &refused) || refused.Text != "no more of this" || time.Since(begin) > time.Second {
+				t.Fatalf("the sender hears %v after %v", err, time.Since(begin))
+			}
+			if len(first) == 0 || first[0] != byte(try) {
+				t.Fatalf("snapshot %d begins with %d", try, first[0])
+			}
+		}
+	})
+}
+
 // A node that answers no dial costs the others nothing.
 func TestBubbleBlackHole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -581,6 +682,8 @@ func TestBubbleStorm(t *testing.T) {
 			o := Options{QueueBytes: 256 << 10, Compress: rng.IntN(2) == 0}
 			f := newFleet(t, n, o)
 			defer f.close()
+			f.allUp(time.Second)
+			goroutines := runtime.NumGoroutine()
 			seq := uint64(0)
 			for range 150 {
 				i, j := rng.IntN(n), rng.IntN(n)
@@ -641,6 +744,10 @@ func TestBubbleStorm(t *testing.T) {
 						}
 					}
 				}
+			}
+			synctest.Wait()
+			if g := runtime.NumGoroutine(); g > goroutines+8*n {
+				t.Errorf("%d goroutines after the storm, %d before", g, goroutines)
 			}
 			for i := range n {
 				f.rec[i].mu.Lock()

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -119,6 +120,9 @@ func (p *peer) run(ctx context.Context) {
 		}
 		p.pause(ctx, p.backoff(fails, err))
 		fails++
+		if mutants.On("H8") && fails > 4 { // given up for good
+			<-ctx.Done()
+		}
 	}
 }
 
@@ -192,6 +196,9 @@ func (p *peer) serve(ctx context.Context, addr string) (wasUp bool, err error) {
 		err := stream.RecvMsg(&m)
 		over <- streamError(err, stream.Trailer().Get(refusalKey), addr)
 		cancel()
+		if mutants.Enabled && mutants.On("H9") {
+			<-p.t.ctx.Done()
+		}
 	}()
 	err = p.drain(ctx, stream, &st.id)
 	cancel()

@@ -5,6 +5,7 @@ import (
 
 	"github.com/golang/snappy"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -121,7 +122,7 @@ func (q *queue) room(size int) {
 // pushCtl encodes c. When there are too many, the oldest is dropped.
 func (q *queue) pushCtl(c *raft.Ctl) bool {
 	q.mu.Lock()
-	ok := q.mu.accept
+	ok := q.mu.accept && !(mutants.On("H6") && q.mu.bytes > q.limit/2)
 	if ok {
 		if q.mu.nCtl == maxCtlPerFrame {
 			q.mu.ctl = q.mu.ctl[:copy(q.mu.ctl, q.mu.ctl[ctlRecordBytes:])]
@@ -149,8 +150,10 @@ func (q *queue) signal() {
 func (q *queue) take(ctlBuf []byte) (b batch, ctl []byte, nCtl int, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	ctl, nCtl = append(ctlBuf, q.mu.ctl...), q.mu.nCtl
-	q.mu.ctl, q.mu.nCtl = q.mu.ctl[:0], 0
+	if !mutants.On("H7") || len(q.mu.sealed) == 0 { // else they come behind all messages
+		ctl, nCtl = append(ctlBuf, q.mu.ctl...), q.mu.nCtl
+		q.mu.ctl, q.mu.nCtl = q.mu.ctl[:0], 0
+	}
 	switch {
 	case len(q.mu.sealed) > 0:
 		b = q.mu.sealed[0]

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -123,6 +124,9 @@ func (t *GRPC) snapshot(stream grpc.ServerStream) error {
 		return m.b, nil
 	})
 	if err != nil {
+		if mutants.On("E16") { // nobody reads, and nobody says so
+			<-stream.Context().Done()
+		}
 		text := err.Error()
 		stream.SetTrailer(metadata.Pairs(snapErrKey, text[:min(len(text), 1024)]))
 		return status.Error(codes.Aborted, "the snapshot was refused")

@@ -2,10 +2,16 @@
 
 package mutants
 
+import "os"
+
 // Enabled tells whether planted bugs are compiled in.
 const Enabled = true
 
-var active string
+// EnvPlant names the environment variable with the planted bug that is switched
+// on from the start of the process: for ordinary tests, which do not call [Set].
+const EnvPlant = "FLOTILLA_PLANT"
+
+var active = os.Getenv(EnvPlant)
 
 // On reports whether the planted bug id is switched on.
 func On(id string) bool { return active == id }

@@ -11,6 +11,9 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // tested is a bug that a test of the package it is planted in catches: the
@@ -42,6 +45,43 @@ func tested(id, ledger, title, pkg, test, oracle string) plant {
 				c.detail, _, _ = strings.Cut(after, "\n")
 			}
 			return c, nil
+		}}
+}
+
+// failing is a bug that ordinary tests of a package catch: those that match
+// tests pass, and with the bug switched on one of them fails.
+func failing(id, ledger, title, pkg, tests, oracle string) plant {
+	return plant{id: id, ledger: ledger, title: title, tier: pkg, alone: true,
+		try: func(ctx context.Context, o *Options, n int) (*catch, error) {
+			if n > 0 {
+				return nil, errDone
+			}
+			bin, err := testBinary(ctx, o.Root, pkg)
+			if err != nil {
+				return nil, err
+			}
+			run := func(plant string) (string, time.Duration, error) {
+				cmd := exec.CommandContext(ctx, bin, "-test.v", "-test.failfast", "-test.timeout", o.Budget.String(), "-test.run", tests)
+				cmd.Dir = filepath.Join(o.Root, filepath.FromSlash(pkg))
+				cmd.Env = append(os.Environ(), mutants.EnvPlant+"="+plant)
+				out, err := cmd.CombinedOutput()
+				return string(out), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), err
+			}
+			if out, _, err := run(""); err != nil || !strings.Contains(out, "--- PASS: ") {
+				return nil, fmt.Errorf("%s does not pass without the bug: %w: %s", tests, err, lastLines(out))
+			}
+			out, core, err := run(id)
+			if err == nil {
+				return nil, errDone
+			}
+			c := &catch{oracle: oracle, where: strings.Trim(tests, "^$"), core: core, detail: lastLines(out)}
+			for _, sign := range []string{"--- FAIL: ", "panic: "} {
+				if _, after, ok := strings.Cut(out, sign); ok {
+					c.detail = lastLines(after[:min(len(after), 400)])
+					return c, nil
+				}
+			}
+			return nil, fmt.Errorf("%s: %w: %s", tests, err, lastLines(out))
 		}}
 }
 
