@@ -172,19 +172,21 @@ func readFormation(fs engine.FS, dir string) (*formation, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("flotilla: open %s: %w", path, err)
+		return nil, &OpenError{Path: dir, Reason: engine.NotWritable, Err: err, Hint: "check the path and its permissions"}
 	}
 	defer file.Close()
 	b, err := io.ReadAll(io.LimitReader(file, 256<<20))
 	if err != nil {
-		return nil, fmt.Errorf("flotilla: read %s: %w", path, err)
+		return nil, &OpenError{Path: dir, Reason: engine.NotWritable, Err: fmt.Errorf("read %s: %w", formationFile, err), Hint: "check the disk"}
 	}
 	f, err := decodeFormation(b)
 	if err != nil {
-		return nil, fmt.Errorf("flotilla: %s cannot be used: %w; restore it from another node of the same cluster, with this node's id in \"node\"", path, err)
+		return nil, &OpenError{Path: dir, Reason: engine.Corrupt, Err: fmt.Errorf("%s cannot be used: %w", formationFile, err), Hint: formationHint}
 	}
 	return f, nil
 }
+
+const formationHint = "copy " + formationFile + " from another node of the same cluster and set this node's id in \"node\""
 
 // decodeFormation decodes and checks a node's formation.
 func decodeFormation(b []byte) (*formation, error) {

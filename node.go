@@ -260,10 +260,12 @@ func (n *Node) openCluster(ctx context.Context) error {
 	}
 	id := n.eng.Ident()
 	if form != nil && id.Cluster != [16]byte{} && form.Cluster != hex.EncodeToString(id.Cluster[:]) {
-		return fmt.Errorf("flotilla: %s names cluster %s but the store beside it is of %x; they were not written together", n.o.FS.PathJoin(n.dir, formationFile), form.Cluster, id.Cluster)
+		return &OpenError{Path: n.dir, Reason: engine.Corrupt, Hint: formationHint,
+			Err: fmt.Errorf("%s names cluster %s, and the store beside it is of cluster %x", formationFile, form.Cluster, id.Cluster)}
 	}
 	if form == nil && id.Cluster != [16]byte{} {
-		return fmt.Errorf("flotilla: %s is missing, without which the node cannot find its cluster; copy it from another node of cluster %x and set \"node\" to %d", n.o.FS.PathJoin(n.dir, formationFile), id.Cluster, id.Node)
+		return &OpenError{Path: n.dir, Reason: engine.Corrupt, Hint: formationHint,
+			Err: fmt.Errorf("%s is missing, and the store beside it is of node %d of cluster %x", formationFile, id.Node, id.Cluster)}
 	}
 	n.addr.ID = o.NodeID
 	n.fresh = form == nil

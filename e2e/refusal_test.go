@@ -111,7 +111,8 @@ func TestRefusals(t *testing.T) {
 	refused(t, command(t, "kv", "get", "A0", "--addr", free[0], "--timeout", "1s"), 4, free[0], "try: ")
 
 	// A directory that is in use, and directories that hold something else.
-	refused(t, serve("--dir", c.data(0), "--listen", free[0], "--client-listen", free[1], "--join", c.peers[1]), 5, c.data(0), "locked", "stop the other process")
+	refused(t, serve("--dir", c.data(0), "--listen", free[0], "--client-listen", free[1], "--join", c.peers[1]), 5, c.data(0), "locked", fmt.Sprintf("process %d uses it", c.nodes[0].cmd.Process.Pid), "stop that process")
+	refused(t, serve("--dir", filepath.Join(c.data(0), "inner")), 5, "inside another store", c.data(0), "choose a directory outside of it")
 	if err := os.Mkdir(fresh(), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func Open(o Options) (*Engine, error) {
 	e.log = e.opts.Logger
 	e.fs = e.opts.FS
 	if e.fs == nil {
-		e.fs = vfs.Default
+		e.fs = OSFS()
 	}
 	e.dir = canonicalDir(e.fs, o.Dir)
 	e.batches.New = func() any { return &Batch{e: e} }
@@ -101,6 +101,9 @@ func (e *Engine) openFiles() error {
 	if err != nil {
 		return err
 	}
+	if err := e.checkPlace(fs, found); err != nil {
+		return err
+	}
 	if e.opts.FS == nil && !e.opts.NoDiskWatch {
 		fs, e.watch = vfs.WithDiskHealthChecks(fs, diskSlow, nil, e.onDiskSlow)
 	}
@@ -111,11 +114,16 @@ func (e *Engine) openFiles() error {
 			return e.openErr(NotWritable, "check the path and its permissions", err)
 		}
 	}
-	if e.lock, err = fs.Lock(fs.PathJoin(e.dir, lockName)); err != nil {
-		e.lock = nil
-		if isPermission(err) {
-			return e.openErr(NotWritable, "check the path and its permissions", err)
-		}
+	lockFile := fs.PathJoin(e.dir, lockName)
+	lock, owner, err := lockOrOwner(fs, lockFile, e.opts.FS == nil)
+	switch {
+	case err == nil:
+		e.lock = lock
+	case isPermission(err):
+		return e.openErr(NotWritable, "check the path and its permissions", err)
+	case owner != 0:
+		return e.openErr(Locked, "stop that process, or choose another directory", fmt.Errorf("process %d uses it", owner))
+	default:
 		return e.openErr(Locked, "stop the other process that uses this directory, or choose another one", err)
 	}
 	// Read again under the lock.
@@ -164,12 +172,13 @@ func (e *Engine) inspect(fs FS) (rec identRecord, found bool, err error) {
 			return rec, false, err
 		}
 		if rec.State == stateAmnesiac {
-			return rec, false, e.openErr(Amnesia, "remove the directory and let the node join as a new one",
+			e.identRec = rec
+			return rec, false, e.openErr(Amnesia, e.replaceHint(),
 				errors.New("it was found to have forgotten what it had promised to other nodes"))
 		}
 		if rec.State == stateReady && !hasDB {
-			return rec, false, e.openErr(Corrupt, "restore the directory from a backup, or replace the node",
-				errors.New("the database directory is missing"))
+			e.identRec = rec
+			return rec, false, e.openErr(Corrupt, e.replaceHint(), errors.New("the database directory is missing"))
 		}
 		if rec.State == stateCreating && !e.opts.Create {
 			return rec, false, e.openErr(NotAStore, "create it first", errors.New("its creation was never completed"))
@@ -183,8 +192,7 @@ func (e *Engine) inspect(fs FS) (rec identRecord, found bool, err error) {
 		return rec, false, e.openErr(NotWritable, "check the path and its permissions", derr)
 	case hasDB:
 		// The identity file is durable before the database directory exists.
-		return rec, false, e.openErr(Corrupt, "restore the directory from a backup, or replace the node",
-			fmt.Errorf("a database without a usable identity file: %w", err))
+		return rec, false, e.openErr(Corrupt, e.replaceHint(), fmt.Errorf("a database without a usable identity file: %w", err))
 	case !e.opts.Create:
 		return rec, false, e.openErr(NotAStore, "create it first, or check the path", err)
 	}
@@ -209,7 +217,7 @@ func (e *Engine) inspect(fs FS) (rec identRecord, found bool, err error) {
 // flipped bit in it would silently end the log there.
 func (e *Engine) create(rec identRecord, found bool) error {
 	bad := func(err error) error {
-		return e.openErr(NotWritable, "check the path, its permissions and free space", err)
+		return e.openErr(NotWritable, "check the path and its permissions", err)
 	}
 	if !found {
 		rec = newIdent(e.opts)
@@ -267,7 +275,7 @@ func (e *Engine) openDB(create bool) error {
 			return e.openErr(NewerLayout, "start the release that wrote it, or a newer one",
 				fmt.Errorf("database format %d, this release reads up to %d", desc.FormatMajorVersion, format))
 		case !desc.Exists:
-			return e.openErr(Corrupt, "restore the directory from a backup, or replace the node", errors.New("the database is gone"))
+			return e.openErr(Corrupt, e.replaceHint(), errors.New("the database is gone"))
 		}
 	}
 	po := e.pebbleOptions()
@@ -296,9 +304,9 @@ func (e *Engine) openDB(create bool) error {
 	case r.err = <-fatal:
 	}
 	if r.err != nil {
-		reason, hint := Corrupt, "restore the directory from a backup, or replace the node"
+		reason, hint := Corrupt, e.replaceHint()
 		if isPermission(r.err) || errors.Is(r.err, syscall.ENOSPC) || !pebble.IsCorruptionError(r.err) && isIO(r.err) {
-			reason, hint = NotWritable, "check the disk, its permissions and free space"
+			reason, hint = NotWritable, "check the disk and its permissions"
 		}
 		return e.openErr(reason, hint, r.err)
 	}
@@ -311,6 +319,9 @@ func (e *Engine) openErr(r Reason, hint string, err error) error {
 	var oe *OpenError
 	if errors.As(err, &oe) {
 		return err
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		r, hint = NoSpace, spaceHint
 	}
 	return &OpenError{Path: e.opts.Dir, Reason: r, Hint: hint, Err: err}
 }

@@ -57,6 +57,10 @@ const (
 	NotAStore
 	// Amnesia: the store has lost writes that were acknowledged as durable.
 	Amnesia
+	// NoSpace: the disk has too little free space to run a store on.
+	NoSpace
+	// InsideStore: a store was to be created inside another one.
+	InsideStore
 )
 
 // String returns the reason in words.
@@ -78,6 +82,10 @@ func (r Reason) String() string {
 		return "not a store"
 	case Amnesia:
 		return "amnesia"
+	case NoSpace:
+		return "no space"
+	case InsideStore:
+		return "inside another store"
 	}
 	return fmt.Sprintf("reason(%d)", uint8(r))
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,8 +20,60 @@ type FS = vfs.FS
 // File is an open file of an FS.
 type File = vfs.File
 
-// OSFS returns the file system of the operating system.
-func OSFS() FS { return vfs.Default }
+// OSFS returns the file system of the operating system. What it creates can be
+// read and written by its user alone, whatever the umask: files have mode 0600,
+// directories 0700. Directories that were there before are left as they are.
+func OSFS() FS { return privateFS{vfs.Default} }
+
+// privateFS makes files before Pebble does, with its own mode. Where a file
+// system has no modes the directory above keeps others out.
+type privateFS struct{ FS }
+
+// touch makes an empty file, or says os.ErrExist without having opened it.
+func (p privateFS) touch(name string) error {
+	mode := os.FileMode(0o600)
+	if mutants.On("H12") {
+		mode = 0o666
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func (p privateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	err := p.touch(name)
+	for errors.Is(err, os.ErrExist) { // a new file takes the place of an old one
+		if err = os.Remove(name); err == nil || errors.Is(err, os.ErrNotExist) {
+			err = p.touch(name)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p.FS.OpenReadWrite(name, c)
+}
+
+func (p privateFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	if err := p.touch(name); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	return p.FS.OpenReadWrite(name, c, o...)
+}
+
+func (p privateFS) MkdirAll(dir string, perm os.FileMode) error {
+	return p.FS.MkdirAll(dir, perm&0o700)
+}
+
+func (p privateFS) Lock(name string) (io.Closer, error) {
+	if err := p.touch(name); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	return p.FS.Lock(name)
+}
+
+func (p privateFS) Unwrap() vfs.FS { return p.FS }
 
 // NewMemFS returns an empty file system in memory. It survives closing a store
 // but models no crash: what was written is there.
@@ -151,7 +204,7 @@ func closeWith(f interface{ Close() error }, err error) error {
 // canonicalDir gives one name to a directory of the operating system, so that
 // two names of it meet at one lock. Other file systems have no links.
 func canonicalDir(fs FS, dir string) string {
-	if fs != vfs.Default {
+	if fs != OSFS() {
 		return dir
 	}
 	abs, err := filepath.Abs(dir)

@@ -262,7 +262,7 @@ func (e *Engine) loadIdent() error {
 	if ok {
 		id, err := decodeIdent(fromDB)
 		if err != nil {
-			return e.openErr(Corrupt, "restore the directory from a backup, or replace the node", err)
+			return e.openErr(Corrupt, e.replaceHint(), err)
 		}
 		if (id.Cluster != [16]byte{} && id.Cluster != rec.Cluster) || (id.Node != 0 && id.Node != rec.Node) || id.CreatedAt != rec.CreatedAt {
 			return e.openErr(Corrupt, "its files come from two stores; restore one of them as a whole",
@@ -284,7 +284,7 @@ func (e *Engine) loadIdent() error {
 	if ok {
 		fromDB, err := decodeRequester(b)
 		if err != nil {
-			return e.openErr(Corrupt, "restore the directory from a backup, or replace the node", err)
+			return e.openErr(Corrupt, e.replaceHint(), err)
 		}
 		epoch = max(epoch, fromDB)
 	}

@@ -28,6 +28,8 @@ func TestMutants(t *testing.T) {
 		"E-intent-all":       intentBesideLiveGroup,
 		"B18":                cutLogOpens,
 		"B18c":               amnesiacOpens,
+		"H12":                othersMayRead,
+		"H-overlap":          overlapBoots,
 	} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)

@@ -125,7 +125,7 @@ func TestOpenRefusals(t *testing.T) {
 				}
 				return nil
 			})
-		}, NotWritable},
+		}, NoSpace},
 		"two stores mixed": {func(fs *simfs.FS, o *Options) {
 			o2 := *o
 			o2.Dir = "/data/n2"

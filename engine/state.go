@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -81,12 +84,21 @@ type getter func(key []byte) ([]byte, bool, error)
 
 // Boot carries out destroy intents, then reads the state of every group that
 // has a descriptor, ordered by shard. It is called once, before any batch.
-// A *GroupError names a group whose state is inconsistent; nothing was changed.
+// A store whose records are damaged, or do not belong together, is refused with an
+// *OpenError, which wraps a *GroupError if it is about one group; nothing was changed.
 func (e *Engine) Boot() ([]GroupState, error) {
 	if err := e.enter(); err != nil {
 		return nil, err
 	}
 	defer e.leave()
+	out, err := e.boot()
+	if err != nil && e.usable() == nil {
+		return nil, e.openErr(Corrupt, e.replaceHint(), err)
+	}
+	return out, err
+}
+
+func (e *Engine) boot() ([]GroupState, error) {
 	if err := e.carryOutIntents(); err != nil {
 		return nil, err
 	}
@@ -127,7 +139,33 @@ func (e *Engine) Boot() ([]GroupState, error) {
 		}
 		ok = state.SeekGE(appendGroup(kb[:0], prefixApplied, k.Shard+1))
 	}
+	if err := e.checkOverlap(out); err != nil {
+		return nil, err
+	}
 	return out, e.iterError(errors.Join(state.Error(), hard.Error(), logs.Error()))
+}
+
+// checkOverlap refuses two replicas of this node that hold the same keys: both
+// would write them. A group that has no replica here any more only waits for
+// its end.
+func (e *Engine) checkOverlap(groups []GroupState) error {
+	var live []*raft.Descriptor
+	for i := range groups {
+		d := &groups[i].Desc
+		if _, here := d.ReplicaOn(e.identRec.Node); here || e.identRec.Node == 0 {
+			live = append(live, d)
+		}
+	}
+	slices.SortFunc(live, func(x, y *raft.Descriptor) int {
+		return cmp.Or(cmp.Compare(x.Keyspace, y.Keyspace), bytes.Compare(x.Start, y.Start))
+	})
+	for i := 1; i < len(live); i++ {
+		a, b := live[i-1], live[i]
+		if a.Keyspace == b.Keyspace && (len(a.End) == 0 || bytes.Compare(a.End, b.Start) > 0) && !mutants.On("H-overlap") {
+			return &GroupError{Shard: b.Shard, Err: fmt.Errorf("descriptor: its keys from %.64q on are those of shard %d too: %w", b.Start, a.Shard, raft.ErrCorrupt)}
+		}
+	}
+	return nil
 }
 
 // Load reads the state of one group. ok is false if it has no descriptor here.
@@ -238,6 +276,9 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 	if st.Last < as.Applied {
 		return bad(0, "log ends at %d, applied through %d: %w", st.Last, as.Applied, raft.ErrCorrupt)
 	}
+	if st.Hard.Commit > st.Last {
+		return bad(0, "log ends at %d, committed through %d: %w", st.Last, st.Hard.Commit, raft.ErrCorrupt)
+	}
 	return st, true, nil
 }
 
@@ -293,7 +334,8 @@ func (e *Engine) SaveSupport(recs ...SupportRecord) error {
 	return e.applySynced(pb)
 }
 
-// LoadSupport reads all support records, ordered by node.
+// LoadSupport reads all support records, ordered by node. A damaged one refuses
+// the store with an *OpenError.
 func (e *Engine) LoadSupport() ([]SupportRecord, error) {
 	if err := e.enter(); err != nil {
 		return nil, err
@@ -317,7 +359,7 @@ func (e *Engine) LoadSupport() ([]SupportRecord, error) {
 		}
 		r, err := decodeSupport(k.Node, v)
 		if err != nil {
-			return nil, err
+			return nil, e.openErr(Corrupt, e.replaceHint(), err)
 		}
 		out = append(out, r)
 	}
