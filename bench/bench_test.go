@@ -46,12 +46,12 @@ func (m *memTarget) wait() {
 	}
 }
 
-func (m *memTarget) Read(_ context.Context, key []byte) (bool, error) {
+func (m *memTarget) Read(_ context.Context, key []byte) ([]byte, bool, error) {
 	m.wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_, ok := m.data[string(key)]
-	return ok, nil
+	v, ok := m.data[string(key)]
+	return v, ok, nil
 }
 
 func (m *memTarget) Write(_ context.Context, key, value []byte) error {

@@ -53,6 +53,8 @@ type Result struct {
 	DiskSource string  `json:"disk_source"` // where the bytes were counted
 	RSSMiB     float64 `json:"rss_mib"`     // largest of the samples taken each second
 
+	Verified int `json:"verified"` // records read back and found to hold their last acknowledged write
+
 	Fsync      bool    `json:"fsync"`
 	FsyncP50Ms float64 `json:"fsync_p50_ms"` // of the data directory, before the run
 	FsyncP99Ms float64 `json:"fsync_p99_ms"`

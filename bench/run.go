@@ -25,6 +25,10 @@ type Config struct {
 	Warmup, Duration time.Duration
 	// Timeout bounds one operation. Zero means 10 s.
 	Timeout time.Duration
+	// Verify is the number of records to read back after the run, each of which
+	// has to hold a value that its last acknowledged write can have left. Zero:
+	// none. It is not part of the measured time.
+	Verify int
 	// DataDir is where the store keeps its files; empty if it is elsewhere.
 	DataDir string
 	// Classify names the kind of an error. Nil means that all are "other".
@@ -57,6 +61,9 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 		c.Classify = func(error) string { return "other" }
 	}
 	r := &run{Config: c, rec: newRecorder(c.Clients), start: time.Now()}
+	if c.Verify > 0 {
+		r.track = &tracker{all: make(map[uint64]*tracked)}
+	}
 	work, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
@@ -72,12 +79,20 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	stopAfter := time.AfterFunc(c.Timeout, stop)
 	wg.Wait()
 	stopAfter.Stop()
+	if r.track != nil && ctx.Err() == nil {
+		proved, err := r.track.verify(ctx, c.Targets, c.Verify)
+		if err != nil {
+			return nil, err
+		}
+		res.Verified = proved
+	}
 	return res, ctx.Err()
 }
 
 type run struct {
 	Config
 	rec     *recorder
+	track   *tracker // nil: writes are not followed
 	start   time.Time
 	sent    atomic.Int64
 	stopped atomic.Bool
@@ -205,7 +220,7 @@ func (r *run) one(ctx context.Context, g *workload.Gen, t Target, planned time.T
 	switch g.Op {
 	case workload.Read, workload.ReadModifyWrite:
 		var found bool
-		if found, err = t.Read(ctx, g.Key); err == nil && !found {
+		if _, found, err = t.Read(ctx, g.Key); err == nil && !found {
 			err = errMissing
 		}
 	case workload.Scan:
@@ -218,6 +233,13 @@ func (r *run) one(ctx context.Context, g *workload.Gen, t Target, planned time.T
 		err = t.Write(ctx, g.Key, g.Value)
 	}
 	end := time.Now()
+	if g.Value != nil && r.track.follows(g.Record()) {
+		if err == nil {
+			r.track.done(g.Record(), trackedWrite{g.Value, sent, end})
+		} else {
+			r.track.failed(g.Record())
+		}
+	}
 	m.service, m.response = end.Sub(sent), end.Sub(planned)
 	m.write = m.service - m.read
 	return m, err

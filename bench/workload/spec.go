@@ -49,7 +49,8 @@ const MaxScanLen = 100
 // Spec describes a workload: the share of each operation, in percent, and the
 // law of popularity. The shares add up to 100.
 type Spec struct {
-	// Name is the letter of the workload, "A" to "F".
+	// Name is the name of the workload: "A" to "F" are those of YCSB, "W1" to "W3" are
+	// uniform writes, reads, and a mix of both.
 	Name  string
 	Share [OpCount]int
 	Dist  Dist
@@ -64,9 +65,12 @@ var specs = []Spec{
 	{Name: "D", Share: [OpCount]int{Read: 95, Insert: 5}, Dist: Latest, Note: "95% read of the latest 5% insert"},
 	{Name: "E", Share: [OpCount]int{Scan: 95, Insert: 5}, Dist: Zipfian, Note: "95% scan of 1-100 5% insert"},
 	{Name: "F", Share: [OpCount]int{Read: 50, ReadModifyWrite: 50}, Dist: Zipfian, Note: "50% read 50% read-modify-write"},
+	{Name: "W1", Share: [OpCount]int{Update: 100}, Dist: Uniform, Note: "100% update"},
+	{Name: "W2", Share: [OpCount]int{Read: 100}, Dist: Uniform, Note: "100% read"},
+	{Name: "W3", Share: [OpCount]int{Read: 90, Update: 10}, Dist: Uniform, Note: "90% read 10% update"},
 }
 
-// Names returns the letters of the workloads in order.
+// Names returns the names of the workloads in order.
 func Names() []string {
 	names := make([]string, len(specs))
 	for i, s := range specs {
@@ -75,7 +79,7 @@ func Names() []string {
 	return names
 }
 
-// Parse returns the workload with the given letter, in either case.
+// Parse returns the workload with the given name, in either case.
 func Parse(name string) (Spec, error) {
 	for _, s := range specs {
 		if strings.EqualFold(s.Name, name) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/bench"
+	"github.com/flotillakv/flotilla/bench/embedded"
 	"github.com/flotillakv/flotilla/bench/workload"
 	"github.com/flotillakv/flotilla/internal/localcluster"
 )
@@ -48,7 +49,8 @@ func newBench(a *app) *cobra.Command {
 		Long: `run loads records, lets clients work on them, and measures throughput, latency,
 CPU time, memory and bytes written to disk. Workloads are those of YCSB: A (50%
 read, 50% update), B (95/5), C (100% read), D (95% read of the latest, 5% insert),
-E (95% scan of 1 to 100, 5% insert), F (50% read, 50% read-modify-write).
+E (95% scan of 1 to 100, 5% insert), F (50% read, 50% read-modify-write). W1 is
+100% update, W2 100% read, W3 90% read and 10% update, all uniform.
 
 Without --addr it runs on a cluster of three nodes inside this process, with real
 sockets, real files and fsync; calls are made at the node that leads the key's
@@ -160,7 +162,7 @@ func (a *app) bench(ctx context.Context, spec workload.Spec, b *benchFlags, remo
 	lines := &bench.Lines{W: live}
 	res, err := bench.Run(ctx, bench.Config{
 		Set: set, Targets: store.targets, Clients: b.clients, Rate: b.rate, Warmup: b.warm, Duration: b.duration,
-		Timeout: a.timeout, DataDir: store.dir, Classify: errorKind, OnSecond: lines.Second,
+		Timeout: a.timeout, Verify: benchSample, DataDir: store.dir, Classify: errorKind, OnSecond: lines.Second,
 	})
 	if err != nil {
 		return err
@@ -223,10 +225,10 @@ func (a *app) embedded(ctx context.Context, b *benchFlags) (*benchStore, error) 
 		return nil, err
 	}
 	s := &benchStore{dir: dir, shards: b.shards, scope: "three nodes and the clients"}
-	target := newLeaderTarget(ctx, c.Nodes())
+	target := embedded.NewLeaders(ctx, c.Nodes())
 	s.targets = []bench.Target{target}
 	s.close = func() {
-		target.close()
+		target.Close()
 		c.Close()
 		os.RemoveAll(dir)
 	}
@@ -249,7 +251,7 @@ func (a *app) remote(ctx context.Context, b *benchFlags) (*benchStore, error) {
 			return nil, err
 		}
 		clients = append(clients, c)
-		s.targets = append(s.targets, kvTarget{c})
+		s.targets = append(s.targets, embedded.Target{KV: c})
 	}
 	all, err := clients[0].Shards(ctx)
 	if err != nil {

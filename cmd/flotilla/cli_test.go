@@ -129,7 +129,7 @@ func TestCommandLinesThatCannotBeRight(t *testing.T) {
 		{"kv", "flotilla kv needs one of its commands: cas, del, export, get, import, put, scan"},
 		{"bench run A --shrads 3", `unknown flag --shrads for "flotilla bench run"; did you mean "--shards"?`},
 		{"bench run A --clients many", `invalid argument "many" for "--clients"`},
-		{"bench run G", `workload "G" does not exist: choose one of A, B, C, D, E, F`},
+		{"bench run G", `workload "G" does not exist: choose one of A, B, C, D, E, F, W1, W2, W3`},
 		{"bench run A --value 4GiB", "--value 4GiB: must lie between 0 and 3MiB"},
 		{"bench run A --distribution normal", `distribution "normal" does not exist`},
 		{"bench run A --clients 0", "--clients 0: must lie between"},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/bench"
+	"github.com/flotillakv/flotilla/bench/embedded"
 	"github.com/flotillakv/flotilla/bench/workload"
 	"github.com/flotillakv/flotilla/internal/localcluster"
 )
@@ -267,7 +268,7 @@ func (d *demo) load(ctx context.Context) (string, error) {
 	var wg sync.WaitGroup
 	for i := range demoClients {
 		wg.Go(func() {
-			target := kvTarget{d.cluster.Node(i % demoNodes)}
+			target := embedded.Target{KV: d.cluster.Node(i % demoNodes)}
 			for time.Since(start) < demoLoad {
 				rec := next.Add(1) - 1
 				if rec >= demoKeys {
