@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"sort"
 	"time"
 )
@@ -16,6 +17,8 @@ type usage struct {
 	rssBytes   int64
 	diskBytes  int64
 	diskSource string
+	// objects and bytes are what was allocated on the heap.
+	objects, bytes uint64
 }
 
 // since returns what was used after the earlier reading; the resident memory
@@ -23,7 +26,16 @@ type usage struct {
 func (u usage) since(earlier usage) usage {
 	u.cpu -= earlier.cpu
 	u.diskBytes -= earlier.diskBytes
+	u.objects -= earlier.objects
+	u.bytes -= earlier.bytes
 	return u
+}
+
+// heapAllocs returns the objects and bytes allocated on the heap so far.
+func heapAllocs() (objects, bytes uint64) {
+	s := [2]metrics.Sample{{Name: "/gc/heap/allocs:objects"}, {Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(s[:])
+	return s[0].Value.Uint64(), s[1].Value.Uint64()
 }
 
 // Machine describes where a run takes place.

@@ -19,6 +19,7 @@ import (
 // to what the process handed to the kernel, and says so in diskSource.
 func readUsage(dir string) usage {
 	var u usage
+	u.objects, u.bytes = heapAllocs()
 	var ru syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &ru) == nil {
 		u.cpu = time.Duration(ru.Utime.Nano() + ru.Stime.Nano())

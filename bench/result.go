@@ -47,11 +47,13 @@ type Result struct {
 	LatencyMs    map[string]Latency `json:"latency_ms"`
 	ServiceMs    Latency            `json:"service_ms"` // from the real send time, all operations
 
-	CPUPer1M   float64 `json:"cpu_s_per_1m_ops"`
-	CPUScope   string  `json:"cpu_scope"` // what the CPU time covers
-	DiskPerOp  float64 `json:"disk_bytes_per_op"`
-	DiskSource string  `json:"disk_source"` // where the bytes were counted
-	RSSMiB     float64 `json:"rss_mib"`     // largest of the samples taken each second
+	CPUPer1M        float64 `json:"cpu_s_per_1m_ops"`
+	CPUScope        string  `json:"cpu_scope"` // what the CPU time covers
+	DiskPerOp       float64 `json:"disk_bytes_per_op"`
+	DiskSource      string  `json:"disk_source"`   // where the bytes were counted
+	AllocsPerOp     float64 `json:"allocs_per_op"` // objects on the heap, of the same scope as the CPU time
+	AllocBytesPerOp float64 `json:"alloc_bytes_per_op"`
+	RSSMiB          float64 `json:"rss_mib"` // largest of the samples taken each second
 
 	Verified int `json:"verified"` // records read back and found to hold their last acknowledged write
 
@@ -74,6 +76,7 @@ func (r *run) result(total *hists, errs map[string]int64, took time.Duration, us
 		ErrorKinds: errs, LatencyMs: make(map[string]Latency), ServiceMs: latency(total, seriesService),
 		CPUPer1M: round(used.cpu.Seconds()*1e6*perOp, 3), CPUScope: "process",
 		DiskPerOp: round(float64(used.diskBytes)*perOp, 1), DiskSource: used.diskSource,
+		AllocsPerOp: round(float64(used.objects)*perOp, 2), AllocBytesPerOp: round(float64(used.bytes)*perOp, 1),
 		Cores: runtime.NumCPU(), Go: runtime.Version(),
 	}
 	if r.Rate > 0 {
@@ -140,7 +143,7 @@ func (res *Result) WriteTable(w io.Writer) error {
 	}
 	fmt.Fprintf(&b, "\ncpu      %.1f s per million ops (%s)\n", res.CPUPer1M, res.CPUScope)
 	fmt.Fprintf(&b, "disk     %s bytes per op (%s), fsync %s\n", group(res.DiskPerOp, 0), res.DiskSource, onOff(res.Fsync))
-	fmt.Fprintf(&b, "memory   %.0f MiB resident\n\n", res.RSSMiB)
+	fmt.Fprintf(&b, "memory   %.0f MiB resident, %.1f allocations and %s bytes per op\n\n", res.RSSMiB, res.AllocsPerOp, group(res.AllocBytesPerOp, 0))
 	worst := res.ServiceMs
 	nsPerOp := 0.0
 	if res.Ops > 0 {

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/flotillakv/flotilla/bench"
+)
+
+// engine is a store of three replicas in this process.
+type engine interface {
+	// Target is where the clients send their operations.
+	Target() bench.Target
+	// Local reads what the replica of one node (0 to 2) holds, which may lag.
+	Local(ctx context.Context, node int, key []byte) ([]byte, error)
+	// Note says what a reader of the figures has to know.
+	Note() string
+	Close()
+}
+
+// setup is what an engine is started with.
+type setup struct {
+	dir    string
+	shards int
+}
+
+type opener func(ctx context.Context, s setup) (engine, error)
+
+var engines = map[string]opener{
+	"flotilla":        openFlotilla,
+	"dragonboat-disk": func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, true, false) },
+	"dragonboat-mem":  func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, false, false) },
+	"dragonboat-tan":  func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, true, true) },
+	"etcd":            openEtcd,
+}
+
+func engineNames() string {
+	var names []string
+	for n := range engines {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return strings.Join(names, ", ")
+}
+
+func findEngine(name string) (opener, error) {
+	if o, ok := engines[name]; ok {
+		return o, nil
+	}
+	return nil, fmt.Errorf("engine %q does not exist: choose of %s", name, engineNames())
+}
