@@ -23,7 +23,7 @@ type Config struct {
 	Rate float64
 	// Warmup is worked but not measured; Duration is measured.
 	Warmup, Duration time.Duration
-	// Timeout bounds one operation. Zero means 10 s.
+	// Timeout bounds one operation, to within an eighth of it more. Zero means 10 s.
 	Timeout time.Duration
 	// Verify is the number of records to read back after the run, each of which
 	// has to hold a value that its last acknowledged write can have left. Zero:
@@ -177,6 +177,8 @@ func (r *run) client(ctx context.Context, i int) {
 			return false
 		}
 	}
+	limited, done := r.limit(ctx)
+	defer func() { done() }()
 	for n := 0; !r.stopped.Load() && ctx.Err() == nil; n++ {
 		planned := time.Now()
 		if r.Rate > 0 {
@@ -188,7 +190,11 @@ func (r *run) client(ctx context.Context, i int) {
 		}
 		gen.Next()
 		r.sent.Add(1)
-		m, err := r.one(ctx, gen, target, planned)
+		if time.Since(limited.since) > r.Timeout/8 {
+			done()
+			limited, done = r.limit(ctx)
+		}
+		m, err := r.one(limited, gen, target, planned)
 		gen.Done()
 		switch {
 		case err == nil:
@@ -204,6 +210,20 @@ func (r *run) client(ctx context.Context, i int) {
 	}
 }
 
+// limit makes the context of a client's next operations. It is renewed after an
+// eighth of the timeout and not for each operation, whose allocations would
+// outnumber those of the store.
+func (r *run) limit(ctx context.Context) (limitedContext, context.CancelFunc) {
+	since := time.Now()
+	ctx, cancel := context.WithDeadline(ctx, since.Add(r.Timeout+r.Timeout/8))
+	return limitedContext{ctx, since}, cancel
+}
+
+type limitedContext struct {
+	context.Context
+	since time.Time
+}
+
 func (r *run) kind(err error) string {
 	if errors.Is(err, errMissing) {
 		return "not_found"
@@ -212,9 +232,8 @@ func (r *run) kind(err error) string {
 }
 
 // one sends one operation and waits for its answer.
-func (r *run) one(ctx context.Context, g *workload.Gen, t Target, planned time.Time) (sample, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
-	defer cancel()
+func (r *run) one(limited limitedContext, g *workload.Gen, t Target, planned time.Time) (sample, error) {
+	ctx := limited.Context
 	m, sent := sample{op: g.Op}, time.Now()
 	var err error
 	switch g.Op {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -58,6 +59,7 @@ func run(ctx context.Context, args []string) error {
 	out := f.String("json", "", "file that gets one JSON object per point, appended")
 	one := f.String("one", "", "run one engine once in this process and print its result as JSON")
 	profile := f.String("cpuprofile", "", "with --one: write a CPU profile of the measured time")
+	heap := f.String("memprofile", "", "with --one: write a profile of what was allocated since the start, every 16 KiB sampled")
 	only := f.String("only", "", "with table: only points whose name contains this")
 	table := len(args) > 0 && args[0] == "table"
 	if table {
@@ -71,7 +73,10 @@ func run(ctx context.Context, args []string) error {
 		os.Exit(exitUsage)
 	}
 	if *one != "" {
-		res, err := single(ctx, *one, p, *profile)
+		if *heap != "" {
+			runtime.MemProfileRate = 16 << 10
+		}
+		res, err := single(ctx, *one, p, *profile, *heap)
 		if err != nil {
 			return err
 		}

@@ -31,7 +31,7 @@ type outcome struct {
 }
 
 // single runs one engine once in this process.
-func single(ctx context.Context, name string, p point, profile string) (*outcome, error) {
+func single(ctx context.Context, name string, p point, profile, heap string) (*outcome, error) {
 	open, err := findEngine(name)
 	if err != nil {
 		return nil, err
@@ -89,6 +89,9 @@ func single(ctx context.Context, name string, p point, profile string) (*outcome
 		return nil, err
 	}
 	pprof.StopCPUProfile()
+	if err := writeHeap(heap); err != nil {
+		return nil, err
+	}
 	if err := bench.Sample(ctx, set, targets, verifyRecords); err != nil {
 		return nil, err
 	}
@@ -129,4 +132,19 @@ func sameEverywhere(ctx context.Context, e engine, set *workload.Set) (int, erro
 		n++
 	}
 	return n, nil
+}
+
+func writeHeap(path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	err = pprof.Lookup("allocs").WriteTo(f, 0)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
