@@ -88,8 +88,35 @@ With -o json standard output gets one object on one line, and nothing else.`,
 	f.StringVar(&b.dist, "distribution", "", "zipfian, uniform or latest; empty: the workload's own")
 	f.StringVar(&b.dir, "dir", "", "directory of the embedded cluster's data, removed from it at the end; empty: a temporary one")
 	f.Uint64Var(&b.seed, "seed", 1, "seed of the generator")
-	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd))
+	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd, newBenchCompare(a)))
 }
+
+// newBenchCompare explains the comparison, which is a module of its own: the
+// peers must not become dependencies of this binary.
+func newBenchCompare(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "compare",
+		Short: "Say how to compare with other engines on this machine",
+		Args:  arguments(),
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprint(a.out, compareHelp)
+			return err
+		},
+	}
+}
+
+const compareHelp = `The comparison with Dragonboat and etcd is not part of this binary, so that it does
+not carry them. It runs from the source tree, where it is a module of its own:
+
+  cd bench/compare
+  go run .                                          # writes, 48 shards, 1024 clients, five pairs
+  go run . --workload W2 --engines flotilla,etcd    # linearizable reads, against etcd
+  go run . table --json figures.json                # every point of docs/performance.md
+
+Each engine gets three replicas in one process over loopback, real files, fsync on,
+and the same clients; engines take turns, and ratios are taken pair by pair.
+The limits of the machine itself, for comparison: go run ./bench/floors
+`
 
 func (b *benchFlags) check(clientsGiven bool) error {
 	if b.rate > 0 && !clientsGiven {
