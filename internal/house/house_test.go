@@ -48,6 +48,7 @@ var layers = []struct {
 	{"internal/testca", 0, "", ""},
 	{"internal/house", 10, "", ""},
 	{"internal/nemesis", 8, "all", ""},
+	{"bench/floors", 9, "all", "github.com/cockroachdb/pebble/v2 google.golang.org/grpc google.golang.org/grpc/credentials/insecure google.golang.org/grpc/mem"},
 	{"bench/...", 8, "all", "github.com/HdrHistogram/hdrhistogram-go golang.org/x/sync"},
 	{"cmd/flotilla/...", 9, "all", "github.com/spf13/cobra github.com/spf13/pflag github.com/pelletier/go-toml/v2 golang.org/x/term golang.org/x/sync github.com/HdrHistogram/hdrhistogram-go"},
 	{"examples/...", 8, "all", ""},

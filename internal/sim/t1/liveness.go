@@ -141,8 +141,11 @@ func (w *World) probe(s int, done []int) bool {
 }
 
 // core draws a set of nodes that holds a quorum of every configuration that may
-// be in force: applied anywhere, or in anybody's log. It returns nil if not even
-// all nodes do: a voter was added that never got its state.
+// be in force: applied anywhere, in anybody's log, or the newest that the set
+// itself knows to be committed. A change takes effect when it is applied: if
+// only a node outside the set knows that it is committed, the set goes by the
+// configuration before it. It returns nil if not even all nodes do: a voter was
+// added that never got its state.
 func (w *World) core() []bool {
 	type need struct {
 		g *group
@@ -188,6 +191,12 @@ func (w *World) core() []bool {
 				return false
 			}
 		}
+		for _, g := range w.orc.order {
+			d := g.at(w.known(g, set))
+			if !quorum(d, func(r raft.Replica) bool { return set[r.Node-1] }) {
+				return false
+			}
+		}
 		return true
 	}
 	if !ok() {
@@ -203,6 +212,26 @@ func (w *World) core() []bool {
 		}
 	}
 	return set
+}
+
+// known returns up to where the nodes of a set know for certain that the log of
+// a group is committed.
+func (w *World) known(g *group, set []bool) (commit raft.Index) {
+	for i, n := range w.nodes {
+		if !set[i] {
+			continue
+		}
+		if s := n.shadow.durable[g.id]; s != nil {
+			commit = max(commit, s.hard.Commit, s.trunc)
+		}
+		if !n.up {
+			continue
+		}
+		if v, ok := n.host.View(g.id); ok {
+			commit = max(commit, v.Commit)
+		}
+	}
+	return commit
 }
 
 // caughtUp reports whether every replica of the core has applied target.
