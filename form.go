@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/router/catalog"
 )
@@ -446,7 +447,7 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			return joinReply{Formed: f.durable, Cluster: form.Cluster}
+			return joinReply{Formed: f.durable || mutants.On("G16"), Cluster: form.Cluster}
 		}
 		if f.want != "" && f.want != q.Formation.Cluster {
 			return joinReply{Refused: fmt.Sprintf("node %d was told to be of cluster %s, not %s", f.me().ID, f.want, q.Formation.Cluster)}
@@ -543,7 +544,7 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 			if r.Refused != "" {
 				return nil, &JoinError{a, r.Refused}
 			}
-			if r.Formed {
+			if r.Formed && !mutants.On("G16b") {
 				someFormed = true
 				if r.Lowest == f.me().ID {
 					return nil, &JoinError{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it without bootstrap and without an id to join as a new node, and take the old one out (flotilla node remove)", r.Cluster)}

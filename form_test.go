@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/flotillakv/flotilla/internal/fuzzing"
 )
@@ -157,5 +160,69 @@ func TestGatherBeforeNamed(t *testing.T) {
 	members, err := f.gather(testContext(t), []string{"n2"})
 	if err != nil || len(members) != 2 || members[0].ID != 1 || members[1].ID != 2 {
 		t.Fatalf("%+v, %v", members, err)
+	}
+}
+
+// TestFormationHalfWay: whoever forms a cluster may stop half-way, and so may
+// those it hands the formation to. Nobody goes on before all have it on their
+// disks, and nobody forms a second cluster out of members of the first.
+func TestFormationHalfWay(t *testing.T) {
+	form := goldenFormation(t)
+	form.Confirmed, form.Complete, form.Written = nil, false, false
+	peers := map[string]*former{}
+	call := func(ctx context.Context, addr string, in []byte) ([]byte, error) {
+		if p := peers[addr]; p != nil {
+			return p.serve(ctx, in)
+		}
+		return nil, errors.New("down")
+	}
+	start := func(m member) *former {
+		f := newFormer(m, len(form.Members), "", call)
+		peers[m.Addr] = f
+		return f
+	}
+	first, second := form.Members[0], form.Members[1]
+	lowest, other := start(first), start(second)
+	lowest.set(form)
+
+	// The member has the formation, not yet on its disk: that is no confirmation.
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	err := lowest.handOut(ctx, form, func(id uint32) error {
+		t.Errorf("node %d confirms what it has not made durable", id)
+		return nil
+	})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("handed out: %v", err)
+	}
+	if other.current() == nil {
+		t.Fatal("the member was not handed the formation")
+	}
+
+	// The lowest id is gone with its disk, the member has the formation: there must
+	// not be another cluster.
+	delete(peers, first.Addr)
+	other.markDurable()
+	again := start(first)
+	members, err := again.gather(testContext(t), []string{second.Addr})
+	var refused *JoinError
+	if !errors.As(err, &refused) || members != nil {
+		t.Fatalf("the lowest id, without its disk, forms a cluster of %+v (%v)", members, err)
+	}
+
+	// It is back with its disk: the member confirms now, once.
+	delete(peers, first.Addr)
+	lowest = start(first)
+	lowest.set(form)
+	var confirmed []uint32
+	if err := lowest.handOut(testContext(t), form, func(id uint32) error { confirmed = append(confirmed, id); return nil }); err != nil || len(confirmed) != 1 || confirmed[0] != second.ID {
+		t.Fatalf("confirmed by %v, %v", confirmed, err)
+	}
+
+	// A member that is asked by another cluster's founder stays where it is.
+	foreign := *form
+	foreign.Cluster = strings.Repeat("9", 32)
+	if r := other.answer(context.Background(), &joinRequest{Kind: joinForm, From: first, Formation: &foreign}); r.Refused == "" || other.current().Cluster != form.Cluster {
+		t.Fatalf("taken over by another cluster: %+v", r)
 	}
 }

@@ -44,6 +44,8 @@ type Engine struct {
 	// opening is the channel on which Open waits while Pebble opens; then nil.
 	opening atomic.Pointer[chan error]
 
+	full      atomic.Bool // the last flush or compaction found no space
+	fullTold  atomic.Int64
 	closed    atomic.Bool
 	closeOnce sync.Once
 	closeErr  error
@@ -492,6 +494,37 @@ func (e *Engine) onDiskSlow(info vfs.DiskSlowInfo) {
 	}
 }
 
+// fullPause is how long Pebble is kept from writing a table again that found no space.
+const fullPause = 100 * time.Millisecond
+
+// onFull is told of a flush or compaction that found no space. Pebble tries it
+// again, at once and without end; the log decides whether the node can go on. But
+// while the store is being opened nobody else would find out, and Open would never
+// return. It is called under Pebble's locks.
+func (e *Engine) onFull(err error) {
+	if e.opening.Load() != nil && !mutants.On("H2") {
+		e.fail(fmt.Errorf("no space left for a flush or compaction: %w", err))
+		park()
+	}
+	if now := time.Now().UnixNano(); e.full.Swap(true) || now-e.fullTold.Swap(now) < int64(10*time.Second) {
+		return
+	}
+	e.log.Error("no space left for a flush or compaction; it is tried again", "err", err)
+}
+
+// pauseIfFull holds up the next table after one that found no space.
+func (e *Engine) pauseIfFull() {
+	if !e.full.Swap(false) {
+		return
+	}
+	t := time.NewTimer(fullPause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-e.down:
+	}
+}
+
 // eventListener counts what the metrics show and stops the node on damage.
 func (e *Engine) eventListener() *pebble.EventListener {
 	return &pebble.EventListener{
@@ -508,9 +541,8 @@ func (e *Engine) eventListener() *pebble.EventListener {
 			if errors.Is(err, pebble.ErrCancelledCompaction) {
 				return // an excise took its tables; Pebble compacts again what is left
 			}
-			if errors.Is(err, syscall.ENOSPC) {
-				// Pebble writes the table again; the log decides whether the node can go on.
-				e.log.Error("no space left for a flush or compaction", "err", err)
+			if errors.Is(err, syscall.ENOSPC) && !mutants.On("H2b") {
+				e.onFull(err)
 				return
 			}
 			e.fail(fmt.Errorf("flush or compaction: %w", err))

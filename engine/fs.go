@@ -114,6 +114,9 @@ type storeFS struct {
 }
 
 func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if strings.HasSuffix(name, ".sst") {
+		d.e.pauseIfFull()
+	}
 	f, err := d.FS.Create(name, c)
 	base := d.FS.PathBase(name)
 	if strings.HasSuffix(base, ".log") {

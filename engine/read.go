@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/batchrepr"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -301,6 +302,9 @@ func (o *overlay) lookup(pb *pebble.Batch, key []byte) ([]byte, presence) {
 	}
 	if kind, _, v := opAt(data, at); kind == pebble.InternalKeyKindSet {
 		return v[:len(v):len(v)], present
+	}
+	if mutants.On("F8") { // as before the deletion
+		return nil, unknown
 	}
 	return nil, absent
 }

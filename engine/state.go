@@ -234,6 +234,9 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 			return bad(0, "hard state: %w", err)
 		}
 	}
+	if mutants.On("F4") { // what is in the log is applied once more
+		st.Applied.Applied, st.Applied.AppliedTerm = st.Applied.TruncIndex, st.Applied.TruncTerm
+	}
 	as := st.Applied
 	if as.TruncIndex > as.Applied {
 		return bad(0, "truncated through %d, applied only through %d: %w", as.TruncIndex, as.Applied, raft.ErrCorrupt)

@@ -177,3 +177,22 @@ func TestCloseLeavesALoopInAFailedStore(t *testing.T) {
 	h.wg.Wait()
 	e.Close()
 }
+
+// TestB0_C4 is the loops' part of the gate of heartbeats: a node one of whose
+// loops does not get on with its work, whatever holds it (a log that nobody
+// reads, a lock, the network), is not alive, and is again when that is over.
+func TestB0_C4(t *testing.T) {
+	r := newRig(t)
+	h, g := gated(t, r.e, r)
+	h.loops[0].in.putRead(readRequest{shard: 7, done: func(raft.Index, error) {}})
+	began := raft.Time(h.loops[0].roundAt.Load())
+	if !h.Alive(began.Add(time.Second), time.Second) {
+		t.Error("not alive within the limit")
+	}
+	if h.Alive(began.Add(time.Second+1), time.Second) {
+		t.Error("alive while its loop stands still")
+	}
+	close(g.open)
+	until(t, "the loop rests", func() bool { return h.Alive(began.Add(time.Hour), time.Second) })
+	within(t, "closed", h.Close)
+}

@@ -187,7 +187,7 @@ func DecodeMeta(b []byte) (Meta, error) {
 // check holds the manifest against itself: an applied index, tables in order
 // and inside the shard's span, at most one list of each kind.
 func (m *Meta) check() error {
-	if m.Shard == 0 || m.Index == 0 || m.Term == 0 {
+	if m.Shard == 0 || (m.Index == 0 || m.Term == 0) && !mutants.On("E1") {
 		return corrupt("shard %d at index %d term %d", m.Shard, m.Index, m.Term)
 	}
 	lower, upper := engine.DataSpan(m.Desc.Keyspace, m.Desc.Start, m.Desc.End)

@@ -384,6 +384,34 @@ func TestReceiverRestartsInTheMiddle(t *testing.T) {
 	}
 }
 
+// TestNothingApplied: there is no snapshot of a replica that has applied nothing,
+// and none that says so is taken in.
+func TestNothingApplied(t *testing.T) {
+	p := newPair(t, 0)
+	fresh := descOf(8, "q", "")
+	b := p.from.NewBatch()
+	b.SetDescriptor(&fresh)
+	b.SetApplied(8, raft.AppliedState{})
+	b.SetHardState(8, raft.HardState{Term: 1})
+	check(t, b.Commit(true))
+	b.Close()
+	before := dump(t, p.from, fresh)
+	_, _, err := p.send.Send(t.Context(), &fresh, func(context.Context, []byte) (Stream, error) {
+		t.Error("a snapshot of nothing is offered")
+		return nil, errBroken
+	})
+	if !errors.Is(err, ErrNothingApplied) || dump(t, p.from, fresh) != before || len(staged(t, p.from)) != 0 {
+		t.Fatalf("sent: %v", err)
+	}
+	empty := Meta{ID: ID{1}, Shard: 8, Desc: fresh}
+	if st, err := p.recv.Handle(1, empty.Encode(nil), func() ([]byte, error) { return nil, io.EOF }); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("taken in: %+v, %v", st, err)
+	}
+	if _, ok, err := p.to.Load(8); ok || err != nil || len(staged(t, p.to)) != 0 {
+		t.Fatalf("the receiver has it: %v, %v", ok, err)
+	}
+}
+
 // TestRefused: whatever is wrong with a snapshot, it is refused as a whole,
 // nothing changes, and nothing stays in staging.
 func TestRefused(t *testing.T) {

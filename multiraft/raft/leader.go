@@ -18,6 +18,12 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 	c.preLeading, c.ready, c.uncommitted = c.log.last, false, 0
 	c.transferTo, c.transferAt, c.timeoutSent, c.grantSent = 0, Never, false, false
 	c.reads, c.readRound, c.readSent = c.reads[:0], 0, 0
+	if mutants.On("D3") { // what this replica asked as a follower, it answers itself now
+		for _, a := range c.asking.reads {
+			o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: a.ctx, Index: c.log.commit})
+		}
+		c.asking.reads = c.asking.reads[:0]
+	}
 	c.commitAt, c.leaving = Never, c.leaving[:0]
 	c.quorumFrom, c.quorumLost = now.Add(c.tun.QuorumGrace), false
 	for i := range c.peers {

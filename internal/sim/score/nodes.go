@@ -30,6 +30,8 @@ func t1p(id, ledger, title string, profiles ...string) plant {
 func nodePlants() []plant {
 	out := []plant{
 		t1p("F2", "F2", "the applied index is not written with what it covers", "crash", "swarm"),
+		t1p("F4", "F4", "what is in the log is applied once more at a start", "crash", "swarm"),
+		t1p("F8", "F8", "a key deleted in a batch is found by what comes behind it", "swarm"),
 		t1p("E7", "E7", "a snapshot names the leader's term, not its last entry's", "swarm"),
 	}
 	for _, p := range t1.Plants {

@@ -15,6 +15,14 @@ func transportPlants() []plant {
 		in("H7", "H7", "heartbeats queue behind bulk data", "^TestBubble", "L2"),
 		in("H8", "H8", "a peer that could not be reached a few times is given up", "^TestBubble", "L3"),
 		in("H9", "H9", "the goroutine that watches a stream outlives it", "^TestBubble", "S19"),
+		failing("D12", "D12", "a loop that stands still passes for alive", "multiraft", "^TestB0_C4$", "L1"),
+		failing("E1", "E1", "a snapshot of nothing is built and sent", "snapshot", "^TestNothingApplied$", "S17"),
+		failing("E3", "E3", "a snapshot that was overtaken while it came in is installed", "multiraft", "^TestInstallNotNeeded$", "S4"),
+		failing("E2", "E2", "after a restart what came half passes for whole", "snapshot", "^TestReceiverRestarts", "S17"),
+		failing("G16", "G16", "a member confirms a formation that is not on its disk", ".", "^Test(Formation|Gather)", "F2"),
+		failing("G16b", "G16", "a node without a disk forms a second cluster of the first one's members", ".", "^Test(Formation|Gather)", "S1"),
+		failing("H2", "H2", "a store on a full disk neither opens nor says why", "engine", "^TestFullDisk$", "F1"),
+		failing("H2b", "H2", "a flush that finds no space is the end of the node", "engine", "^TestFullDisk$", "L3"),
 		failing("H10", "H10", "messages that a loop does not get to pile up", "multiraft", "^TestInboxBounds$", "S19"),
 	}
 }

@@ -405,6 +405,11 @@ func (o *oracle) booted(n *node, st *raft.State) {
 	if st.Applied.Applied > g.last() {
 		o.w.fail("S5", "node %d shard %d: the disk is applied through %d, committed anywhere is %d", n.id, g.id, st.Applied.Applied, g.last())
 	}
+	for _, at := range []entryKey{{st.Applied.Applied, st.Applied.AppliedTerm}, {st.Applied.TruncIndex, st.Applied.TruncTerm}} {
+		if at.index > 0 && g.log[at.index-1].term != at.term {
+			o.w.fail("S8", "node %d shard %d: the disk says that entry %d has term %d, it has term %d", n.id, g.id, at.index, at.term, g.log[at.index-1].term)
+		}
+	}
 	if want := g.at(st.Applied.Applied); string(want.Encode(nil)) != string(st.Desc.Encode(nil)) {
 		o.w.fail("S10", "node %d shard %d: applied through %d, the descriptor is %+v, by the log %+v", n.id, g.id, st.Applied.Applied, st.Desc, *want)
 	}
