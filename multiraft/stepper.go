@@ -116,3 +116,44 @@ func (s *Stepper) Complete(loop int) {
 		q.step()
 	}
 }
+
+// Inside is what a replica is in the middle of, for whoever steps the host and
+// wants to know what a fault hits.
+type Inside struct {
+	raft.Status
+	Desc raft.Descriptor // read-only
+	// Commands wait for their answer, Sessions of them belong to sessions.
+	Commands, Sessions int
+	Reads              int // asked for and not answered
+	Asks               int // of them: by other members
+	// Repairing: it leads, and looks for where some peer's log agrees with its own.
+	Repairing bool
+	// Sending: it leads, and some peer waits for a snapshot.
+	Sending bool
+}
+
+// Inside returns what goes on in the replica of a shard, or false if there is
+// none. It is called between steps.
+func (s *Stepper) Inside(shard raft.ShardID) (Inside, bool) {
+	r := s.h.loopOf(shard).byID[shard]
+	if r == nil || r.removed {
+		return Inside{}, false
+	}
+	in := Inside{Status: r.core.Status(), Desc: r.desc, Commands: len(r.queue), Sessions: len(r.flights)}
+	for i := range r.waiting {
+		in.Commands += len(r.waiting[i].dones)
+	}
+	for _, list := range [][]readGroup{r.reads, r.readsReady} {
+		for i := range list {
+			in.Reads += len(list[i].dones) + len(list[i].asks)
+			in.Asks += len(list[i].asks)
+		}
+	}
+	if in.Role == raft.RoleLeader {
+		for _, p := range r.core.Peers(nil) {
+			in.Repairing = in.Repairing || p.State == "probe" && p.Match < in.Last
+			in.Sending = in.Sending || p.State == "snapshot"
+		}
+	}
+	return in, true
+}

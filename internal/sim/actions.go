@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -14,6 +15,10 @@ func stack() string { return string(debug.Stack()) }
 
 // act carries out one action of the schedule.
 func (w *World) act(a Action) {
+	if a.On != coverage.Idle {
+		w.hold(a)
+		return
+	}
 	w.log(a.Node, a.Kind.String(), uint64(a.Peer+1), uint64(a.Dur))
 	if a.Kind != ActPropose && a.Kind != ActRead && len(w.res.turns) < maxStory {
 		w.res.turns = append(w.res.turns, turn{at: w.now, act: &a})
@@ -24,6 +29,7 @@ func (w *World) act(a Action) {
 		w.crash(n, a.Dur)
 	case ActCrashAll:
 		for _, n := range w.nodes {
+			w.cover(coverage.PowerCut, n)
 			w.crash(n, a.Dur+time.Duration(w.rng.Int64N(int64(100*time.Millisecond))))
 		}
 	case ActKillLeader:
@@ -59,9 +65,11 @@ func (w *World) act(a Action) {
 	case ActSlowDisk:
 		n.slowUntil, n.slow = w.now+int64(a.Dur)*3, a.Dur
 	case ActPause:
+		w.cover(coverage.Pause, n)
 		n.pausedUntil = max(n.pausedUntil, w.now+int64(a.Dur))
 	case ActSuspend:
 		if n.up {
+			w.cover(coverage.Suspend, n)
 			n.suspend(a.Dur)
 		}
 	case ActWall:
@@ -70,6 +78,7 @@ func (w *World) act(a Action) {
 			if a.R%4 != 0 {
 				d = -d
 			}
+			w.cover(coverage.WallJump, n)
 			n.wallSet += d
 			n.tickPairs() // not together with a suspend: that nobody could notice
 		}
@@ -173,6 +182,7 @@ func (n *node) stop(down time.Duration) {
 	if !n.up || n.pausedUntil > w.now {
 		return
 	}
+	w.cover(coverage.Stop, n)
 	n.eff.Reset()
 	n.pairs.Relinquish(n.clock(), &n.eff)
 	n.pairEffects()

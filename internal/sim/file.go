@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 )
 
 // fileVersion is the version of schedule files. Version 1, which is still read,
@@ -148,6 +150,7 @@ type wireAction struct {
 	Peer int    `json:"peer"`
 	For  string `json:"for,omitempty"`
 	R    uint64 `json:"r"`
+	On   string `json:"on,omitempty"`
 }
 
 // MarshalJSON is json.Marshaler.
@@ -155,6 +158,9 @@ func (a *Action) MarshalJSON() ([]byte, error) {
 	w := wireAction{At: time.Duration(a.At).String(), Do: a.Kind.String(), Node: a.Node + 1, Peer: a.Peer + 1, R: a.R}
 	if a.Dur != 0 {
 		w.For = a.Dur.String()
+	}
+	if a.On != coverage.Idle {
+		w.On = a.On.String()
 	}
 	return json.Marshal(&w)
 }
@@ -175,9 +181,13 @@ func (a *Action) UnmarshalJSON(data []byte) error {
 			return err
 		}
 	}
+	on, ok := coverage.ParseOp(w.On)
+	if !ok && w.On != "" {
+		return fmt.Errorf("no operation %q", w.On)
+	}
 	for k, name := range actionNames {
 		if name == w.Do && name != "" {
-			*a = Action{At: int64(at), Kind: ActionKind(k), Node: w.Node - 1, Peer: w.Peer - 1, Dur: dur, R: w.R}
+			*a = Action{At: int64(at), Kind: ActionKind(k), Node: w.Node - 1, Peer: w.Peer - 1, Dur: dur, R: w.R, On: on}
 			return nil
 		}
 	}

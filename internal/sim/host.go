@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -60,6 +61,9 @@ type node struct {
 	lastTs    uint64
 	removed   raft.Index // of the entry that took this replica out; zero: a member
 	removedAt int64
+	arriving  int   // snapshots on their way to this node
+	departing int   // snapshots it is about to build or has sent, of this life
+	installed int64 // when the last one was
 	obs       observed
 	before    struct { // when the round began
 		voter bool
@@ -149,6 +153,7 @@ func (n *node) boot() {
 	n.asks, n.shown = nil, shown{}
 	n.origin = raft.Time(1 + w.rng.Int64N(1e12))
 	n.pausedUntil, n.tickAt, n.pairsAt = 0, 0, 0
+	n.departing, n.installed = 0, 0
 	n.inbox, n.roundSet, n.applyQ, n.applySet = nil, false, nil, false
 	n.waiting, n.reads, n.core, n.removed = nil, nil, nil, 0
 	n.disk.visible = n.disk.durable.clone()
@@ -209,6 +214,10 @@ func (n *node) start(st raft.State) {
 // crash stops the node and loses what was not synced, but keep batches.
 func (n *node) crash() {
 	w := n.w
+	ops, state := coverage.Set(0), coverage.State(0)
+	if w.cov != nil {
+		ops, state = n.underWay(), n.state()
+	}
 	n.up = false
 	n.gen++
 	keep := 0
@@ -220,6 +229,14 @@ func (n *node) crash() {
 		keep = w.rng.IntN(len(n.disk.pending) + 1)
 	}
 	w.log(n.idx, "crash", uint64(keep), uint64(len(n.disk.pending)))
+	switch keep {
+	case len(n.disk.pending):
+		w.cov.HitAll(coverage.Kill, ops, state)
+	case 0:
+		w.cov.HitAll(coverage.CrashLost, ops, state)
+	default:
+		w.cov.HitAll(coverage.CrashPart, ops, state)
+	}
 	w.tell(n.idx, "crash", uint64(keep), uint64(len(n.disk.pending)))
 	for i := range keep {
 		w.orc.durable(n, &n.disk.pending[i])
@@ -289,7 +306,11 @@ func (n *node) handle(e *event) {
 	case evSnapBuild:
 		n.buildSnapshot(e.arg.(raft.SnapshotTask), false)
 	case evSnapArrive:
+		n.arriving--
 		n.input(event{kind: inSnapArrived, arg: e.arg})
+	case inSnapSent:
+		n.departing--
+		n.input(*e)
 	case evDeliver:
 		w.trace.add(record{at: w.now, node: n.idx, what: "recv", msg: e.msg})
 		n.input(*e)
@@ -636,6 +657,7 @@ func (n *node) writeRound(now raft.Time, b *batch) {
 		w.after(w.exp(300*time.Microsecond), event{kind: evFetch, node: int32(n.idx), gen: n.gen, arg: o.Fetches[i]})
 	}
 	for i := range o.Snapshots {
+		n.departing++
 		w.after(w.exp(3*time.Millisecond), event{kind: evSnapBuild, node: int32(n.idx), gen: n.gen, arg: o.Snapshots[i]})
 	}
 	for i := range o.HardStates {
@@ -792,10 +814,15 @@ func (n *node) startSync() {
 	w := n.w
 	lat := w.p.SyncMin + w.exp(w.p.SyncMean)
 	if n.slowUntil > w.now && !w.calm {
+		w.cover(coverage.SlowDisk, n)
 		lat += time.Duration(float64(n.slow) * w.rng.Float64())
 	}
 	if w.p.StallProb > 0 && !w.calm && w.rng.Float64() < w.p.StallProb {
+		w.cover(coverage.StalledDisk, n)
 		lat += w.exp(w.p.StallMean)
+	}
+	if n.stalledUntil > w.now {
+		w.cover(coverage.StalledDisk, n)
 	}
 	lat = max(lat, time.Duration(n.stalledUntil-w.now))
 	w.after(lat, event{kind: evSync, node: int32(n.idx), gen: n.gen})
@@ -873,16 +900,18 @@ func (n *node) fetch(t raft.FetchTask) {
 // one the core is not told.
 func (n *node) buildSnapshot(t raft.SnapshotTask, unasked bool) {
 	if n.core == nil {
+		n.departing -= int(b2u(!unasked))
 		return
 	}
 	w, im := n.w, &n.disk.visible
 	s := &snapshot{from: n.idx, to: int(t.To) - 1, fromReplica: n.replica, toReplica: t.ToReplica,
 		applied: im.applied, sum: im.sum, desc: im.desc.Clone()}
 	w.log(n.idx, "snap", uint64(t.To), uint64(s.applied.Applied))
-	first, _ := w.net.route(n.idx, s.to)
+	first, _ := w.net.route(n.idx, s.to, w.cargoFor(n, coverage.SnapSend))
 	sent := &snapSent{life: n.coreLife, to: t.ToReplica, index: s.applied.Applied, term: s.applied.AppliedTerm, ok: first > 0}
 	if first > 0 {
 		first += int64(w.exp(w.p.SnapMean))
+		w.nodes[s.to].arriving++
 		w.at(event{at: first, kind: evSnapArrive, node: int32(s.to), arg: s})
 	} else {
 		first = w.now + int64(w.exp(20*time.Millisecond))
@@ -940,6 +969,7 @@ func (n *node) install(now raft.Time, s *snapshot) {
 	w.log(n.idx, "install", uint64(as.Applied), uint64(me.ID))
 	w.tell(n.idx, "install", uint64(as.Applied), uint64(me.ID))
 	w.res.Snaps++
+	n.installed = w.now
 	n.disk.commit(batch{ops: []op{{kind: opInstall, replica: me.ID, hard: hard, applied: as, sum: s.sum, desc: s.desc.Clone()}}})
 	n.persistOne()
 	w.orc.installed(n, s)
@@ -998,6 +1028,7 @@ func (n *node) pairEffects() {
 	for i := range eff.Table {
 		t := &eff.Table[i]
 		w.orc.support(n, t)
+		w.drifting(n, coverage.Support)
 		if t.Notify {
 			w.log(n.idx, "pair", uint64(t.Node), uint64(t.For)<<1|b2u(t.ForLive))
 			n.input(event{kind: inPairs, x: uint64(t.Node - 1)})

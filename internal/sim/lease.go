@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -84,6 +85,7 @@ func (n *node) readShown() {
 	w.orc.leased(n, n.shown.lease.Term)
 	q := readWait{need: w.orc.last(), at: w.now}
 	w.res.LeaseReads++
+	w.drifting(n, coverage.LeaseRead)
 	w.orc.read(n, &q, n.shown.commit)
 }
 

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -13,7 +14,7 @@ type network struct {
 	w        *World
 	blocked  [maxNodes][maxNodes]int
 	clogged  [maxNodes][maxNodes]int64 // until
-	last     [maxNodes][maxNodes]int64 // last arrival, for FIFO links
+	last     [maxNodes][maxNodes]int64 // last arrival; FIFO links keep to it
 	resetAt  [maxNodes][maxNodes]int64 // a reset of the pair is under way until then
 	dropType [32]int                   // message types that are lost, counted
 	storm    int
@@ -24,7 +25,7 @@ func (t *network) init(w *World) { t.w = w }
 
 // route draws what happens to one message from a to b: the times at which
 // copies of it arrive.
-func (t *network) route(a, b int) (first, second int64) {
+func (t *network) route(a, b int, c cargo) (first, second int64) {
 	w := t.w
 	loss, dup := w.p.Loss, w.p.Dup
 	if t.storm > 0 {
@@ -37,9 +38,15 @@ func (t *network) route(a, b int) (first, second int64) {
 		loss, dup = 0, 0
 	}
 	if t.blocked[a][b] > 0 {
+		if t.blocked[b][a] > 0 {
+			c.hit(coverage.Cut)
+		} else {
+			c.hit(coverage.OneWay)
+		}
 		return 0, 0
 	}
 	if loss > 0 && w.rng.Float64() < loss {
+		c.hit(coverage.Drop)
 		if w.p.Stream {
 			t.reset(a, b)
 		}
@@ -54,10 +61,21 @@ func (t *network) route(a, b int) (first, second int64) {
 		}
 		return at
 	}
+	if t.clogged[a][b] > w.now {
+		c.hit(coverage.Clog)
+	}
 	first = delay()
+	if !w.p.Stream {
+		if first < t.last[a][b] {
+			c.hit(coverage.Reorder)
+		}
+		t.last[a][b] = max(first, t.last[a][b])
+	}
 	if dup > 0 && w.rng.Float64() < dup {
 		second = delay()
+		c.hit(coverage.Dup)
 		if w.rng.IntN(8) == 0 {
+			c.hit(coverage.Late)
 			second += int64(w.exp(2 * time.Second)) // a very old copy
 		}
 	}
@@ -68,6 +86,7 @@ func (t *network) route(a, b int) (first, second int64) {
 		}
 		if w.rng.Float64() < late {
 			second = first + int64(w.exp(mean))
+			c.hit(coverage.Late)
 		}
 	}
 	return first, second
@@ -83,10 +102,12 @@ func (t *network) send(m *raft.Msg) {
 	c := *m
 	c.Entries = slices.Clone(m.Entries)
 	w.trace.add(record{at: w.now, node: a, what: "send", msg: &c})
+	load := w.cargoOf(w.nodes[a], m)
 	if t.dropType[m.Type] > 0 && !w.calm {
+		load.hit(coverage.DropType)
 		return
 	}
-	first, second := t.route(a, b)
+	first, second := t.route(a, b, load)
 	gen := uint32(0)
 	if w.p.Stream {
 		gen = w.nodes[b].gen
@@ -103,10 +124,12 @@ func (t *network) send(m *raft.Msg) {
 func (t *network) sendCtl(from int, to raft.NodeID, c raft.Ctl) {
 	w := t.w
 	b := int(to) - 1
+	load := w.cargoFor(w.nodes[from], coverage.Support)
 	if t.dropType[31] > 0 && !w.calm {
+		load.hit(coverage.DropType)
 		return
 	}
-	first, second := t.route(from, b)
+	first, second := t.route(from, b, load)
 	if first > 0 {
 		w.at(event{at: first, kind: evCtl, node: int32(b), ctl: c, x: uint64(from)})
 	}
@@ -131,6 +154,8 @@ func (t *network) reset(a, b int) {
 	}
 	at := t.w.now + int64(5*time.Millisecond)
 	t.resetAt[a][b], t.resetAt[b][a] = at, at
+	t.w.cover(coverage.Reset, t.w.nodes[a])
+	t.w.cover(coverage.Reset, t.w.nodes[b])
 	for _, p := range [][2]int{{a, b}, {b, a}} {
 		t.w.after(t.w.exp(2*time.Millisecond), event{kind: evReset, node: int32(p[0]), x: uint64(p[1])})
 	}

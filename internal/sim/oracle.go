@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -152,6 +153,7 @@ func (o *oracle) role(n *node, r *raft.RoleChange) {
 		break // log matching covers those before
 	}
 	o.w.tell(n.idx, "leads", uint64(r.Term), uint64(im.last()))
+	o.w.drifting(n, coverage.Election)
 	o.byTerm[r.Term] = len(o.leaders)
 	o.leaders = append(o.leaders, l)
 	o.ready(n, r)

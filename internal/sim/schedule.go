@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -111,6 +112,9 @@ type Action struct {
 	Node, Peer int
 	Dur        time.Duration
 	R          uint64
+	// On, unless Idle, lets the action wait until some node is in the middle of
+	// this operation, and strike that one.
+	On coverage.Op
 }
 
 // Profiles lists the names [Draw] accepts.
@@ -234,6 +238,7 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 			Action{At: end - int64(10*time.Millisecond), Kind: ActTransfer, R: rng.Uint64() | 7, Peer: 1})
 	}
 	slices.SortStableFunc(s.Actions, func(a, b Action) int { return cmp.Compare(a.At, b.At) })
+	s.aim()
 	return s
 }
 

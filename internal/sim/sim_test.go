@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 )
 
 var (
@@ -18,7 +20,7 @@ var (
 	flagFrom     = flag.Int64("sim.from", 1, "first seed")
 	flagSeeds    = flag.Int("sim.seeds", 0, "run this many seeds per profile; zero: as many as fit into -sim.budget or -sim.hours")
 	flagHours    = flag.Float64("sim.hours", 0, "run until this many hours of cluster life have passed; zero: -sim.budget counts")
-	flagBudget   = flag.Duration("sim.budget", 12*time.Second, "wall time for TestT0 when neither -sim.seeds nor -sim.hours is given")
+	flagBudget   = flag.Duration("sim.budget", 8*time.Second, "wall time for TestT0 when neither -sim.seeds nor -sim.hours is given")
 	flagProfile  = flag.String("sim.profile", "", "profiles, separated by commas; empty: all but the long ones, in turn")
 	flagDuration = flag.Duration("sim.duration", 0, "virtual length of a run's safety phase; zero: the seed draws it")
 	flagNodes    = flag.Int("sim.nodes", 0, "number of nodes; zero: the seed draws it")
@@ -72,6 +74,8 @@ func TestT0(t *testing.T) {
 		wg   sync.WaitGroup
 		next atomic.Int64
 		sum  = tally{started: time.Now()}
+		// covered is what the runs hit, if anybody wants to know.
+		covered coverage.Table
 	)
 	done := func(n int) bool {
 		mu.Lock()
@@ -96,15 +100,22 @@ func TestT0(t *testing.T) {
 				}
 				seed := uint64(*flagFrom) + uint64(n/len(profiles))
 				o := Options{Seed: seed, Profile: profiles[n%len(profiles)], Duration: *flagDuration, Nodes: *flagNodes}
+				if *flagCoverage {
+					o.Coverage = &coverage.Table{}
+				}
 				res := Run(o)
 				again := *flagTwice > 0 && n%*flagTwice == 0
 				if again {
+					o.Coverage = nil
 					if r := Run(o); r.Hash != res.Hash || r.Events != res.Events {
 						t.Errorf("seed %d profile %s is not the same twice: %s and %s", o.Seed, o.Profile, res.Trace(), r.Trace())
 					}
 				}
 				mu.Lock()
 				sum.add(res)
+				if res.opts.Coverage != nil {
+					covered.Add(res.opts.Coverage)
+				}
 				sum.twice += int(b2u(again))
 				if res.Failure != nil {
 					report(t, res)
@@ -118,6 +129,10 @@ func TestT0(t *testing.T) {
 	}
 	wg.Wait()
 	t.Log(sum.String())
+	if *flagCoverage {
+		fmt.Println(covered.Text(coverage.T0))
+		fmt.Println("not reached:", covered.Holes(coverage.T0))
+	}
 	if sum.commits == 0 || sum.leaders == 0 || sum.crashes == 0 || sum.reads == 0 {
 		t.Errorf("the runs reached too little: %s", sum.String())
 	}

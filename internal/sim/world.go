@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -24,6 +25,9 @@ type Options struct {
 	// Hook is called once when the world is built and before it runs. Tests use
 	// it to watch; nil means none.
 	Hook func(*World)
+	// Coverage, if not nil, counts the faults that take hold in the run. It
+	// changes nothing in it.
+	Coverage *coverage.Table
 }
 
 // Result is the outcome of one run.
@@ -119,11 +123,16 @@ type World struct {
 	net     network
 	orc     oracle
 	trace   tracer
-	rng     *rand.Rand // delays, losses, latencies
-	res     *Result
-	calm    bool // the liveness phase has begun: no loss, fast disks
-	nextID  uint64
-	recent  [2]int64 // busy-loop guard: window start, events in it
+	cov     *coverage.Table // nil: nobody wants to know
+	// armed are the actions that wait for an operation (strike.go), by number.
+	armed    []Action
+	armedIDs []uint64
+	nextArm  uint64
+	rng      *rand.Rand // delays, losses, latencies
+	res      *Result
+	calm     bool // the liveness phase has begun: no loss, fast disks
+	nextID   uint64
+	recent   [2]int64 // busy-loop guard: window start, events in it
 }
 
 // Run runs one simulation to its end or to the first violation.
@@ -137,7 +146,7 @@ func Run(o Options) (res *Result) {
 	} else {
 		res.Schedule = Draw(o.Seed, o.Profile, o.Duration, o.Nodes)
 	}
-	w := &World{sched: res.Schedule, res: res}
+	w := &World{sched: res.Schedule, res: res, cov: o.Coverage}
 	w.p = &w.sched.Params
 	w.tun = w.p.Tuning.WithDefaults()
 	w.rng = rand.New(rand.NewPCG(w.sched.Seed, 0xd11ce))
@@ -315,9 +324,15 @@ func (w *World) do(e *event) {
 	}
 	n := w.nodes[e.node]
 	if !n.up || e.gen != 0 && e.gen != n.gen {
+		if e.kind == evSnapArrive {
+			n.arriving--
+		}
 		return
 	}
 	if n.pausedUntil > w.now {
+		if w.cov != nil && e.kind == evDeliver {
+			w.coverOp(coverage.Pause, coverage.OpOf(e.msg), n)
+		}
 		e.at = n.pausedUntil
 		if e.kind == evCtl || e.kind == evDeliver {
 			e.at++ // timers first
@@ -326,6 +341,9 @@ func (w *World) do(e *event) {
 		return
 	}
 	n.handle(e)
+	if len(w.armed) > 0 {
+		w.strike(n)
+	}
 }
 
 // exp draws an exponentially distributed duration, capped at 20 times its mean.

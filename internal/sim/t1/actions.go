@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -20,6 +21,10 @@ func (w *World) act(a Action) {
 		}
 		return
 	}
+	if a.On != coverage.Idle {
+		w.hold(a)
+		return
+	}
 	w.log(a.Node, a.Kind.String(), uint64(a.Peer+1), uint64(a.Dur))
 	w.res.fault(a.Kind.String(), 1)
 	n := w.nodes[a.Node%len(w.nodes)]
@@ -30,11 +35,13 @@ func (w *World) act(a Action) {
 	case ActCrashSome:
 		for i, n := range w.nodes {
 			if a.R>>i&1 == 1 {
+				w.cover(coverage.PowerCut, n)
 				w.crash(n, a.Dur+w.exp(10*time.Millisecond))
 			}
 		}
 	case ActCrashAll:
 		for _, n := range w.nodes {
+			w.cover(coverage.PowerCut, n)
 			w.crash(n, a.Dur+w.exp(30*time.Millisecond))
 		}
 	case ActKillLeader:
@@ -79,7 +86,7 @@ func (w *World) act(a Action) {
 	case ActReset:
 		w.net.reset(n.idx, peer)
 	case ActDropType:
-		k := int(a.R % 20)
+		k := typeOf(&a)
 		w.net.drop[k]++
 		w.undo(a.Dur, func() { w.net.drop[k] = max(w.net.drop[k]-1, 0) })
 	case ActStorm:
@@ -87,16 +94,19 @@ func (w *World) act(a Action) {
 		w.undo(a.Dur, func() { w.net.storm = max(w.net.storm-1, 0) })
 	case ActPause:
 		if n.pausedUntil <= w.now {
+			w.cover(coverage.Pause, n)
 			n.pausedUntil = w.now + int64(a.Dur)
 		}
 	case ActSuspend:
 		if n.up && n.pausedUntil <= w.now {
 			n.pausedUntil = w.now + int64(a.Dur)
+			w.cover(coverage.Suspend, n)
 			n.clock.lost += int64(a.Dur) // nobody looks at it meanwhile
 		}
 	case ActSlowDisk:
 		n.slowUntil, n.slow = w.now+int64(a.Dur)*3, a.Dur
 	case ActWall:
+		w.cover(coverage.WallJump, n)
 		n.jump(int64(a.R%uint64(2*time.Hour)) - int64(time.Hour))
 		w.undo(a.Dur, func() { n.jump(0) })
 	case ActTransfer:
@@ -252,7 +262,19 @@ func (w *World) changeConf(n *node, s raft.ShardID, r uint64) {
 			voters = append(voters, q)
 		}
 	}
+	if len(learners) > 0 && len(voters) > 1 && rng.IntN(2) == 0 { // one for another, through a joint configuration
+		in, out := learners[rng.IntN(len(learners))], voters[rng.IntN(len(voters))]
+		in.Role = raft.Voter
+		cc.Steps = []raft.ConfStep{{Replica: in}, {Remove: true, Replica: out}}
+		if rng.IntN(3) == 0 {
+			out.Role = raft.Learner
+			cc.Steps[1] = raft.ConfStep{Replica: out}
+		}
+	}
 	for range 1 + rng.IntN(3) {
+		if len(cc.Steps) > 1 {
+			break
+		}
 		var st raft.ConfStep
 		switch k := rng.IntN(5); {
 		case k == 0 && len(free) > 0: // a new learner
@@ -316,15 +338,17 @@ func (n *node) failDisk(r uint64) {
 	if !n.up {
 		return
 	}
+	kind := coverage.WriteError
 	x := simfs.Fault{Kind: simfs.OpWrite, Class: simfs.ClassWAL, Nth: 1 + int(r>>8%4), Sticky: true}
 	switch r % 4 {
 	case 0:
-		x.Effect = simfs.TornWrite
+		x.Effect, kind = simfs.TornWrite, coverage.TornWrite
 	case 1:
-		x.Kind, x.Effect = simfs.OpSync, simfs.SyncLost
+		x.Kind, x.Effect, kind = simfs.OpSync, simfs.SyncLost, coverage.SyncLost
 	case 2:
-		x.Kind = simfs.OpSync
+		x.Kind, kind = simfs.OpSync, coverage.SyncError
 	}
 	n.disk.SetFaults(x)
-	n.faulty = true
+	n.w.cover(kind, n)
+	n.faulty, n.affliction = true, kind
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/internal/sim/linear"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
@@ -286,6 +287,7 @@ func (at *attempt) send(to int) {
 				}
 				w.after(w.hop(), func() {
 					if !w.calm && w.rng.Float64() < w.p.LostAnswer {
+						at.hit(coverage.LostAnswer)
 						at.finish(try, nil, &shard.AmbiguousError{Shard: at.req.Shard, Why: "the answer was lost"})
 						return
 					}

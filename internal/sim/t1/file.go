@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
 )
 
@@ -129,6 +130,7 @@ type wireAction struct {
 	Peer int    `json:"peer"`
 	For  string `json:"for,omitempty"`
 	R    uint64 `json:"r"`
+	On   string `json:"on,omitempty"`
 }
 
 // MarshalJSON is json.Marshaler.
@@ -136,6 +138,9 @@ func (a *Action) MarshalJSON() ([]byte, error) {
 	w := wireAction{At: time.Duration(a.At).String(), Do: a.Kind.String(), Node: a.Node + 1, Peer: a.Peer + 1, R: a.R}
 	if a.Dur != 0 {
 		w.For = a.Dur.String()
+	}
+	if a.On != coverage.Idle {
+		w.On = a.On.String()
 	}
 	return json.Marshal(&w)
 }
@@ -160,7 +165,11 @@ func (a *Action) UnmarshalJSON(data []byte) error {
 	if !ok {
 		return fmt.Errorf("no action %q", w.Do)
 	}
-	*a = Action{At: int64(at), Kind: k, Node: w.Node - 1, Peer: w.Peer - 1, Dur: dur, R: w.R}
+	on, ok := coverage.ParseOp(w.On)
+	if !ok && w.On != "" {
+		return fmt.Errorf("no operation %q", w.On)
+	}
+	*a = Action{At: int64(at), Kind: k, Node: w.Node - 1, Peer: w.Peer - 1, Dur: dur, R: w.R, On: on}
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"sort"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard/kv"
@@ -220,6 +221,7 @@ func (d door) LeaseRead(s raft.ShardID) bool {
 		return false
 	}
 	n.w.res.LeaseReads++
+	n.w.drifting(n, coverage.LeaseRead, s)
 	if v, ok := n.host.View(s); ok && v.Applied < n.w.orc.groups[s].acked {
 		n.w.fail("S14", "node %d serves shard %d by its lease and has applied %d, acknowledged is %d", n.id, s, v.Applied, n.w.orc.groups[s].acked)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/sim"
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/transport"
 )
@@ -19,7 +20,7 @@ type network struct {
 	w       *World
 	blocked [maxNodes][maxNodes]int
 	clogged [maxNodes][maxNodes]int64  // until
-	last    [maxNodes][maxNodes]int64  // last arrival, for FIFO links
+	last    [maxNodes][maxNodes]int64  // last arrival; FIFO links keep to it
 	conn    [maxNodes][maxNodes]uint32 // number of the stream; frames of an older one are lost
 	resetAt [maxNodes][maxNodes]int64  // a reset of the pair is under way until then
 	seq     [maxNodes][maxNodes]uint64
@@ -61,6 +62,7 @@ func (t *network) send(n *node, to raft.NodeID, msgs []raft.Msg) {
 		}
 		if t.drop[m.Type] > 0 && !w.calm {
 			w.res.fault("dropped-type", 1)
+			cargo{n, false, msgs[i : i+1]}.hit(coverage.DropType)
 			continue
 		}
 		out = append(out, *m)
@@ -77,6 +79,7 @@ func (t *network) sendCtl(n *node, to raft.NodeID, c raft.Ctl) {
 		t.w.say(n.idx, "ctl", "to node %d: kind %d epoch %d.%d seq %d refused %v", to, c.Kind, c.Epoch>>32, uint32(c.Epoch), c.Seq, c.Refused)
 	}
 	if t.drop[0] > 0 && !t.w.calm {
+		cargo{n, true, nil}.hit(coverage.DropType)
 		return
 	}
 	t.frame(n, int(to)-1, []raft.Ctl{c}, nil)
@@ -104,17 +107,18 @@ func (t *network) frame(n *node, b int, ctl []raft.Ctl, msgs []raft.Msg) {
 		}
 		t.olds++
 	}
-	first, second := t.route(a, b)
+	load := cargo{n, len(ctl) > 0, msgs}
+	first, second := t.route(a, b, load)
 	if first > 0 {
-		t.fly(a, b, first, data)
+		t.fly(a, b, first, data, load)
 	}
 	if second > 0 {
-		t.fly(a, b, second, data)
+		t.fly(a, b, second, data, load)
 	}
 }
 
 // route draws what happens to one frame: the times at which copies arrive.
-func (t *network) route(a, b int) (first, second int64) {
+func (t *network) route(a, b int, load cargo) (first, second int64) {
 	w := t.w
 	loss, dup := w.p.Loss, w.p.Dup
 	if t.storm > 0 {
@@ -128,20 +132,35 @@ func (t *network) route(a, b int) (first, second int64) {
 	}
 	if t.blocked[a][b] > 0 {
 		w.res.fault("blocked", 1)
+		if t.blocked[b][a] > 0 {
+			load.hit(coverage.Cut)
+		} else {
+			load.hit(coverage.OneWay)
+		}
 		return 0, 0
 	}
 	if loss > 0 && w.rng.Float64() < loss {
 		w.res.fault("lost", 1)
+		load.hit(coverage.Drop)
 		if w.p.Stream {
 			t.reset(a, b)
 		}
 		return 0, 0
 	}
+	if t.clogged[a][b] > w.now {
+		load.hit(coverage.Clog)
+	}
+	before := t.last[a][b]
 	first = t.delay(a, b)
+	if first < before {
+		load.hit(coverage.Reorder)
+	}
 	if dup > 0 && w.rng.Float64() < dup {
 		w.res.fault("doubled", 1)
+		load.hit(coverage.Dup)
 		second = t.delay(a, b)
 		if w.rng.IntN(8) == 0 {
+			load.hit(coverage.Late)
 			second += int64(w.exp(2 * time.Second)) // a very old copy
 		}
 	}
@@ -154,15 +173,16 @@ func (t *network) delay(a, b int) int64 {
 	at = max(at, t.clogged[a][b])
 	if w.p.Stream {
 		at = max(at, t.last[a][b]+1)
-		t.last[a][b] = at
 	}
+	t.last[a][b] = max(at, t.last[a][b])
 	return at
 }
 
 // fly lets a frame arrive at a time.
-func (t *network) fly(a, b int, at int64, data []byte) {
+func (t *network) fly(a, b int, at int64, data []byte, load cargo) {
 	w := t.w
 	if w.p.Corrupt > 0 && !w.calm && w.rng.Float64() < w.p.Corrupt {
+		load.hit(coverage.Corrupt)
 		data = t.spoil(data)
 	}
 	conn := t.conn[a][b]
@@ -220,6 +240,7 @@ func (t *network) replay(count int) {
 		}
 		o := t.old[w.rng.IntN(len(t.old))]
 		w.res.fault("old-frame", 1)
+		t.hitOld(&o)
 		w.after(w.exp(time.Millisecond), func() {
 			if n := w.nodes[o.b]; n.up {
 				w.push(event{at: w.now, n: n, gen: n.gen, f: func() { t.arrive(n, o.a, o.data) }})
@@ -232,6 +253,15 @@ func (t *network) replay(count int) {
 func (t *network) block(a, b, by int) {
 	t.blocked[a][b] += by
 	if by > 0 {
+		for _, s := range t.streams {
+			if s.a == a && s.b == b || s.a == b && s.b == a {
+				if t.blocked[b][a] > 0 {
+					s.hit(coverage.Cut)
+				} else {
+					s.hit(coverage.OneWay)
+				}
+			}
+		}
 		t.breakStreams(a, b)
 	}
 	if t.blocked[a][b] == 0 && by < 0 && t.w.p.Stream {
@@ -252,6 +282,8 @@ func (t *network) reset(a, b int) {
 	t.last[a][b], t.last[b][a] = 0, 0 // what was on its way is lost: nothing waits behind it
 	t.breakStreams(a, b)
 	w.res.fault("reset", 1)
+	w.cover(coverage.Reset, w.nodes[a])
+	w.cover(coverage.Reset, w.nodes[b])
 	for _, p := range [][2]int{{a, b}, {b, a}} {
 		n, peer := w.nodes[p[0]], raft.NodeID(p[1]+1)
 		if n.up {
@@ -303,6 +335,7 @@ func (t *network) heal(set []bool) {
 type snapStream struct {
 	t        *network
 	a, b     int
+	shard    raft.ShardID
 	sender   *task
 	receiver *task
 	chunks   [][]byte
@@ -317,9 +350,9 @@ type snapStream struct {
 var errSnapBroke = errors.New("t1: the snapshot stream broke")
 
 // openSnapshot opens a stream from the node of t to another node.
-func (t *network) openSnapshot(tk *task, to raft.NodeID, header []byte) (*snapStream, error) {
+func (t *network) openSnapshot(tk *task, shard raft.ShardID, to raft.NodeID, header []byte) (*snapStream, error) {
 	w, a, b := t.w, tk.n.idx, int(to)-1
-	s := &snapStream{t: t, a: a, b: b, sender: tk}
+	s := &snapStream{t: t, a: a, b: b, shard: shard, sender: tk}
 	if !tk.sleep(time.Duration(t.delay(a, b) - w.now)) {
 		return nil, errStopped
 	}
@@ -421,7 +454,11 @@ func (s *snapStream) Send(chunk []byte) error {
 	w := s.t.w
 	c := slices.Clone(chunk)
 	if w.p.Corrupt > 0 && !w.calm && w.rng.Float64() < 10*w.p.Corrupt {
+		s.hit(coverage.Corrupt)
 		c = s.t.spoil(c)
+	}
+	if s.t.clogged[s.a][s.b] > w.now {
+		s.hit(coverage.Clog)
 	}
 	w.log(s.a, "chunk", uint64(s.b)<<32|uint64(len(c)), hashBytes(c))
 	w.at(s.t.delay(s.a, s.b), func() {
@@ -431,7 +468,7 @@ func (s *snapStream) Send(chunk []byte) error {
 		s.chunks = append(s.chunks, c)
 		s.feed()
 	})
-	if !s.sender.sleep(s.t.w.exp(w.p.DelayMean)) || s.broken {
+	if !s.sender.sleep(w.exp(w.p.DelayMean+w.p.ChunkDelay)) || s.broken {
 		return errSnapBroke
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
@@ -54,6 +55,8 @@ type node struct {
 	dead    chan struct{}         // closed with it
 	faulty  bool                  // the disk is to fail
 	lost    bool                  // a call never came back from the failed store
+	// affliction is what faulty is about.
+	affliction coverage.Fault
 
 	// Answers that the host owes in this life, and one that came twice.
 	waiting int
@@ -160,6 +163,7 @@ func (n *node) open() {
 		n.disk.Keep()
 		w.res.Images++
 		w.res.Recovery++
+		w.cov.Hit(coverage.CrashRecovery, coverage.Restart, coverage.Absent)
 		w.log(n.idx, "recrash", uint64(try), 0)
 	}
 }
@@ -208,9 +212,12 @@ func (n *node) boot() {
 	}
 	n.live, err = liveness.New(liveness.Config{
 		Node: n.id, BootEpoch: n.eng.BootEpoch(), Records: recs, Peers: func() []raft.NodeID { return peers },
-		Timing:   liveness.Timing{Interval: w.p.Beat, Duration: w.p.Support},
-		OnChange: func(node raft.NodeID) { n.host.LivenessChanged(node) },
-		Gate:     func(now raft.Time) bool { return n.host.Alive(now, w.p.Support/2) },
+		Timing: liveness.Timing{Interval: w.p.Beat, Duration: w.p.Support},
+		OnChange: func(node raft.NodeID) {
+			n.host.LivenessChanged(node)
+			w.supportChanged(n)
+		},
+		Gate: func(now raft.Time) bool { return n.host.Alive(now, w.p.Support/2) },
 	}, (*nodeStore)(n), (*nodeNet)(n), n.clock)
 	if err != nil {
 		w.fail("panic", "node %d: liveness: %v", n.id, err)
@@ -297,6 +304,7 @@ func (n *node) syncTime() int64 {
 	w := n.w
 	d := w.p.SyncMin + w.exp(w.p.SyncMean)
 	if n.slowUntil > w.now && !w.calm {
+		w.cover(coverage.SlowDisk, n)
 		d += time.Duration(w.rng.Float64() * float64(n.slow))
 	}
 	return int64(d)
@@ -369,6 +377,9 @@ func (n *node) stepAt(i int, at int64) {
 // durable at once, and the loop learns of it later.
 func (n *node) step(i int) {
 	w := n.w
+	if n.faulty {
+		w.cover(n.affliction, n)
+	}
 	n.shadow.begin()
 	n.st.Step(i, n.clock.Now())
 	n.checkViews(i)
@@ -404,6 +415,7 @@ func (n *node) crash(mode simfs.Mode) {
 		return
 	}
 	w := n.w
+	w.cover(crashFaults[mode], n)
 	if n.live.DiskPending() && n.rng.IntN(4) == 0 {
 		n.live.DiskStep() // durable, and nobody hears of it
 		if p := n.died.Load(); p != nil {
@@ -533,6 +545,7 @@ func (n *node) stop() {
 	}
 	w := n.w
 	w.log(n.idx, "stop", 0, 0)
+	w.cover(coverage.Stop, n)
 	n.live.Relinquish()
 	n.shadow.crashed(len(n.shadow.rounds), true)
 	n.release()
@@ -590,7 +603,7 @@ func (n *node) sendNext() {
 	gen := n.gen
 	n.w.spawn(n, func(t *task) {
 		index, term, err := n.snaps.Send(context.Background(), &job.desc, func(_ context.Context, header []byte) (snapshot.Stream, error) {
-			return n.w.net.openSnapshot(t, job.to, header)
+			return n.w.net.openSnapshot(t, job.desc.Shard, job.to, header)
 		})
 		if n.gen != gen || !n.up {
 			return

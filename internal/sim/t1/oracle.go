@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -158,6 +159,7 @@ func (o *oracle) role(n *node, r *raft.RoleChange, out *raft.Out) {
 		return
 	}
 	w.res.Leaders++
+	w.drifting(n, coverage.Election, r.Shard)
 	g.leaders[r.Term] = leader{n.idx, s.replica}
 	from := raft.Index(0)
 	if v, ok := n.host.View(r.Shard); ok {

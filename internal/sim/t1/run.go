@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 )
 
 // ManyOptions chooses many runs.
@@ -22,6 +23,8 @@ type ManyOptions struct {
 	OnFailure func(o Options, r *Result)
 	// Trial changes the options of every run. Nil: nobody does.
 	Trial func(*Options)
+	// Coverage, if not nil, counts the faults that take hold in all runs.
+	Coverage *coverage.Table
 	// MaxFailures ends the runs early. Zero: four.
 	MaxFailures int
 }
@@ -90,7 +93,12 @@ func RunMany(o ManyOptions) *Tally {
 				if o.Trial != nil {
 					o.Trial(&r)
 				}
+				if o.Coverage != nil {
+					r.Coverage = &coverage.Table{}
+				}
 				res := Run(r)
+				counted := r.Coverage
+				r.Coverage = nil
 				again := o.Twice == 1 || mix(r.Seed, 0x2)%o.Twice == 0
 				if again && res.Failure == nil {
 					if second := Run(r); second.Hash != res.Hash || second.Events != res.Events {
@@ -103,6 +111,9 @@ func RunMany(o ManyOptions) *Tally {
 				r.Cache = nil
 				mu.Lock()
 				t.Counts.Add(&res.Counts)
+				if counted != nil {
+					o.Coverage.Add(counted)
+				}
 				t.Virtual += res.Virtual
 				if again {
 					t.Twice++

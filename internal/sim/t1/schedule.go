@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -40,8 +41,9 @@ type Params struct {
 	Loss       float64       `json:"loss"` // probabilities per frame
 	Dup        float64       `json:"dup"`
 	Corrupt    float64       `json:"corrupt"`
-	LostAnswer float64       `json:"lost_answer"` // of a client
-	Stream     bool          `json:"stream"`      // links are FIFO and a loss resets them
+	LostAnswer float64       `json:"lost_answer"`           // of a client
+	ChunkDelay time.Duration `json:"chunk_delay,omitempty"` // mean time between chunks of a snapshot, beside DelayMean
+	Stream     bool          `json:"stream"`                // links are FIFO and a loss resets them
 	Compress   bool          `json:"compress"`
 	SyncMin    time.Duration `json:"sync_min"`
 	SyncMean   time.Duration `json:"sync_mean"`
@@ -122,6 +124,9 @@ type Action struct {
 	Peer int
 	Dur  time.Duration
 	R    uint64
+	// On, unless Idle, lets the action wait until some node is in the middle of
+	// this operation, and strike that one.
+	On coverage.Op
 }
 
 // Profiles lists the names that [Draw] accepts. Each is "swarm" with some rates
@@ -158,7 +163,7 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 		{ActCrashSome, rate(1), 120 * time.Millisecond},
 		{ActCrashAll, rate(0.7), 100 * time.Millisecond},
 		{ActKillLeader, rate(2), 120 * time.Millisecond},
-		{ActStop, rate(0.7), 50 * time.Millisecond},
+		{ActStop, rate(1.2), 50 * time.Millisecond},
 		{ActIsolate, rate(0.5), 500 * time.Millisecond},
 		{ActDeaf, rate(0.4), 500 * time.Millisecond},
 		{ActMute, rate(0.4), 500 * time.Millisecond},
@@ -172,10 +177,10 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 		{ActReset, rate(1.5), 0},
 		{ActDropType, rate(0.5), 500 * time.Millisecond},
 		{ActStorm, rate(0.3), 500 * time.Millisecond},
-		{ActPause, rate(0.6), 400 * time.Millisecond},
-		{ActSuspend, rate(0.4), 300 * time.Millisecond},
-		{ActSlowDisk, rate(0.6), 200 * time.Millisecond},
-		{ActWall, rate(0.4), 700 * time.Millisecond},
+		{ActPause, rate(1.2), 300 * time.Millisecond},
+		{ActSuspend, rate(0.8), 250 * time.Millisecond},
+		{ActSlowDisk, rate(0.8), 200 * time.Millisecond},
+		{ActWall, rate(0.8), 700 * time.Millisecond},
 		{ActTransfer, rate(2), 0},
 		{ActCampaign, rate(1), 0},
 		{ActConf, rate(4), 0},
@@ -192,7 +197,7 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 		case profile == "net" && src.kind >= ActIsolate && src.kind <= ActStorm:
 			src.perSec = max(src.perSec, 0.5*boost)
 		case profile == "snap" && (src.kind == ActCrash || src.kind == ActIsolate || src.kind == ActCutBoth):
-			src.perSec, src.dur = max(src.perSec, 0.8*boost), 900*time.Millisecond
+			src.perSec, src.dur = max(src.perSec, 0.8*boost), 1400*time.Millisecond
 		case profile == "snap" && src.kind == ActOp:
 			src.perSec = 350
 		case profile == "conf" && src.kind == ActConf:
@@ -214,12 +219,16 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 			a.Peer = (a.Node + 1 + rng.IntN(n-1)) % n
 			if src.kind == ActOp {
 				a.Node, a.Peer = rng.IntN(p.Clients), 0
+				if profile == "snap" && time.Duration(a.At)%(400*time.Millisecond) < 150*time.Millisecond {
+					continue // idle leaders cut their logs
+				}
 			}
 			a.Dur = time.Duration(float64(src.dur) * min(rng.ExpFloat64(), 6))
 			s.Actions = append(s.Actions, a)
 		}
 	}
 	slices.SortStableFunc(s.Actions, func(a, b Action) int { return cmp.Compare(a.At, b.At) })
+	s.aim()
 	return s
 }
 
@@ -234,7 +243,7 @@ func drawParams(rng *rand.Rand, profile string) Params {
 		p.Nodes, p.Shards = maxNodes, 12
 	}
 	if profile == "snap" {
-		p.Shards = 1 + rng.IntN(2)
+		p.Shards = 1 + rng.IntN(4)
 	}
 	if profile == "conf" {
 		p.Nodes = max(p.Nodes, 5)
@@ -242,7 +251,7 @@ func drawParams(rng *rand.Rand, profile string) Params {
 	}
 	p.Groups = p.Shards * (1 + rng.IntN(3))
 	if profile == "snap" {
-		p.Groups = p.Shards * 8
+		p.Groups = p.Shards * 6
 	}
 	p.Loops = 1 + rng.IntN(3)*rng.IntN(2)
 	p.Clients = 4 + rng.IntN(8)
@@ -301,6 +310,7 @@ func drawParams(rng *rand.Rand, profile string) Params {
 		t.InflightBytes = 1024 << rng.IntN(6)
 		t.UncommittedBytes = 2048 << rng.IntN(6)
 		t.TailBytes = 256 << rng.IntN(6)
+		t.ApplyBytes = 512 << rng.IntN(8)
 	}
 	if profile == "snap" || rng.IntN(2) == 0 {
 		t.LogKeepEntries = 4 << rng.IntN(5)
@@ -310,5 +320,17 @@ func drawParams(rng *rand.Rand, profile string) Params {
 	t.ElectionRank = time.Duration(2+rng.IntN(30)) * time.Millisecond
 	t.ElectionJitter = t.ElectionRank
 	t.SnapshotTimeout = 5 * time.Second
+	if rng.IntN(2) == 0 {
+		p.ChunkDelay = time.Duration(rng.IntN(60)) * time.Millisecond
+	}
+	if profile == "snap" { // logs are cut soon after somebody is gone, and snapshots take their time
+		p.Support = time.Duration(200+rng.IntN(100)) * time.Millisecond
+		p.Beat = p.Support / 5
+		p.ChunkDelay = time.Duration(rng.IntN(150)) * time.Millisecond
+		p.Payload = []int{400, 2000}[rng.IntN(2)]
+		p.SmallBytes, p.TableBytes = 256, []int{512, 4 << 10}[rng.IntN(2)]
+		t.LogKeepEntries, t.LogKeepBytes = 2<<rng.IntN(3), 512<<rng.IntN(3)
+		t.IdleTruncate = time.Duration(20+rng.IntN(60)) * time.Millisecond
+	}
 	return p
 }

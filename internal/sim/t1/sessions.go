@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/session"
 	"github.com/flotillakv/flotilla/shard"
 )
@@ -101,6 +102,7 @@ func (at *attempt) copyLater() {
 			return
 		}
 		w.res.fault("late-copy", 1)
+		w.coverOp(coverage.LateCopy, coverage.Session, to, req.Shard)
 		w.on(to, w.now, func() { to.store.DoAsync(req, func(*shard.Response) {}) })
 	})
 }

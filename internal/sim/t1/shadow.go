@@ -34,6 +34,7 @@ type shadowOp struct {
 	first raft.Index // of an append
 	last  raft.Index
 	ents  []entryID
+	over  bool // it overwrites
 	trunc raft.Index
 	term  raft.Term // of trunc
 }
@@ -126,8 +127,10 @@ func (s *shadow) note(o shadowOp) {
 	if s.open == nil {
 		s.open = &round{}
 	}
+	g := s.visible[o.shard]
+	o.over = g != nil && len(o.ents) > 0 && o.first <= g.last()
 	s.open.ops = append(s.open.ops, o)
-	if g := s.visible[o.shard]; g != nil {
+	if g != nil {
 		g.apply(&o)
 	}
 }

@@ -8,13 +8,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 )
 
 var (
 	flagSeed    = flag.Int64("t1.seed", -1, "run this one seed and print its trace tail if it fails")
 	flagFrom    = flag.Uint64("t1.from", 1, "first seed")
 	flagSeeds   = flag.Int("t1.seeds", 0, "run this many seeds per profile; zero: as many as fit into -t1.budget")
-	flagBudget  = flag.Duration("t1.budget", 8*time.Second, "wall time for TestT1 when -t1.seeds is zero")
+	flagBudget  = flag.Duration("t1.budget", 5*time.Second, "wall time for TestT1 when -t1.seeds is zero")
 	flagProfile = flag.String("t1.profile", "", "profile; empty: all in turn")
 	flagWorkers = flag.Int("t1.workers", 2, "runs at the same time")
 	flagTail    = flag.Int("t1.tail", 60, "lines of trace printed for a failure")
@@ -79,11 +81,19 @@ func TestT1(t *testing.T) {
 		}
 		return
 	}
+	var covered *coverage.Table
+	if *flagCoverage {
+		covered = &coverage.Table{}
+	}
 	sum := RunMany(ManyOptions{
 		From: *flagFrom, Seeds: *flagSeeds, Budget: *flagBudget, Profiles: profiles, Workers: *flagWorkers, Twice: *flagTwice,
-		OnFailure: func(o Options, r *Result) { report(t, o, r) },
+		OnFailure: func(o Options, r *Result) { report(t, o, r) }, Coverage: covered,
 	})
 	t.Log(sum.String())
+	if covered != nil {
+		fmt.Println(covered.Text(coverage.T1))
+		fmt.Println("not reached:", covered.Holes(coverage.T1))
+	}
 	if sum.Commits == 0 || sum.Leaders == 0 || sum.Reopens == 0 || sum.Reads == 0 || sum.Histories == 0 {
 		t.Errorf("the runs reached too little: %s", fmt.Sprint(sum))
 	}

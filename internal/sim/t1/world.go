@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -26,6 +27,9 @@ type Options struct {
 	Verbose bool
 	// Check bounds the time that the check of one group of keys may take. Zero: 2 s.
 	Check time.Duration
+	// Coverage, if not nil, counts the faults that take hold in the run. It
+	// changes nothing in it.
+	Coverage *coverage.Table
 }
 
 // Result is the outcome of one run.
@@ -77,6 +81,8 @@ type World struct {
 	clients clients
 	custom  *customRun // nil: the key-value machine
 	trace   tracer
+	cov     *coverage.Table // nil: nobody wants to know
+	armed   []*Action       // wait for an operation; see strike.go
 	rng     *rand.Rand
 	res     *Result
 	calm    bool // the liveness phase has begun
@@ -99,7 +105,7 @@ func Run(o Options) (res *Result) {
 	} else {
 		res.Schedule = Draw(o.Seed, o.Profile, o.Duration)
 	}
-	w := &World{sched: res.Schedule, res: res, opt: o, cache: o.Cache}
+	w := &World{sched: res.Schedule, res: res, opt: o, cache: o.Cache, cov: o.Coverage}
 	w.p = &w.sched.Params
 	if o.Custom != nil {
 		w.p.Shards, w.p.Groups = 1, 1
@@ -267,6 +273,9 @@ func (w *World) do(e *event) {
 	}
 	n.guarded(e.f)
 	n.settleDown()
+	if len(w.armed) > 0 {
+		w.strike(n)
+	}
 }
 
 // exp draws an exponentially distributed duration, capped at 20 times its mean.
