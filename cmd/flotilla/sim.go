@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/internal/sim"
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/internal/sim/score"
 	"github.com/flotillakv/flotilla/internal/sim/t1"
 )
@@ -48,6 +50,8 @@ type simFlags struct {
 	tail     int
 	shrink   int
 	out      string
+	trace    string
+	coverage bool
 }
 
 func newSimRun(a *app) *cobra.Command {
@@ -67,16 +71,31 @@ Tiers:
 
 With --seeds or --budget it runs many seeds, each under all profiles unless
 --profile names one, and prints the sum. The first violation ends it with exit code
-1: the rule, what was seen, the last events, the command that repeats it, and for t0
-a file with the fewest actions that still show it, for "flotilla sim replay".`,
+1: the rule, what was seen, the last events, and the command that repeats it. The
+fewest actions that still show it are kept in a file for "flotilla sim replay", with
+a text beside it that tells the run: in the directory of --out, else of
+FLOTILLA_SIM_OUT, else in that for temporary files.
+
+--trace FILE writes every event of one run as a line of JSON ("-": to the output, in
+place of the story). --coverage prints which kinds of faults hit which operations,
+and in how many states of the core.`,
 		Example: lines(
 			"  flotilla sim run --seed 42",
 			"  flotilla sim run --seeds 1000",
-			"  flotilla sim run --tier t1 --profile power --budget 1m"),
+			"  flotilla sim run --tier t1 --profile crash --budget 1m",
+			"  flotilla sim run --seed 42 --trace run.ndjson",
+			"  flotilla sim run --seeds 200 --coverage"),
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.check(); err != nil {
 				return err
+			}
+			many := cmd.Flags().Changed("seeds") || f.budget > 0
+			if f.trace != "" && many {
+				return usageError("--trace goes with one seed, not with --seeds or --budget")
+			}
+			if f.out == "" {
+				f.out, _ = a.env("FLOTILLA_SIM_OUT")
 			}
 			if cmd.Flags().Changed("seeds") || f.budget > 0 {
 				return a.simMany(cmd.Context(), &f, !cmd.Flags().Changed("seeds"))
@@ -95,7 +114,9 @@ a file with the fewest actions that still show it, for "flotilla sim replay".`,
 	fs.IntVar(&f.workers, "workers", 0, "runs at the same time; 0: one per core")
 	fs.IntVar(&f.tail, "tail", 40, "how many of the last events are printed for a violation")
 	fs.IntVar(&f.shrink, "shrink", 500, "most runs spent on finding fewer actions that show a violation")
-	fs.StringVar(&f.out, "out", "", "directory for the schedule of a violation; empty: that for temporary files")
+	fs.StringVar(&f.out, "out", "", "directory for the schedule of a violation; empty: FLOTILLA_SIM_OUT, else that for temporary files")
+	fs.StringVar(&f.trace, "trace", "", "write every event as a line of JSON to this file; -: to the output")
+	fs.BoolVar(&f.coverage, "coverage", false, "print which faults hit which operations")
 	_ = cmd.RegisterFlagCompletionFunc("tier", cobra.FixedCompletions([]string{"t0", "t1"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("profile", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return f.profiles(), cobra.ShellCompDirectiveNoFileComp
@@ -147,19 +168,38 @@ type simOutcome struct {
 	Replay    string  `json:"replay,omitempty"`
 	Schedule  string  `json:"schedule,omitempty"` // file
 
-	hash   uint64
-	story  string
-	report string        // of a violation, to be printed
-	t0     *sim.Schedule // of a violation that can be shrunk
+	Coverage []coverage.Cell `json:"coverage,omitempty"`
+
+	hash    uint64
+	story   string
+	report  string // of a violation, to be printed
+	covered *coverage.Table
+	// keep shrinks the schedule of a violation and writes it; nil: there is none.
+	keep func(dir string, runs int) (path string, err error)
 }
 
 // run runs one seed.
 func (f *simFlags) run(seed uint64, profile string, cache *engine.Cache) *simOutcome {
 	if f.tier == "t1" {
-		return f.runT1(seed, profile, cache)
+		return f.runT1(t1.Options{Seed: seed, Profile: profile, Duration: f.duration, Cache: cache}, nil)
 	}
-	r := sim.Run(sim.Options{Seed: seed, Profile: profile, Duration: f.duration, Nodes: f.nodes})
-	return outcomeT0(r, f.tail)
+	return f.runT0(sim.Options{Seed: seed, Profile: profile, Duration: f.duration, Nodes: f.nodes}, nil)
+}
+
+// table is where a run counts what its faults hit; nil: it does not.
+func (f *simFlags) table() *coverage.Table {
+	if !f.coverage {
+		return nil
+	}
+	return &coverage.Table{}
+}
+
+// runT0 runs the Raft cores alone.
+func (f *simFlags) runT0(in sim.Options, trace io.Writer) *simOutcome {
+	in.Trace, in.Coverage = trace, f.table()
+	o := outcomeT0(sim.Run(in), f.tail)
+	o.covered = in.Coverage
+	return o
 }
 
 func outcomeT0(r *sim.Result, tail int) *simOutcome {
@@ -169,32 +209,32 @@ func outcomeT0(r *sim.Result, tail int) *simOutcome {
 	}
 	if r.Failure != nil {
 		o.Oracle, o.Detail, o.Replay = r.Failure.Oracle, r.Failure.Detail, r.Replay()
-		o.report, o.t0 = r.Report(tail), &r.Schedule
+		o.report = r.Report(tail)
+		o.keep = func(dir string, runs int) (string, error) {
+			path, _, err := r.Keep(dir, runs, time.Minute)
+			return path, err
+		}
 	}
 	return o
 }
 
-func (f *simFlags) runT1(seed uint64, profile string, cache *engine.Cache) *simOutcome {
-	in := t1.Options{Seed: seed, Profile: profile, Duration: f.duration, Cache: cache}
+// runT1 runs whole nodes.
+func (f *simFlags) runT1(in t1.Options, trace io.Writer) *simOutcome {
+	in.Trace, in.Coverage = trace, f.table()
 	r := t1.Run(in)
 	o := &simOutcome{
-		Tier: "t1", Seed: seed, Profile: r.Schedule.Profile, Trace: fmt.Sprintf("%016x", r.Hash), hash: r.Hash, Events: r.Events,
-		Virtual: r.Virtual.Seconds(), Leaders: r.Leaders, Committed: r.Commits, Crashes: r.Reopens,
+		Tier: "t1", Seed: r.Schedule.Seed, Profile: r.Schedule.Profile, Trace: fmt.Sprintf("%016x", r.Hash), hash: r.Hash, Events: r.Events,
+		Virtual: r.Virtual.Seconds(), Leaders: r.Leaders, Committed: r.Commits, Crashes: r.Reopens, covered: in.Coverage,
 	}
-	o.story = fmt.Sprintf("seed %d, profile %s: %s\n%s\n", seed, o.Profile, r.Summary(), strings.TrimSpace(r.Counts.String()))
-	if r.Failure == nil {
-		o.story += "no rule was violated\n"
-		return o
+	o.story = r.Story()
+	if r.Failure != nil {
+		r = r.Verbose()
+		o.Oracle, o.Detail, o.Replay, o.report = r.Failure.Oracle, r.Failure.Detail, r.Replay(), r.Report(f.tail)
+		o.keep = func(dir string, runs int) (string, error) {
+			path, _, err := r.Keep(dir, runs, time.Minute)
+			return path, err
+		}
 	}
-	o.Oracle, o.Detail = r.Failure.Oracle, r.Failure.Detail
-	o.Replay = fmt.Sprintf("flotilla sim run --tier t1 --seed %d --profile %s", seed, o.Profile)
-	if f.duration > 0 {
-		o.Replay += fmt.Sprintf(" --duration %s", f.duration)
-	}
-	last := strings.SplitAfter(strings.TrimRight(r.Failure.Tail, "\n"), "\n")
-	last = last[max(0, len(last)-f.tail):]
-	o.report = fmt.Sprintf("FAILED at %v of virtual time: %s%s\n  %s\nseed %d, profile %s\nreplay: %s\nthe last %d events:\n%s\n", r.Failure.At, o.Oracle, ruleText(o.Oracle),
-		strings.ReplaceAll(o.Detail, "\n", "\n  "), seed, o.Profile, o.Replay, len(last), strings.Join(last, ""))
 	return o
 }
 
@@ -214,7 +254,72 @@ func (a *app) simOne(f *simFlags) error {
 	if profile == "" {
 		profile = "swarm"
 	}
-	return a.simTell(f, f.run(f.seed, profile, nil), true)
+	if f.trace == "" {
+		return a.simTell(f, f.run(f.seed, profile, nil), true)
+	}
+	w, done, err := a.traceTo(f.trace)
+	if err != nil {
+		return failure(exitUsage, err, "--trace", "cannot write the trace: %v", err)
+	}
+	var o *simOutcome
+	if f.tier == "t1" {
+		o = f.runT1(t1.Options{Seed: f.seed, Profile: profile, Duration: f.duration}, w)
+	} else {
+		o = f.runT0(sim.Options{Seed: f.seed, Profile: profile, Duration: f.duration, Nodes: f.nodes}, w)
+	}
+	if err := done(); err != nil {
+		return failure(exitFailed, err, "--trace", "cannot write the trace: %v", err)
+	}
+	if f.trace == "-" {
+		if o.Oracle != "" {
+			return failure(exitFailed, nil, o.Replay, "seed %d, profile %s violates %s%s", o.Seed, o.Profile, o.Oracle, ruleText(o.Oracle))
+		}
+		return nil
+	}
+	return a.simTell(f, o, true)
+}
+
+// traceTo opens what a trace is written to; done closes it, and returns the
+// first error of writing.
+func (a *app) traceTo(path string) (w io.Writer, done func() error, err error) {
+	e := &errWriter{}
+	if path == "-" {
+		e.w = a.out
+		return e, func() error { return e.err }, nil
+	}
+	file, err := os.Create(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	e.w = file
+	return e, func() error { return errors.Join(e.err, file.Close()) }, nil
+}
+
+// errWriter remembers the first error.
+type errWriter struct {
+	w   io.Writer
+	err error
+}
+
+// Write implements io.Writer.
+func (e *errWriter) Write(p []byte) (int, error) {
+	n, err := e.w.Write(p)
+	if e.err == nil {
+		e.err = err
+	}
+	return n, err
+}
+
+// simCoverage prints what the faults of runs hit.
+func (a *app) simCoverage(f *simFlags, t *coverage.Table) {
+	if t == nil {
+		return
+	}
+	tier := coverage.T0
+	if f.tier == "t1" {
+		tier = coverage.T1
+	}
+	fmt.Fprintf(a.out, "\n%s\n", t.Text(tier))
 }
 
 // simTell prints the outcome of a run, and returns the error of a violation.
@@ -227,12 +332,16 @@ func (a *app) simTell(f *simFlags, o *simOutcome, whole bool) error {
 		}
 	}
 	if a.json() {
+		if o.covered != nil {
+			o.Coverage = o.covered.Cells()
+		}
 		if err := a.printJSON(o); err != nil {
 			return err
 		}
 	} else {
 		if whole {
 			fmt.Fprint(a.out, o.story)
+			a.simCoverage(f, o.covered)
 		}
 		if o.Oracle != "" {
 			fmt.Fprint(a.out, o.report)
@@ -251,17 +360,15 @@ func (a *app) simTell(f *simFlags, o *simOutcome, whole bool) error {
 // keep shrinks the schedule of a violation and writes it to a file; "" if there
 // is none or it cannot be written.
 func (f *simFlags) keep(o *simOutcome) string {
-	if o.t0 == nil || f.shrink < 0 {
+	if o.keep == nil || f.shrink < 0 {
 		return ""
 	}
-	s := sim.Shrink(*o.t0, o.Oracle, f.shrink)
 	dir := f.out
 	if dir == "" {
-		dir = os.TempDir()
+		dir = filepath.Join(os.TempDir(), "flotilla-sim")
 	}
-	path := filepath.Join(dir, fmt.Sprintf("flotilla-sim-%s-%d-%s.json", o.Profile, o.Seed, o.Oracle))
-	file := sim.File{Oracle: o.Oracle, Note: o.Detail, Schedule: s}
-	if os.MkdirAll(dir, 0o755) != nil || os.WriteFile(path, file.Encode(), 0o644) != nil {
+	path, err := o.keep(dir, f.shrink)
+	if err != nil {
 		return ""
 	}
 	return path
@@ -269,17 +376,19 @@ func (f *simFlags) keep(o *simOutcome) string {
 
 // simSum sums up many runs.
 type simSum struct {
-	Tier       string  `json:"tier"`
-	Runs       int     `json:"runs"`
-	Violations int     `json:"violations"`
-	Virtual    float64 `json:"virtual_seconds"`
-	Seconds    float64 `json:"seconds"`
-	Events     uint64  `json:"events"`
-	Leaders    int     `json:"leaders"`
-	Committed  uint64  `json:"committed"`
-	Crashes    int     `json:"crashes"`
-	Trace      string  `json:"trace,omitempty"`
+	Tier       string          `json:"tier"`
+	Runs       int             `json:"runs"`
+	Violations int             `json:"violations"`
+	Virtual    float64         `json:"virtual_seconds"`
+	Seconds    float64         `json:"seconds"`
+	Events     uint64          `json:"events"`
+	Leaders    int             `json:"leaders"`
+	Committed  uint64          `json:"committed"`
+	Crashes    int             `json:"crashes"`
+	Trace      string          `json:"trace,omitempty"`
+	Coverage   []coverage.Cell `json:"coverage,omitempty"`
 	hash       uint64
+	covered    *coverage.Table
 }
 
 func (s *simSum) add(o *simOutcome) {
@@ -293,6 +402,12 @@ func (s *simSum) add(o *simOutcome) {
 	s.hash += (o.hash ^ o.Seed*0x9e3779b97f4a7c15) * 0xbf58476d1ce4e5b9
 	if o.Oracle != "" {
 		s.Violations++
+	}
+	if o.covered != nil {
+		if s.covered == nil {
+			s.covered = &coverage.Table{}
+		}
+		s.covered.Add(o.covered)
 	}
 }
 
@@ -379,8 +494,12 @@ func (a *app) simMany(ctx context.Context, f *simFlags, open bool) error {
 		return err
 	}
 	if a.json() {
+		if sum.covered != nil {
+			sum.Coverage = sum.covered.Cells()
+		}
 		return a.printJSON(&sum)
 	}
+	a.simCoverage(f, sum.covered)
 	fmt.Fprintf(a.out, "%s: %s\n", a.colour(a.outTTY, green, "no rule was violated"), sum.text())
 	if sum.Trace != "" {
 		fmt.Fprintf(a.out, "trace %s\n", sum.Trace)
@@ -389,34 +508,27 @@ func (a *app) simMany(ctx context.Context, f *simFlags, open bool) error {
 }
 
 func newSimReplay(a *app) *cobra.Command {
-	f := simFlags{tier: "t0", shrink: -1}
+	f := simFlags{shrink: -1}
 	cmd := &cobra.Command{
 		Use:   "replay FILE",
 		Short: "Run a schedule again that found something once",
 		Long: `replay runs the schedule in FILE, as "flotilla sim run" leaves it behind and as the
-regression folder of the repository holds them, and tells what happens. The exit code
+regression folders of the repository hold them, of either tier, and tells what
+happens. The exit code
 is 1 if a rule is violated, 0 if none is. A schedule that was kept for a planted bug
 shows it in a build with planted bugs (go run -tags mutants ./cmd/flotilla sim replay
 FILE); in any other build it has to pass.`,
-		Example: "  flotilla sim replay internal/sim/regress/0001.json",
-		Args:    arguments("FILE"),
+		Example: lines(
+			"  flotilla sim replay internal/sim/testdata/regress/001-s3-a1.json",
+			"  flotilla sim replay internal/sim/t1/testdata/regress/wall-clock-stops-timers.json"),
+		Args: arguments("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file, err := sim.ReadFile(args[0])
+			o, err := a.replay(&f, args[0])
 			if err != nil {
-				return failure(exitUsage, err, "", "cannot read the schedule: %v", err)
+				return err
 			}
-			if file.Mutant != "" && a.planted == "" {
-				if plantForReplay(file.Mutant) {
-					a.note("planted bug %s is switched on: the schedule was kept for it, and has to violate %s", file.Mutant, file.Oracle)
-				} else {
-					a.note("kept for planted bug %s, which this build does not have: no rule may be violated", file.Mutant)
-				}
-			}
-			if file.Note != "" {
-				a.note("%s", file.Note)
-			}
-			o := outcomeT0(sim.Run(sim.Options{Schedule: &file.Schedule}), f.tail)
 			if o.Replay != "" {
+				o.report = strings.Replace(o.report, o.Replay, "flotilla sim replay "+args[0], 1)
 				o.Replay = "flotilla sim replay " + args[0]
 			}
 			return a.simTell(&f, o, true)
@@ -426,7 +538,57 @@ FILE); in any other build it has to pass.`,
 		},
 	}
 	cmd.Flags().IntVar(&f.tail, "tail", 40, "how many of the last events are printed for a violation")
+	cmd.Flags().StringVar(&f.trace, "trace", "", "write every event as a line of JSON to this file")
 	return cmd
+}
+
+// replay runs the schedule of a file, of either tier.
+func (a *app) replay(f *simFlags, path string) (o *simOutcome, err error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, failure(exitUsage, err, "", "cannot read the schedule: %v", err)
+	}
+	f.tier = "t0"
+	var (
+		t0 sim.File
+		t  t1.File
+	)
+	if t1.IsFile(data) {
+		f.tier = "t1"
+		t, err = t1.DecodeFile(data)
+		t0.Mutant, t0.Oracle, t0.Note = t.Mutant, t.Oracle, t.Note
+	} else {
+		t0, err = sim.DecodeFile(data)
+	}
+	if err != nil {
+		return nil, failure(exitUsage, err, "", "cannot read the schedule: %s: %v", path, err)
+	}
+	if t0.Mutant != "" && a.planted == "" {
+		if plantForReplay(t0.Mutant) {
+			a.note("planted bug %s is switched on: the schedule was kept for it, and has to violate %s", t0.Mutant, t0.Oracle)
+		} else {
+			a.note("kept for planted bug %s, which this build does not have: no rule may be violated", t0.Mutant)
+		}
+	}
+	if t0.Note != "" {
+		a.note("%s", t0.Note)
+	}
+	var w io.Writer
+	done := func() error { return nil }
+	if f.trace != "" {
+		if w, done, err = a.traceTo(f.trace); err != nil {
+			return nil, failure(exitUsage, err, "--trace", "cannot write the trace: %v", err)
+		}
+	}
+	if f.tier == "t1" {
+		o = f.runT1(t1.Options{Seed: t.Schedule.Seed, Profile: t.Schedule.Profile, Schedule: &t.Schedule}, w)
+	} else {
+		o = f.runT0(sim.Options{Schedule: &t0.Schedule}, w)
+	}
+	if err := done(); err != nil {
+		return nil, failure(exitFailed, err, "--trace", "cannot write the trace: %v", err)
+	}
+	return o, nil
 }
 
 func newSimMutants(a *app) *cobra.Command {

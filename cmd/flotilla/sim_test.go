@@ -9,9 +9,11 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/internal/sim"
+	"github.com/flotillakv/flotilla/internal/sim/t1"
 )
 
 // call runs a command line in this process.
@@ -75,6 +77,7 @@ func TestSimRefuses(t *testing.T) {
 		"run --nodes 9":                    "must be 2 to 8",
 		"run --tier t1 --nodes 3":          "--nodes goes with --tier t0",
 		"run --seeds 0":                    "1 or more",
+		"run --seeds 2 --trace x":          "goes with one seed",
 		"run --duration -1s":               "between 0 and 720h",
 		"replay nosuch.json":               "no such file",
 		"processes --nodes 2":              "must be 3 to 7",
@@ -112,6 +115,15 @@ func TestSimReplay(t *testing.T) {
 	if _, direct, _ := call("sim", "run", "--seed", "7"); traceLine.FindString(out) != traceLine.FindString(direct) {
 		t.Errorf("the file and its seed differ: %s, %s", traceLine.FindString(out), traceLine.FindString(direct))
 	}
+	whole := t1.Draw(7, "crash", 300*time.Millisecond)
+	write(t1.File{Note: "of whole nodes", Schedule: whole}.Encode())
+	code, out, errOut = call("sim", "replay", path)
+	if code != 0 || !strings.Contains(errOut, "of whole nodes") {
+		t.Fatalf("exit code %d, %q", code, errOut)
+	}
+	if _, direct, _ := call("sim", "run", "--tier", "t1", "--seed", "7", "--profile", "crash", "--duration", "300ms"); traceLine.FindString(out) != traceLine.FindString(direct) {
+		t.Errorf("the file and its seed differ: %s, %s", traceLine.FindString(out), traceLine.FindString(direct))
+	}
 	write([]byte(`{"version":1,"schedul":{}}`))
 	if code, _, errOut := call("sim", "replay", path); code != exitUsage || !strings.Contains(errOut, path) {
 		t.Errorf("a damaged file: exit code %d, %q", code, errOut)
@@ -122,9 +134,9 @@ func TestSimReplay(t *testing.T) {
 // that repeats it, and a shrunk schedule that shows it.
 func TestSimViolation(t *testing.T) {
 	f := simFlags{tier: "t0", shrink: 0, out: t.TempDir(), tail: 3}
-	s := sim.Draw(7, "swarm", 0, 0)
-	o := outcomeT0(sim.Run(sim.Options{Schedule: &s}), f.tail)
-	o.Oracle, o.Detail, o.Replay, o.report, o.t0 = "S3", "seen", "flotilla sim run --seed 7 --profile swarm", "FAILED\n", &s
+	r := sim.Run(sim.Options{Seed: 7})
+	r.Failure = &sim.Failure{Oracle: "S3", Detail: "seen"}
+	o := outcomeT0(r, f.tail)
 	for _, output := range []string{"table", "json"} {
 		var out, errOut bytes.Buffer
 		a := newApp()
@@ -135,17 +147,50 @@ func TestSimViolation(t *testing.T) {
 		if !strings.Contains(errOut.String(), "violates S3 (a leader has every entry") || !strings.Contains(errOut.String(), o.Replay) {
 			t.Errorf("%s: %s", output, errOut.String())
 		}
-		file := filepath.Join(f.out, "flotilla-sim-swarm-7-S3.json")
+		file := filepath.Join(f.out, "swarm-7-s3.json")
 		if output == "json" {
 			var got simOutcome
 			if err := json.Unmarshal(out.Bytes(), &got); err != nil || got.Oracle != "S3" || got.Schedule != file {
 				t.Errorf("%v in %s", err, out.String())
 			}
-		} else if !strings.Contains(out.String(), "FAILED\n") || !strings.Contains(out.String(), "flotilla sim replay "+file) || traceLine.FindString(out.String()) == "" {
+		} else if !strings.Contains(out.String(), "FAILED at") || !strings.Contains(out.String(), "commit ") || !strings.Contains(out.String(), "flotilla sim replay "+file) || traceLine.FindString(out.String()) == "" {
 			t.Errorf("printed:\n%s", out.String())
 		}
 		if kept, err := sim.ReadFile(file); err != nil || kept.Oracle != "S3" {
 			t.Errorf("%v, %+v", err, kept.Oracle)
+		}
+		if text, err := os.ReadFile(strings.TrimSuffix(file, ".json") + ".txt"); err != nil || !strings.Contains(string(text), "flotilla sim replay "+file) {
+			t.Errorf("%v, %s", err, text)
+		}
+	}
+}
+
+// The trace of a run is a line of JSON per event, the same each time, and ends
+// with the hash of the line "trace"; coverage is printed as a table and as data.
+func TestSimTraceAndCoverage(t *testing.T) {
+	for _, tier := range []string{"t0", "t1"} {
+		file := filepath.Join(t.TempDir(), "run.ndjson")
+		args := []string{"sim", "run", "--tier", tier, "--seed", "5", "--duration", "500ms"}
+		code, out, errOut := call(append(args, "--trace", file, "--coverage")...)
+		if code != 0 || !strings.Contains(out, "| state |") {
+			t.Fatalf("exit code %d, %s%s", code, out, errOut)
+		}
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, direct, _ := call(append(args, "--trace", "-")...); direct != string(data) {
+			t.Errorf("%s: two traces of a run differ", tier)
+		}
+		lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+		var last struct{ Event, Hash string }
+		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || last.Event != "end" || "trace "+last.Hash != traceLine.FindString(out) {
+			t.Errorf("%s: the trace ends with %+v, %v", tier, last, err)
+		}
+		_, out, _ = call(append(args, "--coverage", "-o", "json")...)
+		var got simOutcome
+		if err := json.Unmarshal([]byte(out), &got); err != nil || len(got.Coverage) == 0 {
+			t.Errorf("%s: %v in %.300s", tier, err, out)
 		}
 	}
 }

@@ -19,7 +19,7 @@ func (w *World) act(a Action) {
 		w.hold(a)
 		return
 	}
-	w.log(a.Node, a.Kind.String(), uint64(a.Peer+1), uint64(a.Dur))
+	w.trace.add(record{at: w.now, node: a.Node, what: a.Kind.String(), a: uint64(a.Peer + 1), b: uint64(a.Dur), act: true})
 	if a.Kind != ActPropose && a.Kind != ActRead && len(w.res.turns) < maxStory {
 		w.res.turns = append(w.res.turns, turn{at: w.now, act: &a})
 	}

@@ -1,13 +1,24 @@
 package sim
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // Shrink deletes actions from a failing schedule as long as the run still ends
 // with a violation of the same oracle, and returns the smaller schedule. It
 // runs at most budget simulations.
 func Shrink(s Schedule, oracle string, budget int) Schedule {
+	return shrink(s, oracle, budget, time.Time{})
+}
+
+// shrink ends at a time, too, unless that is zero.
+func shrink(s Schedule, oracle string, budget int, until time.Time) Schedule {
 	fails := func(c Schedule) bool {
-		budget--
+		if budget--; !until.IsZero() && time.Now().After(until) {
+			budget = 0
+			return false
+		}
 		r := Run(Options{Schedule: &c})
 		return r.Failure != nil && r.Failure.Oracle == oracle
 	}

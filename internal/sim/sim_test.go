@@ -25,27 +25,23 @@ var (
 	flagDuration = flag.Duration("sim.duration", 0, "virtual length of a run's safety phase; zero: the seed draws it")
 	flagNodes    = flag.Int("sim.nodes", 0, "number of nodes; zero: the seed draws it")
 	flagTail     = flag.Int("sim.tail", 60, "lines of trace printed for a failure")
-	flagShrink   = flag.Int("sim.shrink", 0, "shrink a failing schedule with at most this many runs")
+	flagShrink   = flag.Int("sim.shrink", 500, "most runs spent on a smaller schedule that fails, within half a minute")
+	flagOut      = flag.String("sim.out", "testdata/regress", "folder for the schedules of failures; empty: they are not kept")
 	flagWorkers  = flag.Int("sim.workers", 1, "runs side by side")
 	flagTwice    = flag.Int("sim.twice", 100, "one run in so many is run twice, and both must be the same; zero: none")
 )
 
 // report prints a failure the way a reader needs it: what, when, the last
-// events, and how to see it again.
+// events, and how to see it again. It is kept, shrunk, in the folder of -sim.out,
+// whose schedules TestRegress runs from then on.
 func report(t *testing.T, res *Result) {
 	t.Helper()
-	f := res.Failure
-	if *flagShrink > 0 {
-		s := Shrink(res.Schedule, f.Oracle, *flagShrink)
-		if r := Run(Options{Schedule: &s}); r.Failure != nil {
-			t.Logf("shrunk from %d to %d actions; parameters %+v", len(res.Schedule.Actions), len(s.Actions), s.Params)
-			for _, a := range s.Actions {
-				t.Logf("  %10.6f %-14s node %d peer %d for %v", float64(a.At)/1e9, a.Kind, a.Node+1, a.Peer+1, a.Dur)
-			}
-			res = r
-		}
-	}
 	t.Error("\n" + res.Report(*flagTail))
+	if *flagOut == "" {
+		return
+	}
+	path, small, err := res.Keep(*flagOut, *flagShrink, 30*time.Second)
+	t.Logf("shrunk from %d to %d actions, %s: %v", len(res.Schedule.Actions), len(small.Schedule.Actions), path, err)
 }
 
 // TestT0 runs seeds of the core simulator under all profiles. Every run checks

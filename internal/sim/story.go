@@ -3,7 +3,6 @@ package sim
 import (
 	"fmt"
 	"math/bits"
-	"runtime/debug"
 	"strings"
 	"time"
 )
@@ -234,34 +233,15 @@ func (r *Result) Report(lines int) string {
 		return ""
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "FAILED at %v of virtual time: %s\n", f.At, oracleWords(f.Oracle))
+	fmt.Fprintf(&b, "FAILED at %v of virtual time: %s\n", f.At, OracleWords(f.Oracle))
 	fmt.Fprintf(&b, "  %s\n", strings.ReplaceAll(f.Detail, "\n", "\n  "))
-	fmt.Fprintf(&b, "seed %d, profile %s, commit %s\nreplay: %s\n", r.Schedule.Seed, r.Schedule.Profile, commit(), r.Replay())
+	fmt.Fprintf(&b, "seed %d, profile %s, commit %s\nreplay: %s\n", r.Schedule.Seed, r.Schedule.Profile, Commit(), r.Replay())
 	if lines > 0 && f.Tail != "" {
 		tail := strings.SplitAfter(f.Tail, "\n")
 		tail = tail[max(0, len(tail)-lines-1):]
 		fmt.Fprintf(&b, "the last %d events (time, node, event; message fields: t term, i index, lt term of the entry before, c commit index):\n%s", len(tail)-1, strings.Join(tail, ""))
 	}
 	return b.String()
-}
-
-// commit names the source this program was built from.
-func commit() string {
-	if bi, ok := debug.ReadBuildInfo(); ok {
-		rev, dirty := "", ""
-		for _, s := range bi.Settings {
-			switch {
-			case s.Key == "vcs.revision":
-				rev = s.Value
-			case s.Key == "vcs.modified" && s.Value == "true":
-				dirty = " (changed since)"
-			}
-		}
-		if rev != "" {
-			return rev + dirty
-		}
-	}
-	return "unknown"
 }
 
 // Oracle is one rule that runs are checked against.
@@ -316,7 +296,8 @@ func oracleIDs() []string {
 	return ids
 }
 
-func oracleWords(id string) string {
+// OracleWords returns a rule's id and what it means.
+func OracleWords(id string) string {
 	for _, o := range Oracles() {
 		if o.ID == id {
 			return id + " (" + o.Words + ")"

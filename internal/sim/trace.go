@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -18,6 +19,7 @@ type record struct {
 	what string
 	a, b uint64
 	msg  *raft.Msg // immutable once recorded
+	act  bool      // an action of the schedule; what names it
 }
 
 // tracer hashes every record and keeps the last ones.
@@ -25,6 +27,7 @@ type tracer struct {
 	hash uint64
 	n    uint64
 	ring []record
+	feed *Feed // gets every record; nil: none
 }
 
 // add appends one record.
@@ -43,6 +46,9 @@ func (t *tracer) add(r record) {
 		h = mix(h, uint64(len(m.Entries)))
 	}
 	t.hash = h
+	if t.feed != nil {
+		t.feed.put(&r)
+	}
 	if len(t.ring) < traceKeep {
 		t.ring = append(t.ring, r)
 	} else {
@@ -72,7 +78,56 @@ func (r *record) format(b *strings.Builder) {
 		fmt.Fprintf(b, "%-8s %s\n", r.what, FormatMsg(r.msg))
 		return
 	}
-	fmt.Fprintf(b, "%-8s %d %d\n", r.what, r.a, r.b)
+	what := r.what
+	if r.act {
+		what = "do " + what
+	}
+	fmt.Fprintf(b, "%-8s", what)
+	r.named(func(name string, v uint64) {
+		if name == "for" {
+			fmt.Fprintf(b, " for %v", time.Duration(v))
+			return
+		}
+		fmt.Fprintf(b, " %s=%d", name, v)
+	})
+	b.WriteString("\n")
+}
+
+// fields are the names of the two numbers of an event.
+var fields = map[string][2]string{
+	"boot": {"life", "epoch"}, "crash": {"kept", "unsynced"}, "synced": {"batches", "waiting"}, "conf": {"index", "conf"}, "conf-no": {"index", "conf"},
+	"ask-conf": {"index", "refusal"}, "ask-bad": {"index", "refusal"}, "truncate": {"from", "to"}, "read": {"id", "need"}, "read-ok": {"id", "index"},
+	"read-no": {"id", ""}, "read-lease": {"term", "index"}, "propose": {"command", "index"}, "refused": {"command", "refusal"}, "transfer": {"to", "refusal"},
+	"destroy": {"replica", ""}, "install": {"index", "replica"}, "snap": {"to", "index"}, "snap-no": {"index", ""}, "snap-old": {"index", ""},
+	"apply": {"first", "count"}, "fetch": {"next", "count"}, "commit": {"index", "term"}, "drop": {"index", "term"}, "heal": {"nodes", ""}, "hurt": {"how", ""},
+	"live": {"", "index"}, "campaign": {"", ""},
+}
+
+// named calls f with each number of a record that holds no message.
+func (r *record) named(f func(name string, v uint64)) {
+	switch names, ok := fields[r.what]; {
+	case r.act:
+		f("peer", r.a)
+		f("for", r.b)
+	case r.what == "role":
+		f("term", r.a)
+		f("lead", r.b>>2)
+		f("leads", r.b>>1&1)
+		f("ready", r.b&1)
+	case r.what == "pair":
+		f("peer", r.a)
+		f("epoch", r.b>>1)
+		f("live", r.b&1)
+	case ok:
+		for i, v := range [2]uint64{r.a, r.b} {
+			if names[i] != "" {
+				f(names[i], v)
+			}
+		}
+	default:
+		f("a", r.a)
+		f("b", r.b)
+	}
 }
 
 var msgNames = [...]string{

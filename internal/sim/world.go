@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"time"
 
@@ -28,6 +29,8 @@ type Options struct {
 	// Coverage, if not nil, counts the faults that take hold in the run. It
 	// changes nothing in it.
 	Coverage *coverage.Table
+	// Trace, if not nil, gets every event as a line of JSON (see [Feed]).
+	Trace io.Writer
 }
 
 // Result is the outcome of one run.
@@ -47,6 +50,8 @@ type Result struct {
 	LeaseReads int
 	Headless   bool // no liveness phase: a voter that has no state made a quorum impossible
 	Failure    *Failure
+	// TraceErr is the error of writing Options.Trace.
+	TraceErr error
 
 	opts  Options // the run's
 	turns []turn  // the story
@@ -150,6 +155,9 @@ func Run(o Options) (res *Result) {
 	w.p = &w.sched.Params
 	w.tun = w.p.Tuning.WithDefaults()
 	w.rng = rand.New(rand.NewPCG(w.sched.Seed, 0xd11ce))
+	if o.Trace != nil {
+		w.trace.feed = NewFeed(o.Trace, "t0", w.sched.Seed, w.sched.Profile)
+	}
 	w.orc.init(w)
 	defer func() {
 		if r := recover(); r != nil {
@@ -178,6 +186,13 @@ func (w *World) finish() {
 	w.res.Commits = w.orc.last()
 	w.res.Leaders = len(w.orc.leaders)
 	w.res.Confs = len(w.orc.confs)
+	if feed := w.trace.feed; feed != nil {
+		oracle, detail := "", ""
+		if f := w.res.Failure; f != nil {
+			oracle, detail = f.Oracle, f.Detail
+		}
+		w.res.TraceErr = feed.End(w.now, w.trace.hash, oracle, detail)
+	}
 }
 
 // fail ends the run.

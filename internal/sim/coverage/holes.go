@@ -59,7 +59,7 @@ func (t *Table) Holes(tier Tier) []Hole {
 			if tier.Faults>>f&1 == 0 || !tier.has(o) || tier.why(f, o) != "" {
 				continue
 			}
-			if k, _ := t.Cell(f, o); k == 0 {
+			if k, _ := t.Pair(f, o); k == 0 {
 				out = append(out, Hole{f, o})
 			}
 		}
@@ -105,7 +105,6 @@ var T0 = Tier{
 		{faults(CrashLost, CrashPart), ops(Idle), "there is something unsynced, so something is under way"},
 		{faults(SlowDisk, StalledDisk), ops(Idle), "a sync has something to write"},
 		{faults(Kill, CrashLost, CrashPart, PowerCut, Stop, Pause, Suspend, WallJump, SlowDisk, StalledDisk, Reset), ops(Commit), "a commit index is news that travels, not work of a node"},
-		{faults(DropType), ops(SnapSend, SnapInstall, Conf), ""},
 	},
 }
 
@@ -151,7 +150,7 @@ func (t *Table) Missing(tier Tier) []string {
 			can, did := false, tier.Seldom>>o&1 != 0
 			for f := range Faults {
 				if c.faults>>f&1 != 0 && tier.Faults>>f&1 != 0 && tier.has(o) && tier.why(f, o) == "" {
-					k, _ := t.Cell(f, o)
+					k, _ := t.Pair(f, o)
 					can, did = true, did || k > 0
 				}
 			}
@@ -168,7 +167,7 @@ func (t *Table) Missing(tier Tier) []string {
 		for o := range Ops {
 			if tier.has(o) && tier.why(f, o) == "" {
 				can++
-				if k, _ := t.Cell(f, o); k > 0 {
+				if k, _ := t.Pair(f, o); k > 0 {
 					did++
 				}
 			}

@@ -46,8 +46,8 @@ func (t *Table) Add(o *Table) {
 	}
 }
 
-// Cell returns how often f hit o in any state, and in how many different ones.
-func (t *Table) Cell(f Fault, o Op) (hits uint64, states int) {
+// Pair returns how often f hit o in any state, and in how many different ones.
+func (t *Table) Pair(f Fault, o Op) (hits uint64, states int) {
 	for _, k := range t.n[f][o] {
 		hits += k
 		if k > 0 {
@@ -62,7 +62,7 @@ func (t *Table) Cell(f Fault, o Op) (hits uint64, states int) {
 func (t *Table) Reached() (cells int, hits uint64) {
 	for f := range Faults {
 		for o := range Ops {
-			k, s := t.Cell(f, o)
+			k, s := t.Pair(f, o)
 			cells, hits = cells+s, hits+k
 		}
 	}
@@ -72,11 +72,34 @@ func (t *Table) Reached() (cells int, hits uint64) {
 // seen reports whether a kind of fault hit anything at all.
 func (t *Table) seen(f Fault) bool {
 	for o := range Ops {
-		if k, _ := t.Cell(f, o); k > 0 {
+		if k, _ := t.Pair(f, o); k > 0 {
 			return true
 		}
 	}
 	return false
+}
+
+// Cell is one cell of the table that is not empty, for output as data.
+type Cell struct {
+	Fault     string `json:"fault"`
+	Operation string `json:"operation"`
+	State     string `json:"state"`
+	Hits      uint64 `json:"hits"`
+}
+
+// Cells returns the cells that are not empty, by fault, operation and state.
+func (t *Table) Cells() []Cell {
+	var out []Cell
+	for f := range Faults {
+		for o := range Ops {
+			for s, k := range t.n[f][o] {
+				if k > 0 {
+					out = append(out, Cell{f.String(), o.String(), State(s).String(), k})
+				}
+			}
+		}
+	}
+	return out
 }
 
 // Text returns the table as Markdown: a line for each kind of fault of the tier,
@@ -108,7 +131,7 @@ func (t *Table) Text(tier Tier) string {
 			if !tier.has(o) {
 				continue
 			}
-			k, s := t.Cell(f, o)
+			k, s := t.Pair(f, o)
 			switch {
 			case k > 0:
 				fmt.Fprintf(&b, " %s/%d |", short(k), s)

@@ -25,7 +25,7 @@ func (w *World) act(a Action) {
 		w.hold(a)
 		return
 	}
-	w.log(a.Node, a.Kind.String(), uint64(a.Peer+1), uint64(a.Dur))
+	w.trace.add(line{at: w.now, node: a.Node, what: a.Kind.String(), a: uint64(a.Peer + 1), b: uint64(a.Dur), act: true})
 	w.res.fault(a.Kind.String(), 1)
 	n := w.nodes[a.Node%len(w.nodes)]
 	peer := a.Peer % len(w.nodes)

@@ -9,9 +9,17 @@ import (
 // with a violation of the same oracle, and returns the smaller schedule. It
 // takes at most budget runs.
 func Shrink(s Schedule, oracle string, budget int) Schedule {
+	return shrink(s, oracle, budget, time.Time{})
+}
+
+// shrink ends at a time, too, unless that is zero.
+func shrink(s Schedule, oracle string, budget int, until time.Time) Schedule {
 	at := time.Duration(0)
 	fails := func(c Schedule) bool {
-		budget--
+		if budget--; !until.IsZero() && time.Now().After(until) {
+			budget = 0
+			return false
+		}
 		r := Run(Options{Schedule: &c})
 		if r.Failure == nil || r.Failure.Oracle != oracle {
 			return false

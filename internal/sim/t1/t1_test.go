@@ -3,7 +3,6 @@ package t1
 import (
 	"flag"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,33 +19,24 @@ var (
 	flagProfile = flag.String("t1.profile", "", "profile; empty: all in turn")
 	flagWorkers = flag.Int("t1.workers", 2, "runs at the same time")
 	flagTail    = flag.Int("t1.tail", 60, "lines of trace printed for a failure")
-	flagOut     = flag.String("t1.out", os.TempDir(), "directory for the schedules of failures")
+	flagOut     = flag.String("t1.out", "testdata/regress", "folder for the schedules of failures; empty: they are not kept")
 	flagFile    = flag.String("t1.file", "", "replay the schedule of this file")
-	flagShrink  = flag.Int("t1.shrink", 0, "shrink a failing schedule with at most this many runs")
+	flagShrink  = flag.Int("t1.shrink", 150, "most runs spent on a smaller schedule that fails, within a minute")
 	flagTwice   = flag.Uint64("t1.twice", 100, "run one in so many seeds twice and compare")
 )
 
 // report prints a failure the way a reader needs it: what, when, the last
-// events, and how to see it again.
-func report(t *testing.T, o Options, res *Result) {
+// events, and how to see it again. What is new is kept, shrunk, in the folder of
+// -t1.out, whose schedules TestRegress runs from then on.
+func report(t *testing.T, res *Result) {
 	t.Helper()
-	f := res.Failure
-	if !o.Verbose && f.Oracle != "replay" { // once more, for a trace that can be read
-		o.Verbose = true
-		if again := Run(o); again.Failure != nil && again.Failure.Detail == f.Detail {
-			f = again.Failure
-		}
+	res = res.Verbose()
+	t.Error("\n" + res.Report(*flagTail))
+	if *flagOut == "" || res.opts.Schedule != nil {
+		return
 	}
-	lines := strings.SplitAfter(f.Tail, "\n")
-	lines = lines[max(0, len(lines)-*flagTail):]
-	if *flagShrink > 0 && f.Oracle != "replay" {
-		small := Shrink(res.Schedule, f.Oracle, *flagShrink)
-		path := filepath.Join(*flagOut, fmt.Sprintf("flotilla-t1-%s-%d.json", o.Profile, o.Seed))
-		err := os.WriteFile(path, File{Oracle: f.Oracle, Note: f.Detail, Schedule: small}.Encode(), 0o644)
-		t.Logf("shrunk from %d to %d actions, %s: %v", len(res.Schedule.Actions), len(small.Actions), path, err)
-	}
-	t.Errorf("seed %d profile %s: %s\n%v\n%sreplay: go test ./internal/sim/t1 -run TestT1 -t1.seed=%d -t1.profile=%s",
-		o.Seed, o.Profile, res.Summary(), f, strings.Join(lines, ""), o.Seed, o.Profile)
+	path, small, err := res.Keep(*flagOut, *flagShrink, time.Minute)
+	t.Logf("shrunk from %d to %d actions, %s: %v", len(res.Schedule.Actions), len(small.Schedule.Actions), path, err)
 }
 
 // TestT1 runs whole clusters on real Pebble from seeds, under all profiles. All
@@ -66,7 +56,7 @@ func TestT1(t *testing.T) {
 		res := Run(o)
 		t.Logf("%s: %s", *flagFile, res.Summary())
 		if res.Failure != nil {
-			report(t, o, res)
+			report(t, res)
 		}
 		return
 	}
@@ -76,7 +66,7 @@ func TestT1(t *testing.T) {
 			res := Run(o)
 			t.Logf("seed %d profile %s: %s", o.Seed, p, res.Summary())
 			if res.Failure != nil {
-				report(t, o, res)
+				report(t, res)
 			}
 		}
 		return
@@ -87,7 +77,7 @@ func TestT1(t *testing.T) {
 	}
 	sum := RunMany(ManyOptions{
 		From: *flagFrom, Seeds: *flagSeeds, Budget: *flagBudget, Profiles: profiles, Workers: *flagWorkers, Twice: *flagTwice,
-		OnFailure: func(o Options, r *Result) { report(t, o, r) }, Coverage: covered,
+		OnFailure: func(_ Options, r *Result) { report(t, r) }, Coverage: covered,
 	})
 	t.Log(sum.String())
 	if covered != nil {
@@ -109,7 +99,7 @@ func TestT1Replay(t *testing.T) {
 		a := Run(Options{Seed: seed, Profile: p, Duration: time.Second})
 		b := Run(Options{Seed: seed, Profile: p, Duration: time.Second})
 		if a.Failure != nil {
-			report(t, Options{Seed: seed, Profile: p}, a)
+			report(t, a)
 			continue
 		}
 		if a.Hash != b.Hash || a.Events != b.Events || a.Summary() != b.Summary() {
@@ -137,7 +127,7 @@ func TestRegress(t *testing.T) {
 			}
 			s := &kept.Schedule
 			if res := Run(Options{Schedule: s}); res.Failure != nil {
-				report(t, Options{Seed: s.Seed, Profile: s.Profile, Schedule: s}, res)
+				report(t, res)
 			}
 		})
 	}

@@ -2,7 +2,11 @@ package t1
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
+
+	"github.com/flotillakv/flotilla/internal/sim"
 )
 
 // traceKeep is how many of the last lines of a run are kept for printing.
@@ -15,6 +19,7 @@ type line struct {
 	what string
 	a, b uint64
 	text fmt.Stringer
+	act  bool // an action of the schedule; what names it
 }
 
 // tracer hashes everything that must be equal in two runs of a seed, and keeps
@@ -23,6 +28,7 @@ type tracer struct {
 	hash uint64
 	n    uint64
 	ring []line
+	feed *sim.Feed // gets every line; nil: none
 }
 
 func (t *tracer) add(l line) {
@@ -35,6 +41,9 @@ func (t *tracer) add(l line) {
 }
 
 func (t *tracer) keep(l line) {
+	if t.feed != nil {
+		l.put(t.feed)
+	}
 	if len(t.ring) < traceKeep {
 		t.ring = append(t.ring, l)
 	} else {
@@ -55,13 +64,79 @@ func (t *tracer) tail(n int) string {
 		} else {
 			b.WriteString("-- ")
 		}
-		if l.text != nil {
-			fmt.Fprintf(&b, "%-10s %s\n", l.what, l.text)
-		} else {
-			fmt.Fprintf(&b, "%-10s %d %d\n", l.what, l.a, l.b)
+		what := l.what
+		if l.act {
+			what = "do " + what
 		}
+		fmt.Fprintf(&b, "%-10s", what)
+		if l.text != nil {
+			fmt.Fprintf(&b, " %s\n", l.text)
+			continue
+		}
+		l.named(func(name string, v uint64) {
+			switch name {
+			case "for":
+				fmt.Fprintf(&b, " for %v", time.Duration(v))
+			case "hash":
+				fmt.Fprintf(&b, " hash=%016x", v)
+			default:
+				fmt.Fprintf(&b, " %s=%d", name, v)
+			}
+		})
+		b.WriteString("\n")
 	}
 	return b.String()
+}
+
+// fields are the names of the two numbers of an event. A name with a stroke
+// stands for two numbers in one, split at the bit behind the colon.
+var fields = map[string][2]string{
+	"boot": {"epoch", "groups"}, "crash": {"image", "rounds"}, "recrash": {"try", ""}, "stop": {"", ""}, "failed": {"", ""}, "batch": {"loop", "hash"},
+	"frame": {"to/bytes:32", "hash"}, "chunk": {"to/bytes:32", "hash"}, "refused": {"from", ""}, "support": {"node/withdrawn:1", "epoch"},
+	"role": {"shard/term:40", "lead/state:2"}, "commit": {"shard/index:40", "hash"}, "conf": {"shard/index:40", "conf"}, "destroyed": {"shard", "replica"},
+	"installed": {"shard", "index"}, "snap-sent": {"shard/to:32", "index/failed:1"}, "answer": {"shard/index:40", "slot/bytes:32"}, "denied": {"shard", "unknown"},
+	"client": {"client/outcome:32", "call"}, "final": {"shard/applied:40", "hash"}, "heal": {"nodes", ""}, "live": {"ns_after", ""}, "headless": {"shard", ""},
+}
+
+// named calls f with each number of a line.
+func (l *line) named(f func(name string, v uint64)) {
+	names, ok := fields[l.what]
+	if l.act {
+		names = [2]string{"peer", "for"}
+	} else if !ok {
+		names = [2]string{"a", "b"}
+	}
+	for i, v := range [2]uint64{l.a, l.b} {
+		first, rest, two := strings.Cut(names[i], "/")
+		switch {
+		case first == "":
+		case !two:
+			f(first, v)
+		default:
+			second, bits, _ := strings.Cut(rest, ":")
+			k, _ := strconv.Atoi(bits)
+			f(first, v>>k)
+			f(second, v&(1<<k-1))
+		}
+	}
+}
+
+// put writes the line as data.
+func (l *line) put(to *sim.Feed) {
+	what := l.what
+	if l.act {
+		what = "action"
+	}
+	to.Begin(l.at, l.node+1, what)
+	if l.act {
+		to.Str("do", l.what)
+	}
+	if l.text != nil {
+		to.Str("text", l.text.String())
+	} else {
+		l.named(to.Num)
+	}
+	to.Line()
 }
 
 // text is a line that was formatted when it was written.

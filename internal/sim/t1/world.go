@@ -2,11 +2,13 @@ package t1
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"runtime/debug"
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/sim"
 	"github.com/flotillakv/flotilla/internal/sim/coverage"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -30,6 +32,8 @@ type Options struct {
 	// Coverage, if not nil, counts the faults that take hold in the run. It
 	// changes nothing in it.
 	Coverage *coverage.Table
+	// Trace, if not nil, gets every event as a line of JSON (see sim.Feed).
+	Trace io.Writer
 }
 
 // Result is the outcome of one run.
@@ -39,6 +43,10 @@ type Result struct {
 	Virtual time.Duration
 	Hash    uint64 // of frames, batches, answers and final state; equal for equal options
 	Failure *Failure
+	// TraceErr is the error of writing Options.Trace.
+	TraceErr error
+
+	opts Options // the run's
 }
 
 // Failure is the first violation that a run met.
@@ -99,7 +107,7 @@ func Run(o Options) (res *Result) {
 	if o.Check == 0 {
 		o.Check = 2 * time.Second
 	}
-	res = &Result{}
+	res = &Result{opts: o}
 	if o.Schedule != nil {
 		res.Schedule = *o.Schedule
 	} else {
@@ -130,7 +138,18 @@ func Run(o Options) (res *Result) {
 		w.closeAll()
 		res.Virtual = time.Duration(w.now)
 		res.Hash = w.trace.hash
+		if feed := w.trace.feed; feed != nil {
+			oracle, detail := "", ""
+			if f := res.Failure; f != nil {
+				oracle, detail = f.Oracle, f.Detail
+			}
+			res.TraceErr = feed.End(w.now, w.trace.hash, oracle, detail)
+		}
 	}()
+	if o.Trace != nil {
+		w.trace.feed = sim.NewFeed(o.Trace, "t1", w.sched.Seed, w.sched.Profile)
+		w.opt.Verbose = true
+	}
 	w.build()
 	for _, a := range w.sched.Actions {
 		w.at(a.At, func() { w.act(a) })
