@@ -352,7 +352,7 @@ const (
 	brokenKinds
 )
 
-var brokenWords = [...]string{"down", "cut off", "deaf", "mute", "without a disk that syncs", "standing still", "crashing over and over"}
+var brokenWords = [...]string{"down", "cut off", "unable to hear anybody", "unheard by anybody", "without a disk that syncs", "standing still", "crashing over and over"}
 
 // hurt breaks a node that is not of the healthy quorum, for good.
 func (w *World) hurt(n *node) uint8 {
@@ -557,6 +557,9 @@ func (w *World) progress(set []bool, bits uint64, to int, limit int64) {
 	reads, probes := w.res.Reads, 0
 	var target raft.Index
 	var moved raft.Term // the term from which the transfer was asked
+	if l := w.newestLeader(); to >= 0 && l != nil && l.idx != to {
+		w.tell(to, "hand", 0, 0)
+	}
 	for w.now < start+limit {
 		w.runUntil(w.now + int64(50*time.Millisecond))
 		l := w.newestLeader()

@@ -5,6 +5,8 @@ import (
 	"math/bits"
 	"strings"
 	"time"
+
+	"github.com/flotillakv/flotilla/internal/sim/coverage"
 )
 
 // maxStory bounds the turns of a run's story.
@@ -49,7 +51,7 @@ func (r *Result) Story() string {
 	b.WriteString(r.Figures())
 	b.WriteString("\n")
 	if r.Failure == nil {
-		fmt.Fprintf(&b, "no rule was violated; checked after every step: %s\n", strings.Join(oracleIDs(), " "))
+		fmt.Fprintf(&b, "no rule was violated; checked after every step (docs/testing.md says what each means): %s\n", strings.Join(oracleIDs(), " "))
 	}
 	return b.String()
 }
@@ -127,6 +129,10 @@ func (t *turn) words() string {
 		return fmt.Sprintf("the faults end: %s are healthy from here on, the others stay broken; now there must be progress", nodeList(t.a))
 	case "hurt":
 		return fmt.Sprintf("node %d stays %s", n, brokenWords[t.a])
+	case "hand":
+		return fmt.Sprintf("node %d has to lead next: the leader is asked to hand over", n)
+	case "struck":
+		return fmt.Sprintf("node %d is in the middle of what a fault waited for: %s", n, coverage.Op(t.a))
 	case "live":
 		return fmt.Sprintf("every healthy voter led in turn, kept what it had, and all healthy members hold entry %d", t.b)
 	}

@@ -86,6 +86,7 @@ func (w *World) strike(n *node) {
 		if a.Node = n.idx; a.Peer == a.Node {
 			a.Peer = (a.Node + 1) % len(w.nodes)
 		}
+		w.tell(n.idx, "struck", uint64(a.On), 0)
 		w.release(i)
 		return // the node may be another one now
 	}

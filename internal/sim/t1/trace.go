@@ -89,10 +89,11 @@ func (t *tracer) tail(n int) string {
 }
 
 // fields are the names of the two numbers of an event. A name with a stroke
-// stands for two numbers in one, split at the bit behind the colon.
+// stands for two numbers in one, split at the bit behind the colon; one with a
+// plus for a node counted from 0, which is told counted from 1.
 var fields = map[string][2]string{
 	"boot": {"epoch", "groups"}, "crash": {"image", "rounds"}, "recrash": {"try", ""}, "stop": {"", ""}, "failed": {"", ""}, "batch": {"loop", "hash"},
-	"frame": {"to/bytes:32", "hash"}, "chunk": {"to/bytes:32", "hash"}, "refused": {"from", ""}, "support": {"node/withdrawn:1", "epoch"},
+	"frame": {"to+/bytes:32", "hash"}, "chunk": {"to+/bytes:32", "hash"}, "refused": {"from+", ""}, "support": {"node/withdrawn:1", "epoch"},
 	"role": {"shard/term:40", "lead/state:2"}, "commit": {"shard/index:40", "hash"}, "conf": {"shard/index:40", "conf"}, "destroyed": {"shard", "replica"},
 	"installed": {"shard", "index"}, "snap-sent": {"shard/to:32", "index/failed:1"}, "answer": {"shard/index:40", "slot/bytes:32"}, "denied": {"shard", "unknown"},
 	"client": {"client/outcome:32", "call"}, "final": {"shard/applied:40", "hash"}, "heal": {"nodes", ""}, "live": {"ns_after", ""}, "headless": {"shard", ""},
@@ -106,17 +107,23 @@ func (l *line) named(f func(name string, v uint64)) {
 	} else if !ok {
 		names = [2]string{"a", "b"}
 	}
+	tell := func(name string, v uint64) {
+		if s, from0 := strings.CutSuffix(name, "+"); from0 {
+			name, v = s, v+1
+		}
+		f(name, v)
+	}
 	for i, v := range [2]uint64{l.a, l.b} {
 		first, rest, two := strings.Cut(names[i], "/")
 		switch {
 		case first == "":
 		case !two:
-			f(first, v)
+			tell(first, v)
 		default:
 			second, bits, _ := strings.Cut(rest, ":")
 			k, _ := strconv.Atoi(bits)
-			f(first, v>>k)
-			f(second, v&(1<<k-1))
+			tell(first, v>>k)
+			tell(second, v&(1<<k-1))
 		}
 	}
 }
