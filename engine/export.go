@@ -87,7 +87,7 @@ func (e *Engine) view(d *raft.Descriptor) (*View, error) {
 		return nil, e.iterError(err)
 	}
 	var it *pebble.Iterator
-	if size >= fileOnlyBytes {
+	if size >= fileOnlyBytes || mutants.On("B0-D1") {
 		v.efos = e.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{{Start: sp, End: PrefixEnd(sp)}, {Start: lower, End: upper}})
 		it, err = v.efos.NewIter(bounds(sp, PrefixEnd(sp)))
 	} else {
@@ -278,7 +278,7 @@ func (e *Engine) checkInstall(in *Install, node raft.NodeID) error {
 	var other raft.ShardID
 	err := e.eachDescriptor(func(d *raft.Descriptor) {
 		l, h := DataSpan(d.Keyspace, d.Start, d.End)
-		if d.Shard != s && bytes.Compare(l, hi) < 0 && bytes.Compare(lo, h) < 0 {
+		if d.Shard != s && !mutants.On("B0-A6b") && bytes.Compare(l, hi) < 0 && bytes.Compare(lo, h) < 0 {
 			other = d.Shard
 		}
 	})
@@ -359,6 +359,9 @@ func (e *Engine) installSmall(in *Install) error {
 	if err != nil {
 		return errors.Join(err, pb.Close())
 	}
+	if mutants.On("B0-A7") {
+		return e.db.Apply(pb, pebble.NoSync)
+	}
 	return e.applySynced(pb)
 }
 
@@ -437,7 +440,13 @@ func (e *Engine) installTables(in *Install) error {
 	err := table("03", StatePrefix(s), func(w *SSTWriter) error {
 		return in.state(w.Set, func(k, v []byte) error { hk, hv = k, v; return nil })
 	})
-	if err == nil {
+	if mutants.On("B0-D3") { // one table for hard state and applied side
+		paths = paths[:len(paths)-1]
+		err = table("02", HardPrefix(s), func(w *SSTWriter) error {
+			return errors.Join(w.DeleteRange(StatePrefix(s), PrefixEnd(StatePrefix(s))), w.Set(hk, hv),
+				in.state(w.Set, func([]byte, []byte) error { return nil }))
+		})
+	} else if err == nil {
 		err = table("02", HardPrefix(s), func(w *SSTWriter) error { return w.Set(hk, hv) })
 	}
 	if err == nil && !mutants.On("E-ingest-keeps-log") {

@@ -51,7 +51,7 @@ func TestFullDisk(t *testing.T) {
 			o.FS, o.OnFatal = full, func(error) {}
 			err := openWithin(t, o)
 			var oe *OpenError
-			if !errors.As(err, &oe) || oe.Reason != NotWritable || !errors.Is(err, syscall.ENOSPC) || !strings.Contains(oe.Hint, "space") {
+			if !errors.As(err, &oe) || oe.Reason != NoSpace || !errors.Is(err, syscall.ENOSPC) || !strings.Contains(oe.Hint, "free") {
 				t.Fatalf("a store without a free byte, %d KiB in its log: %v", acked*len(val)>>10, err)
 			}
 			img = full.Image(simfs.All, 1)

@@ -58,6 +58,9 @@ func (b *Batch) deleteLog(s raft.ShardID, from, to raft.Index) {
 		return
 	}
 	low := b.e.ownFrom(s)
+	if mutants.On("B0-E3") {
+		low = 1
+	}
 	for i := from + 1; i <= to; i++ {
 		var op *pebble.DeferredBatchOp
 		if low != 0 && i >= low {

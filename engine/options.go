@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -136,7 +137,7 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 		EventListener:         e.eventListener(),
 		// A clean close makes everything durable, and the log is never off.
 		NoSyncOnClose: false,
-		DisableWAL:    false,
+		DisableWAL:    mutants.On("B0-E4"),
 		CompactionConcurrencyRange: func() (int, int) {
 			if n := runtime.GOMAXPROCS(0); n > 2 {
 				return 1, min(4, n/2)

@@ -334,6 +334,9 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 			n++
 		}
 		ts := max(r.lastTs+1, wall)
+		if mutants.On("B0-C6") {
+			ts = wall
+		}
 		mark, err := r.core.Propose(now, raft.EntryHeader{GroupTs: ts}, cmds, &l.out)
 		if err != nil {
 			// Nothing of [from, n) was proposed: a definite answer.
@@ -583,6 +586,12 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 		return false
 	}
 	dones := r.takeWaiters(e, &l.done)
+	if mutants.On("B0-A3") { // committed: what can go wrong?
+		for i, d := range dones {
+			l.done.propose(d, nil, e.Index, uint32(i), nil)
+		}
+		dones = nil
+	}
 
 	ac := &l.applyCtx
 	*ac = ApplyContext{Desc: &r.desc, Entry: e, Header: hdr, TimeBefore: r.as.GroupTs}

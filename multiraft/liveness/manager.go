@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -300,6 +301,9 @@ func (m *Manager) post(ev event) (started, ok bool) {
 // Step takes in everything that is queued and does what time asks for. It is
 // called by the manager's goroutine, or by an owner who did not call Start.
 func (m *Manager) Step() {
+	if mutants.On("B0-D2") {
+		m.DiskStep()
+	}
 	m.mu.Lock()
 	m.ctl, m.mu.ctl = m.mu.ctl, m.ctl[:0]
 	m.tokens, m.mu.tokens = m.mu.tokens, m.tokens[:0]

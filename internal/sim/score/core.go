@@ -143,7 +143,7 @@ func corePlants() []plant {
 		t0("B0-C2", "B0 C2", "an epoch whose support lapsed is asked for again", anyProfile),
 		tested("B0-C3a", "B0 C3", "what was lost with a stream stays lost", "multiraft/raft", "TestB0Mutants", "L1"),
 		t0("B0-C3b", "B0 C3", "a leader never sends again", anyProfile),
-		t0("B0-C3c", "B0 C3", "a follower that knows of uncommitted entries never asks", anyProfile),
+		tested("B0-C3c", "B0 C3", "a follower that knows of uncommitted entries never asks", "multiraft/raft", "TestB0Mutants", "L3"),
 		t0("B0-C4", "H1, B0 C4", "heartbeats leave while the disk stands still", []string{"stall", "log", "swarm"}),
 		t0("B0-C5", "B0 C5", "a restarted leader waits for itself", anyProfile),
 		t0("V1", "found here", "each new epoch of a silent leader is another respite for it", anyProfile),

@@ -6,7 +6,7 @@ import "slices"
 
 // planted lists all planted bugs in the order of the table.
 func planted() []plant {
-	return slices.Concat(corePlants(), leasePlants(), nodePlants(), enginePlants(), sessionPlants(), securityPlants(), transportPlants(), memberPlants(), crashPlants())
+	return slices.Concat(corePlants(), leasePlants(), nodePlants(), enginePlants(), sessionPlants(), securityPlants(), transportPlants(), rulePlants(), memberPlants(), crashPlants())
 }
 
 // enginePlants are planted in the store's engine; its crash tests find them.
