@@ -126,8 +126,11 @@ func (n *node) dropUnsynced() {
 }
 
 // asOf returns n as it was to be lost or kept at the image's sync: a node whose
-// unsynced operations are those that may survive.
-func (b *builder) asOf(n *node) *node {
+// unsynced operations are those that may survive. What was written to a log after
+// its newest sync is left out: Pebble's goroutine writes what is committed without
+// sync there when it happens to wake up, or leaves it to the next sync, so it
+// would differ from run to run.
+func (b *builder) asOf(n *node, class Class) *node {
 	if !b.past {
 		return n
 	}
@@ -160,6 +163,12 @@ func (b *builder) asOf(n *node) *node {
 		return m
 	}
 	end := len(n.writes)
+	if class == ClassWAL {
+		end = 0
+		if k := len(n.points); k > 0 {
+			end = n.points[k-1].covers
+		}
+	}
 	for end > covers && n.writes[end-1].at > b.at {
 		end--
 	}

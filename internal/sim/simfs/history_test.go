@@ -50,7 +50,7 @@ func TestHistory(t *testing.T) {
 }
 
 // TestHistoryLog shows that what survives of a log does not depend on how its
-// writes were cut.
+// writes were cut, nor on what was written behind its newest sync.
 func TestHistoryLog(t *testing.T) {
 	build := func(cuts ...int) *FS {
 		fs := New()
@@ -68,6 +68,10 @@ func TestHistoryLog(t *testing.T) {
 		for _, to := range append(cuts, len(b)) {
 			put(t, f, string(b[from:to]))
 			from = to
+		}
+		must(t, f.Sync())
+		if len(cuts) > 0 {
+			put(t, f, "written by chance")
 		}
 		return fs
 	}

@@ -128,7 +128,7 @@ func (b *builder) build(n *node, name string) *node {
 	m := b.fs.newFile()
 	m.dir, m.mod = n.dir, n.mod
 	b.made[n] = m
-	n = b.asOf(n)
+	n = b.asOf(n, class)
 	if !n.dir {
 		m.data = b.content(n, class, rank)
 		m.durable, m.dataShared, m.durableShared = m.data, true, true

@@ -387,11 +387,11 @@ func (n *node) step(i int) {
 	if r == nil {
 		return
 	}
+	n.shadow.rounds = append(n.shadow.rounds, r)
 	if n.st.Flush(i) != nil {
 		return // the node has failed
 	}
 	r.marker = n.disk.Syncs()
-	n.shadow.rounds = append(n.shadow.rounds, r)
 	w.res.Batches++
 	w.log(n.idx, "batch", uint64(i), r.hash)
 	l := &n.loops[i]
@@ -448,6 +448,11 @@ func (n *node) failStop(err error) {
 	w.log(n.idx, "failed", 0, 0)
 	if err == nil || err.Error() == "" {
 		w.fail("F1", "node %d stops without a reason", n.id)
+	}
+	if r := n.shadow.end(); r != nil {
+		// The step failed after its batch was handed over, which may have been
+		// synced: a destruction behind it syncs as well.
+		n.shadow.rounds = append(n.shadow.rounds, r)
 	}
 	n.shadow.crashed(0, true)
 	img := n.disk.ImageAt(simfs.None, n.rng.Uint64(), n.disk.Settled())

@@ -106,7 +106,7 @@ func (s *shadow) end() *round {
 		return nil // its truncations go with the next one
 	}
 	r := s.open
-	s.open = nil
+	s.open, s.commits = nil, false
 	if r == nil {
 		r = &round{}
 	}
