@@ -55,6 +55,7 @@ type Engine struct {
 	// markMu guards the watermark file; it is held across the file's I/O.
 	markMu sync.Mutex
 	mark   marker
+	sums   summer
 
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *[]byte
@@ -90,6 +91,11 @@ func Open(o Options) (*Engine, error) {
 	if err := e.openFiles(); err != nil {
 		e.release()
 		return nil, err
+	}
+	if f := e.failed.Load(); f != nil {
+		// Damage was found in the background when Pebble had just been opened: it was
+		// told to this call, not to OnFatal.
+		return nil, e.openErr(Corrupt, e.replaceHint(), f.err)
 	}
 	e.log.Info("store open", "dir", e.dir, "node", e.identRec.Node, "boot_epoch", e.bootEpoch)
 	return e, nil
@@ -203,7 +209,7 @@ func (e *Engine) inspect(fs FS) (rec identRecord, found bool, err error) {
 		return rec, false, e.openErr(NotWritable, "check the path and its permissions", err)
 	}
 	for _, n := range names {
-		if n != identName && n != markName && n != lockName && n != stagingName && n != "lost+found" {
+		if n != identName && n != markName && n != sumName && n != lockName && n != stagingName && n != "lost+found" {
 			return rec, false, e.openErr(NotAStore, "choose an empty directory", fmt.Errorf("the directory holds %q, which is no part of a store", n))
 		}
 	}
@@ -231,7 +237,7 @@ func (e *Engine) create(rec identRecord, found bool) error {
 		}
 	}
 	db := e.fs.PathJoin(e.dir, dbName)
-	if err := e.fs.RemoveAll(db); err != nil {
+	if err := errors.Join(e.fs.RemoveAll(db), e.forgetManifests()); err != nil {
 		return bad(err)
 	}
 	if err := syncDir(e.fs, e.dir); err != nil {
@@ -278,6 +284,9 @@ func (e *Engine) openDB(create bool) error {
 				fmt.Errorf("database format %d, this release reads up to %d", desc.FormatMajorVersion, format))
 		case !desc.Exists:
 			return e.openErr(Corrupt, e.replaceHint(), errors.New("the database is gone"))
+		}
+		if err := e.checkManifest(desc); err != nil {
+			return err
 		}
 	}
 	po := e.pebbleOptions()

@@ -54,6 +54,7 @@ func TestGolden(t *testing.T) {
 	line("tombstone", encodeTombstone(nil, 6))
 	line("intent", intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
 	line("watermark", watermark{Seq: 100, BootEpoch: 4}.encode(nil))
+	line("checksum", manifestSum{Seq: 9, Number: 11, Length: 300, CRC: 0x01020304}.encode(nil))
 	const name = "testdata/layout.golden"
 	if *rewrite {
 		must(t, os.WriteFile(name, []byte(b.String()), 0o644))
@@ -140,6 +141,7 @@ func FuzzRecords(tf *testing.F) {
 	f.Add(SupportRecord{Epoch: 5, Withdrawn: true}.encode(nil))
 	f.Add(encodeTombstone(nil, 6))
 	f.Add(watermark{Seq: 100, BootEpoch: 4}.encode(nil))
+	f.Add(manifestSum{Seq: 9, Number: 11, Length: 300, CRC: 0x01020304}.encode(nil))
 	f.Add(intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
 	f.Fuzz(func(t testing.TB, b []byte) {
 		same := func(name string, err error, enc func() []byte) {
@@ -147,7 +149,7 @@ func FuzzRecords(tf *testing.F) {
 				t.Fatalf("%s: %x became %x", name, b, enc())
 			}
 		}
-		fuzzing.Decode(t, len(b), func() { decodeIdent(b); decodeSupport(1, b); decodeWatermark(b); decodeIntent(b) })
+		fuzzing.Decode(t, len(b), func() { decodeIdent(b); decodeSupport(1, b); decodeWatermark(b); decodeManifestSum(b); decodeIntent(b) })
 		id, err := decodeIdent(b)
 		same("ident", err, func() []byte { return id.encode(nil) })
 		epoch, err := decodeRequester(b)
@@ -158,6 +160,9 @@ func FuzzRecords(tf *testing.F) {
 		same("tombstone", err, func() []byte { return encodeTombstone(nil, r) })
 		if w, err := decodeWatermark(b); err == nil && len(b) == markLen && [7]byte(b[9:16]) == [7]byte{} {
 			same("watermark", nil, func() []byte { return w.encode(nil) })
+		}
+		if s, err := decodeManifestSum(b); err == nil && len(b) == sumLen && [7]byte(b[9:16]) == [7]byte{} {
+			same("checksum", nil, func() []byte { return s.encode(nil) })
 		}
 		in, err := decodeIntent(b)
 		same("intent", err, func() []byte { return in.encode(nil) })

@@ -96,7 +96,7 @@ func (r reuseFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory)
 
 func (r reuseFS) Unwrap() vfs.FS { return r.FS }
 
-// storeFS is what Pebble sees: the file system with two cures.
+// storeFS is what Pebble sees: the file system with three cures.
 //
 // It syncs the directory after a MANIFEST was created in it. Pebble v2.1.7
 // syncs the MANIFEST's content, then creates the marker file that names it,
@@ -104,6 +104,8 @@ func (r reuseFS) Unwrap() vfs.FS { return r.FS }
 // lose the MANIFEST, and the store does not open again. The same goes for a new
 // marker: Pebble removes the old one before it syncs the directory, and a file
 // system that does not order such changes may keep the removal alone.
+//
+// It notes what was synced of a MANIFEST in the file CHECKSUM: see checksum.go.
 //
 // It stops the node at the first failed operation on a write-ahead log. Pebble
 // panics when the log cannot be rotated, in a place where the panic itself
@@ -122,7 +124,11 @@ func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 	if strings.HasSuffix(base, ".log") {
 		return d.wal(name, f, err)
 	}
-	if err != nil || d.e.opts.noDirSync || mutants.On("B16") || !strings.HasPrefix(base, "MANIFEST-") && !strings.HasPrefix(base, "marker.") {
+	number, isManifest := manifestNumber(base)
+	if err == nil && isManifest {
+		f = &manifestFile{File: f, e: d.e, sum: manifestSum{Number: number}}
+	}
+	if err != nil || d.e.opts.noDirSync || mutants.On("B16") || !isManifest && !strings.HasPrefix(base, "marker.") {
 		return f, err
 	}
 	if err := syncDir(d.FS, d.FS.PathDir(name)); err != nil {

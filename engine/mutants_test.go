@@ -28,6 +28,7 @@ func TestMutants(t *testing.T) {
 		"E-intent-all":       intentBesideLiveGroup,
 		"B18":                cutLogOpens,
 		"B18c":               amnesiacOpens,
+		"H5":                 flippedFiles,
 		"H12":                othersMayRead,
 		"H-overlap":          overlapBoots,
 	} {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"os"
 	"os/exec"
@@ -336,4 +337,133 @@ func TestDamagedRecords(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestFlippedFiles: see flippedFiles.
+func TestFlippedFiles(t *testing.T) { must(t, flippedFiles(t)) }
+
+// flippedFiles flips one bit of one file of a closed store, at many places of
+// every file. The store is refused, or stops at the damage, with a reason, or
+// holds what it held. It returns an error if a store goes on with anything else.
+func flippedFiles(t *testing.T) error {
+	fs := simfs.New()
+	o := testOptions(t, fs)
+	o.Dir, o.Node = "/data/n1", 3
+	content := func(e *Engine) (string, error) {
+		h := fnv.New64a()
+		err := e.EachKey(func(k, v []byte) error {
+			if k[0] != prefixStore {
+				fmt.Fprintf(h, "%x=%x\n", k, v)
+			}
+			return nil
+		})
+		return fmt.Sprintf("%x", h.Sum64()), err
+	}
+	var want string
+	for round := range 2 { // the second finds the first one's log and makes tables of it
+		e, err := Open(o)
+		must(t, err)
+		for s := raft.ShardID(1); s <= 3; s++ {
+			if round == 0 {
+				createGroup(t, e, s)
+			}
+			b := e.NewBatch()
+			b.Append(s, 0, entries(raft.Index(1+10*round), raft.Index(10+10*round), 1))
+			for i := range 10 {
+				b.Set(1, fmt.Appendf(nil, "s%04d/%d/%d", s, round, i), make([]byte, 500))
+			}
+			must(t, errors.Join(b.Commit(true), b.Wait()))
+			b.Close()
+		}
+		want, err = content(e)
+		must(t, err)
+		must(t, e.Close())
+	}
+	var fault error
+	counts := map[string]int{}
+	refused := map[string]bool{}
+	for _, dir := range []string{"/data/n1", "/data/n1/db"} {
+		names, err := fs.List(dir)
+		must(t, err)
+		for _, name := range names {
+			file := dir + "/" + name
+			info, err := fs.Stat(file)
+			if must(t, err); info.IsDir() || info.Size() == 0 {
+				continue
+			}
+			places := int64(4)
+			if strings.HasPrefix(name, "MANIFEST-") {
+				places = 8
+			}
+			for k := range places {
+				bit := (info.Size()*8 - 1) * k / (places - 1)
+				img := fs.Image(simfs.All, 1)
+				img.Flip(file, bit)
+				o := o
+				o.FS = img
+				stopped := make(chan error, 1)
+				o.OnFatal = func(err error) { stopped <- err }
+				e, err := Open(o)
+				if err != nil {
+					var oe *OpenError
+					if !errors.As(err, &oe) || oe.Reason == Locked || oe.Hint == "" || oe.Err == nil {
+						fault = errors.Join(fault, fmt.Errorf("%s, bit %d: %w", file, bit, err))
+					}
+					counts["refused"]++
+					refused[strings.TrimRight(name, "0123456789")] = true
+					continue
+				}
+				got, err := content(e)
+				_ = e.Close()
+				switch {
+				case len(stopped) > 0:
+					counts["stopped"]++
+				case err != nil:
+					fault = errors.Join(fault, fmt.Errorf("%s, bit %d: it goes on after %w", file, bit, err))
+				case got != want:
+					fault = errors.Join(fault, fmt.Errorf("%s, bit %d: the store has other content", file, bit))
+				default:
+					counts["of no account"]++
+				}
+			}
+		}
+	}
+	t.Log(counts, refused)
+	if !refused["MANIFEST-"] {
+		fault = errors.Join(fault, errors.New("no flip in the MANIFEST was noticed"))
+	}
+	return fault
+}
+
+// TestChecksumOfOldNumbers: the records of MANIFESTs of a creation that was cut
+// short say nothing about those of the next one, which have the same numbers.
+func TestChecksumOfOldNumbers(t *testing.T) {
+	fs := simfs.New()
+	o := crashOptions(fs)
+	e, err := Open(o)
+	must(t, err)
+	must(t, e.Close())
+	sums, err := readSums(fs, "/data/n1/CHECKSUM")
+	if must(t, err); len(sums) == 0 {
+		t.Fatal("nothing was noted")
+	}
+	for _, s := range sums {
+		s.CRC, s.Seq = s.CRC+1, s.Seq+100
+		f, err := fs.OpenReadWrite("/data/n1/CHECKSUM", "")
+		must(t, err)
+		_, err = f.WriteAt(s.encode(nil), int64(s.Seq%sumSlots)*identSlot)
+		must(t, errors.Join(err, f.Close()))
+	}
+	_, err = Open(o)
+	if err == nil || !strings.Contains(err.Error(), "MANIFEST-") || !strings.Contains(err.Error(), "is damaged: its first ") {
+		t.Fatalf("a wrong checksum: %v", err)
+	}
+	rec, err := readIdentFile(fs, "/data/n1/IDENT")
+	must(t, err)
+	rec.State = stateCreating
+	must(t, writeIdentFile(fs, "/data/n1/IDENT", &rec))
+	must(t, fs.Remove("/data/n1/WATERMARK"))
+	e, err = Open(o)
+	must(t, err)
+	must(t, e.Close())
 }
