@@ -526,7 +526,7 @@ func (n *Node) admit(ctx context.Context, from member) (f *formation, refused st
 		}
 		for _, i := range nodes {
 			if i.ID == raft.NodeID(from.ID) {
-				return nil, fmt.Sprintf("the id %d belongs to the node at %s, and the data directory of this one is empty; if that node has lost its disk, it has lost its votes with it: give it back its directory, or start it without an id to join as a new node, and take the old one out (flotilla node remove)", from.ID, i.Addr), nil
+				return nil, fmt.Sprintf("the id %d belongs to the node at %s, and the data directory of this one is empty; if that node has lost its disk, it has lost its votes with it: give it back its directory, or start it without an id to join as a new node, and take the old one out (flotilla node remove n%d)", from.ID, i.Addr, from.ID), nil
 			}
 		}
 		return nil, fmt.Sprintf("a node that joins gets its id from the cluster; start it without the id %d", from.ID), nil

@@ -434,7 +434,7 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 			r.Refused = fmt.Sprintf("cluster %s is formed already, without node %d; start it without bootstrap to let it join", form.Cluster, q.From.ID)
 		case form.Complete && q.Cluster == "" && len(form.Shards) > 0:
 			// Only the lowest id knows that everybody had made the formation durable.
-			r.Refused = fmt.Sprintf("node %d is a member of cluster %s, but its data directory is empty: it has lost its disk, and with it its votes; give it back its directory, or start it without bootstrap and without an id to join as a new node, and take the old one out (flotilla node remove)", q.From.ID, form.Cluster)
+			r.Refused = fmt.Sprintf("node %d is a member of cluster %s, but its data directory is empty: it has lost its disk, and with it its votes; give it back its directory, or start it with --rejoin and without an id to join as a new node, and take the old one out (flotilla node remove n%d)", q.From.ID, form.Cluster, q.From.ID)
 		}
 		return r
 	case joinForm:
@@ -547,7 +547,7 @@ func (f *former) gather(ctx context.Context, addrs []string) ([]member, error) {
 			if r.Formed && !mutants.On("G16b") {
 				someFormed = true
 				if r.Lowest == f.me().ID {
-					return nil, &JoinError{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it without bootstrap and without an id to join as a new node, and take the old one out (flotilla node remove)", r.Cluster)}
+					return nil, &JoinError{a, fmt.Sprintf("cluster %s is formed, but this node, which has the lowest id, has an empty data directory: it has lost its disk; give it back its directory, or start it with --rejoin and without an id to join as a new node, and take the old one out (flotilla node remove n%d)", r.Cluster, f.me().ID)}
 				}
 				continue
 			}

@@ -277,7 +277,7 @@ func (n *Node) openCluster(ctx context.Context) error {
 		n.addr.ID = form.Node
 		n.former.setSelf(n.addr)
 		n.former.set(form)
-	case n.alone || o.Bootstrap == 1:
+	case (n.alone || o.Bootstrap == 1) && !o.Rejoin:
 		if n.addr.ID == 0 {
 			n.addr.ID = 1
 		}
@@ -288,7 +288,7 @@ func (n *Node) openCluster(ctx context.Context) error {
 		}
 		form.Node = n.addr.ID
 		n.former.set(form)
-	case o.Bootstrap > 1:
+	case o.Bootstrap > 1 && !o.Rejoin:
 		if n.addr.ID == 0 {
 			if n.addr.ID, err = idByAddress(n.addr.Addr, o.Join); err != nil {
 				return err

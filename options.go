@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,6 +49,10 @@ type Options struct {
 	Bootstrap int
 	// Join lists peer addresses of the cluster (its own may be among them).
 	Join []string
+	// Rejoin lets a node whose directory is empty join as a new node, with a new
+	// id, where Bootstrap would have it refused as one that lost its disk. Bootstrap
+	// is not used then. Not used once the directory belongs to a cluster.
+	Rejoin bool
 
 	// Shards is the number of shards of a new cluster. Zero: 1, or SplitAt's. At most 65,536.
 	Shards int
@@ -151,8 +156,32 @@ func (o *Options) Validate() error {
 	if o.Bootstrap > 1 && len(o.Join) == 0 {
 		bad("Join", "[]", "Bootstrap needs the addresses of the nodes that form the cluster")
 	}
+	if o.Rejoin && len(o.Join) == 0 {
+		bad("Join", "[]", "Rejoin needs the address of a node of the cluster")
+	}
+	if o.Rejoin && o.NodeID != 0 {
+		bad("NodeID", o.NodeID, "a node that rejoins gets a new id from the cluster: the votes of the old one are lost; leave NodeID zero")
+	}
 	if (o.Bootstrap > 1 || len(o.Join) > 0) && o.Listen == "" && o.PeerListener == nil && o.Network == nil {
 		bad("Listen", `""`, "a node with peers needs an address for them")
+	}
+	if o.Network == nil { // an in-process network has names instead
+		seen := map[string]bool{}
+		addrs := []struct{ field, value string }{{"Listen", o.Listen}, {"Advertise", o.Advertise}, {"ClientListen", o.ClientListen}, {"ClientAdvertise", o.ClientAdvertise}}
+		for _, a := range o.Join {
+			addrs = append(addrs, struct{ field, value string }{"Join", a})
+			if seen[a] {
+				bad("Join", a, "is named twice; each node of the cluster has an address of its own")
+			}
+			seen[a] = true
+		}
+		for _, a := range addrs {
+			if _, port, err := net.SplitHostPort(a.value); a.value != "" || a.field == "Join" {
+				if _, notPort := strconv.ParseUint(port, 10, 16); err != nil || notPort != nil {
+					bad(a.field, fmt.Sprintf("%q", a.value), "must be host:port, such as 10.0.0.1:7101")
+				}
+			}
+		}
 	}
 	if o.Shards < 0 || o.Shards > 65536 {
 		bad("Shards", o.Shards, "must be between 0 and 65536")
@@ -184,14 +213,14 @@ func (o *Options) Validate() error {
 			bad("TLS", o.TLS.Cert, "an in-process network has no TLS")
 		}
 	}
-	if o.Timeout < 0 {
-		bad("Timeout", o.Timeout, "must not be negative")
+	if o.Timeout < 0 || o.Timeout > 24*time.Hour {
+		bad("Timeout", o.Timeout, "must be between 0 and 24h")
 	}
-	if o.Limits.Memory < 0 || o.Limits.Memory > 0 && o.Limits.Memory < 16<<20 {
-		bad("Limits.Memory", o.Limits.Memory, "must be 0 or at least 16 MiB")
+	if o.Limits.Memory < 0 || o.Limits.Memory > 0 && o.Limits.Memory < 16<<20 || o.Limits.Memory > 1<<44 {
+		bad("Limits.Memory", o.Limits.Memory, "must be 0 or between 16 MiB and 16 TiB")
 	}
-	if o.Limits.Proposals < 0 || o.Limits.Proposals > 0 && o.Limits.Proposals < 4<<20 {
-		bad("Limits.Proposals", o.Limits.Proposals, "must be 0 or at least 4 MiB")
+	if o.Limits.Proposals < 0 || o.Limits.Proposals > 0 && o.Limits.Proposals < 4<<20 || o.Limits.Proposals > 1<<40 {
+		bad("Limits.Proposals", o.Limits.Proposals, "must be 0 or between 4 MiB and 1 TiB")
 	}
 	if o.Limits.LogKeep < 0 || o.Limits.LogKeep > 0 && o.Limits.LogKeep < 4<<10 || o.Limits.LogKeep > 1<<40 {
 		bad("Limits.LogKeep", o.Limits.LogKeep, "must be 0 or between 4 KiB and 1 TiB")

@@ -142,8 +142,8 @@ func TestRefusals(t *testing.T) {
 	}
 	join = []string{"--join", strings.Join(c.peers, ","), "--listen", c.peers[victim], "--client-listen", c.clients[victim]}
 	lost := fmt.Sprint(idOf(c, victim))
-	refused(t, as(filepath.Join(scratch, "wiped1"), "--bootstrap", "3"), 5, "lost its disk", id)
-	refused(t, as(filepath.Join(scratch, "wiped2"), "--node-id", lost), 5, "id "+lost, "votes")
+	refused(t, as(filepath.Join(scratch, "wiped1"), "--bootstrap", "3"), 5, "lost its disk", id, "--rejoin")
+	refused(t, as(filepath.Join(scratch, "wiped2"), "--node-id", lost), 5, "id "+lost, "votes", "flotilla node remove n"+lost)
 	before := digest(t, c.data(victim))
 	refused(t, as(c.data(victim), "--node-id", fmt.Sprint(1+idOf(c, victim)%3)), 5, c.data(victim), "node "+lost)
 	refused(t, as(c.data(victim), "--cluster-id", other), 5, c.data(victim), other, id)
@@ -179,6 +179,11 @@ func TestRefusals(t *testing.T) {
 		}
 		return r.code == 4
 	})
+	refused(t, r, 4, "has no quorum: 1 of 3 reachable since ", "down: node ", "nothing was applied", "flotilla cluster status")
+	refused(t, command(t, "kv", "get", "A0", "--addr", one), 4, "has no quorum: 1 of 3 reachable since ")
+	if s := command(t, "cluster", "status", "--addr", one); !strings.Contains(s.out, "UNAVAILABLE") {
+		t.Errorf("status without a quorum: exit code %d\n%s%s", s.code, s.out, s.err)
+	}
 	t.Logf("later after %.1fs: %s", time.Since(begun).Seconds(), strings.TrimSpace(r.err))
 	c.restart(t, 0)
 	wait(t, 20*time.Second, "writes after a quorum is back", func() bool {

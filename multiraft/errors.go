@@ -68,6 +68,8 @@ func (e *NotLeaderError) Error() string {
 type NoQuorumError struct {
 	Shard raft.ShardID
 	Down  []raft.NodeID
+	// Voters is how many voters the shard has, in both halves of a joint configuration.
+	Voters int
 	Since time.Time
 }
 

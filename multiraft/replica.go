@@ -113,6 +113,16 @@ func (r *replica) refused() error {
 	return fmt.Errorf("%w: shard %d: %w", ErrFenced, r.shard, r.fenced)
 }
 
+// voters counts the voters of the configuration in force.
+func (r *replica) voters() (n int) {
+	for i := range r.desc.Replicas {
+		if r.desc.Replicas[i].Role.IsVoter() {
+			n++
+		}
+	}
+	return n
+}
+
 // publish makes the replica's state visible to other goroutines if it changed.
 // It reports whether leadership changed.
 func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool) {
@@ -141,7 +151,7 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 		if old != nil && old.NoQuorum != nil {
 			v.NoQuorum = old.NoQuorum
 		} else {
-			v.NoQuorum = &NoQuorumError{Shard: r.shard, Down: st.QuorumDown, Since: wall.Add(-now.Sub(st.Since))}
+			v.NoQuorum = &NoQuorumError{Shard: r.shard, Down: st.QuorumDown, Voters: r.voters(), Since: wall.Add(-now.Sub(st.Since))}
 		}
 	}
 	r.pub.Store(v)

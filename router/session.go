@@ -186,10 +186,26 @@ func settles(err error) bool {
 // an earlier try may have been carried out, a definite refusal of a later one is
 // not the outcome.
 func (t *stamp) honest(id raft.ShardID, err error) error {
-	if t == nil || !t.unknown || err == nil || settles(err) || errors.Is(err, shard.ErrAmbiguous) || mutants.On("F5b") {
+	switch {
+	case t == nil || err == nil:
+		return err
+	case errors.Is(err, shard.ErrAmbiguous):
+		return t.named(err)
+	case !t.unknown || settles(err) || mutants.On("F5b"):
 		return err
 	}
-	return &shard.AmbiguousError{Shard: id, Why: "of an earlier try nothing is known, and the last one says: " + err.Error(), Cause: contextError(err)}
+	return t.named(&shard.AmbiguousError{Shard: id, Why: "of an earlier try nothing is known, and the last one says: " + err.Error(), Cause: contextError(err)})
+}
+
+// named says in an ambiguous error which write of which session it is about.
+func (t *stamp) named(err error) error {
+	var a *shard.AmbiguousError
+	if t.h == nil || !errors.As(err, &a) {
+		return err
+	}
+	e := *a
+	e.Session, e.Seq = t.h.ID, t.h.Seq
+	return &e
 }
 
 func contextError(err error) error {

@@ -36,6 +36,8 @@ const (
 	CodeSessionExpired Code = 17 // shard, known u8, deadline u64, now u64
 	CodeSessionsFull   Code = 18 // shard, limit
 	CodeResultGone     Code = 19 // shard, version, succeeded u8
+
+	CodeNoQuorumOf Code = 21 // voters (not zero), code, payload of an error without quorum
 )
 
 // errVersion is the first byte of every error payload.
@@ -103,6 +105,11 @@ func encodeError(err error, p []byte) (Code, []byte) {
 			p = appendDescriptor(p, &ds[i])
 		}
 		return CodeEpoch, p
+	case errors.As(err, &noQuorum) && noQuorum.Voters > 0:
+		plain := *noQuorum
+		plain.Voters = 0
+		code, inner := EncodeError(&plain)
+		return CodeNoQuorumOf, appendBytes(appendUvarints(p, uint64(noQuorum.Voters), uint64(code)), inner)
 	case errors.As(err, &noQuorum):
 		var since uint64
 		if !noQuorum.Since.IsZero() {
@@ -207,6 +214,18 @@ func (r *reader) error(code Code) error {
 		for range n {
 			e.Down = append(e.Down, r.node())
 		}
+		return e
+	case CodeNoQuorumOf:
+		voters, code := r.uvarint(), Code(r.uvarint())
+		inner := r.bytes()
+		if r.bad || voters == 0 || voters > maxErrDescriptors || code == CodeNoQuorumOf {
+			return nil
+		}
+		e, ok := DecodeError(code, inner).(*NoQuorumError)
+		if !ok {
+			return nil
+		}
+		e.Voters = int(voters)
 		return e
 	case CodeOverloaded:
 		return &OverloadedError{RetryAfter: time.Duration(r.uvarint() &^ (1 << 63)), Why: r.text()}

@@ -95,6 +95,10 @@ type AmbiguousError struct {
 	Why string
 	// Cause is context.DeadlineExceeded, context.Canceled or nil.
 	Cause error
+	// Session and Seq name a write of a session: its number among those of the
+	// session to the shard. Zero: it is of none. They do not travel.
+	Session [16]byte
+	Seq     uint64
 }
 
 // Error says what is unknown and what to do.
@@ -102,6 +106,9 @@ func (e *AmbiguousError) Error() string {
 	why := e.Why
 	if why == "" {
 		why = "no answer came"
+	}
+	if e.Seq != 0 {
+		return fmt.Sprintf("flotilla: the outcome of write %d of session %x%s is unknown (%s): it may or may not have been applied, once at most; when a later write of the session to the same shard succeeds, this one is settled; read the key then", e.Seq, e.Session, inShard(e.Shard), why)
 	}
 	return fmt.Sprintf("flotilla: the outcome of the write%s is unknown (%s): it may or may not have been applied; read the key before trying again", inShard(e.Shard), why)
 }
@@ -163,12 +170,17 @@ type NoQuorumError struct {
 	Down []raft.NodeID
 	// Since is when the quorum was lost, by the answering node's clock.
 	Since time.Time
+	// Voters is how many voters the shard has; zero: not known.
+	Voters int
 }
 
 // Error names the shard, the nodes that are down and since when.
 func (e *NoQuorumError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "flotilla: shard %d has no quorum", e.Shard)
+	if e.Voters > 0 {
+		fmt.Fprintf(&b, ": %d of %d reachable", max(0, e.Voters-len(e.Down)), e.Voters)
+	}
 	if !e.Since.IsZero() {
 		fmt.Fprintf(&b, " since %s", e.Since.UTC().Format(time.RFC3339))
 	}

@@ -20,7 +20,7 @@ const scanPage = 4096
 // scanAll calls f for each pair of a range in key order, page by page. A page
 // that meets a lost leader is asked for again until patience ends; f sees every
 // pair once. An error of f ends the scan.
-func (a *app) scanAll(ctx context.Context, c client, r flotilla.Range, patience time.Duration, f func(flotilla.Pair) error) error {
+func (a *app) scanAll(ctx context.Context, c client, r flotilla.Range, read []flotilla.ReadOption, patience time.Duration, f func(flotilla.Pair) error) error {
 	left := r.Limit
 	for {
 		page := r
@@ -31,7 +31,7 @@ func (a *app) scanAll(ctx context.Context, c client, r flotilla.Range, patience 
 		var pairs []flotilla.Pair
 		err := retry(ctx, a.timeout, patience, func(ctx context.Context) error {
 			pairs = pairs[:0]
-			for p, err := range c.Scan(ctx, page) {
+			for p, err := range c.Scan(ctx, page, read...) {
 				if err != nil {
 					return err
 				}
@@ -107,7 +107,7 @@ func (a *app) export(ctx context.Context, c client, format string, patience time
 	})
 	w := bufio.NewWriterSize(a.out, 256<<10)
 	var line []byte
-	err := a.scanAll(ctx, c, flotilla.Range{}, patience, func(p flotilla.Pair) error {
+	err := a.scanAll(ctx, c, flotilla.Range{}, nil, patience, func(p flotilla.Pair) error {
 		var err error
 		if line, err = appendRecord(line[:0], format, p.Key, p.Value); err != nil {
 			return err

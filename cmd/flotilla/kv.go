@@ -52,17 +52,46 @@ func parseVersion(s string) (flotilla.Version, error) {
 	return flotilla.Version{Lineage: raft.ShardID(lineage), Index: raft.Index(index), Slot: uint32(slot)}, nil
 }
 
+// consistencies are the words for how a read is served.
+var consistencies = []struct {
+	name   string
+	option flotilla.ReadOption
+}{
+	{"linearizable", flotilla.Linearizable()}, {"no-clock", flotilla.NoClock()}, {"follower", flotilla.Follower()}, {"local", flotilla.Local()},
+}
+
+// consistencyFlag gives a command that reads the flag --consistency.
+func consistencyFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().String("consistency", "linearizable", "linearizable; no-clock: the same without reliance on clocks; follower: the same, by the nearest replica; local: what the nearest replica has, however old, without a quorum")
+}
+
+func readOption(name string) (flotilla.ReadOption, error) {
+	var names []string
+	for _, c := range consistencies {
+		if c.name == name {
+			return c.option, nil
+		}
+		names = append(names, c.name)
+	}
+	return nil, usageError("--consistency %q does not exist: choose one of %s%s", name, strings.Join(names, ", "), didYouMean(name, names))
+}
+
 func newGet(a *app) *cobra.Command {
-	return &cobra.Command{
+	var how *string
+	cmd := &cobra.Command{
 		Use:   "get KEY",
 		Short: "Print the value of a key, as it is",
 		Long: `get prints the value of a key, byte for byte; on a terminal a line feed follows.
 If the key is absent it says so on standard error and exits with 3.`,
 		Args: arguments("KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			read, err := readOption(*how)
+			if err != nil {
+				return err
+			}
 			return a.with(cmd.Context(), func(ctx context.Context, c client) error {
 				key := []byte(args[0])
-				v, err := c.Get(ctx, key)
+				v, err := c.Get(ctx, key, read)
 				if errors.Is(err, flotilla.ErrNotFound) {
 					return failure(exitNotFound, err, "", "key %s is absent", shortKey(key))
 				}
@@ -80,6 +109,8 @@ If the key is absent it says so on standard error and exits with 3.`,
 			})
 		},
 	}
+	how = consistencyFlag(cmd)
+	return cmd
 }
 
 func newPut(a *app) *cobra.Command {
@@ -208,6 +239,7 @@ func newScan(a *app) *cobra.Command {
 	var start, end, prefix string
 	var limit int
 	var reverse bool
+	var how *string
 	cmd := &cobra.Command{
 		Use:   "scan",
 		Short: "Print the records of a range of keys, in order",
@@ -227,12 +259,16 @@ one per line: key, tab, value, each quoted if it does not print as it is.`,
 				p := flotilla.Prefix([]byte(prefix))
 				r.Start, r.End = p.Start, p.End
 			}
+			read, err := readOption(*how)
+			if err != nil {
+				return err
+			}
 			c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			return a.scan(cmd.Context(), c, r)
+			return a.scan(cmd.Context(), c, r, read)
 		},
 	}
 	f := cmd.Flags()
@@ -241,15 +277,16 @@ one per line: key, tab, value, each quoted if it does not print as it is.`,
 	f.StringVar(&prefix, "prefix", "", "only keys that begin with this")
 	f.IntVar(&limit, "limit", 0, "print at most this many; 0 means all")
 	f.BoolVar(&reverse, "reverse", false, "from the last key to the first")
+	how = consistencyFlag(cmd)
 	return cmd
 }
 
-func (a *app) scan(ctx context.Context, c client, r flotilla.Range) error {
+func (a *app) scan(ctx context.Context, c client, r flotilla.Range, read ...flotilla.ReadOption) error {
 	w := bufio.NewWriter(a.out)
 	shown := *a
 	shown.out = w
 	n := 0
-	err := a.scanAll(ctx, c, r, 0, func(p flotilla.Pair) error {
+	err := a.scanAll(ctx, c, r, read, 0, func(p flotilla.Pair) error {
 		n++
 		switch a.output {
 		case "json":

@@ -71,6 +71,14 @@ func TestDevCluster(t *testing.T) {
 	if out, e, code := real(t, "kv", "get", "user/1", "--addr", addrs[2]); code != 0 || out != "ada" {
 		t.Fatalf("get printed %q, exit code %d: %s", out, code, e)
 	}
+	for _, how := range []string{"linearizable", "no-clock", "follower"} {
+		if out, e, code := real(t, "kv", "get", "user/1", "--addr", addrs[1], "--consistency", how); code != 0 || out != "ada" {
+			t.Errorf("get --consistency %s printed %q, exit code %d: %s", how, out, code, e)
+		}
+	}
+	if out, e, code := real(t, "kv", "scan", "--addr", addrs[1], "--consistency", "local"); code != 0 || out != "" && out != "user/1\tada\n" {
+		t.Errorf("scan --consistency local printed %q, exit code %d: %s", out, code, e)
+	}
 	if out, e, code := real(t, "cluster", "status", "--addr", addrs[1], "-o", "json"); code != 0 || !strings.Contains(out, `"state":"HEALTHY"`) {
 		t.Errorf("status printed %s, exit code %d: %s", out, code, e)
 	}

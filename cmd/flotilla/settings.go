@@ -96,6 +96,7 @@ type config struct {
 		ID        string   `toml:"id" flag:"cluster-id" help:"cluster the data must belong to, 32 hexadecimal digits; empty: any"`
 		Bootstrap int      `toml:"bootstrap" flag:"bootstrap" help:"form a new cluster of this many nodes; 0: none. Not used once the data belongs to a cluster"`
 		Join      []string `toml:"join" flag:"join" help:"peer addresses of nodes of the cluster; its own may be among them"`
+		Rejoin    bool     `toml:"rejoin" flag:"rejoin" help:"join as a new node if the directory is empty, instead of forming a cluster: for a node that lost its disk. Not used once the data belongs to a cluster"`
 		Shards    int      `toml:"shards" flag:"shards" help:"shards of a new cluster, of equal width; 0: 1, or as many as split_at says"`
 		SplitAt   string   `toml:"split_at" flag:"split-at" help:"file with the boundaries of a new cluster's shards, one key per line, ascending"`
 		Replicas  int      `toml:"replicas" flag:"replicas" help:"replicas per shard of a new cluster; 0: 3, or as many as there are nodes if fewer"`
@@ -283,9 +284,14 @@ func resolve(fs *pflag.FlagSet, env func(string) (string, bool)) (*resolved, err
 	return r, r.check()
 }
 
-// check refuses words that are not among those a setting can have; everything
+// check refuses zeros, and words that are not among those a setting can have; everything
 // else is checked by flotilla.Options.Validate.
 func (r *resolved) check() error {
+	for _, s := range settings { // zero in Options would mean the default
+		if v := r.field(s); s.path() != "limits.drain" && (v.Type() == reflect.TypeFor[duration]() || v.Type() == reflect.TypeFor[size]()) && v.IsZero() {
+			return usageError("%s = %s (%s): must be more than 0", s.path(), r.text(s), r.origin[s.path()])
+		}
+	}
 	for _, c := range []struct {
 		path, value string
 		words       []string
@@ -448,7 +454,8 @@ func pointAt(name, text string, at place, reason string) error {
 
 // optionPaths maps the fields of flotilla.Options to the settings they come from.
 var optionPaths = map[string]string{
-	"Dir": "node.dir", "NodeID": "node.id", "Listen": "network.listen", "Bootstrap": "cluster.bootstrap", "Join": "cluster.join",
+	"Dir": "node.dir", "NodeID": "node.id", "Listen": "network.listen", "Advertise": "network.advertise", "ClientListen": "network.client_listen", "ClientAdvertise": "network.client_advertise",
+	"Bootstrap": "cluster.bootstrap", "Join": "cluster.join", "Rejoin": "cluster.rejoin",
 	"Shards": "cluster.shards", "SplitAt": "cluster.split_at", "Replicas": "cluster.replicas", "ClusterID": "cluster.id",
 	"TLS": "tls.cert", "TLS.CA": "tls.ca", "TLS.Cert": "tls.cert", "TLS.Key": "tls.key",
 	"Timing.Heartbeat": "raft.heartbeat", "Timing.Support": "raft.support", "Timing.ElectionRank": "raft.election_rank",
@@ -469,7 +476,7 @@ func (r *resolved) options() (flotilla.Options, error) {
 		Dir: r.Node.Dir, NodeID: r.Node.ID, ClusterID: r.Cluster.ID,
 		Listen: r.Network.Listen, Advertise: r.Network.Advertise,
 		ClientListen: r.Network.ClientListen, ClientAdvertise: r.Network.ClientAdvertise,
-		Bootstrap: r.Cluster.Bootstrap, Join: r.Cluster.Join,
+		Bootstrap: r.Cluster.Bootstrap, Rejoin: r.Cluster.Rejoin, Join: r.Cluster.Join,
 		Shards: r.Cluster.Shards, SplitAt: splitAt, Replicas: r.Cluster.Replicas,
 		Timeout: r.Limits.RequestTimeout.d,
 		Limits:  flotilla.Limits{Memory: int64(r.Limits.Memory), Proposals: int64(r.Limits.Proposals)},

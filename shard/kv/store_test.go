@@ -144,7 +144,7 @@ func TestStoreTranslatesErrors(t *testing.T) {
 	}{
 		{err: &multiraft.NotLeaderError{Shard: 7, Leader: 2, Term: 4}, want: &shard.NotLeaderError{Shard: 7, Leader: 2, Addr: "node2:1", Term: 4, Descriptor: &d}},
 		{err: &multiraft.NotLeaderError{Shard: 7, Term: 4}, want: &shard.NotLeaderError{Shard: 7, Term: 4, Descriptor: &d}},
-		{err: &multiraft.NoQuorumError{Shard: 7, Down: []raft.NodeID{2, 3}, Since: since}, want: &shard.NoQuorumError{Shard: 7, Down: []raft.NodeID{2, 3}, Since: since}},
+		{err: &multiraft.NoQuorumError{Shard: 7, Down: []raft.NodeID{2, 3}, Since: since, Voters: 3}, want: &shard.NoQuorumError{Shard: 7, Down: []raft.NodeID{2, 3}, Since: since, Voters: 3}},
 		{err: &multiraft.OverloadedError{RetryAfter: time.Second, Why: "x"}, want: &shard.OverloadedError{RetryAfter: time.Second, Why: "x"}},
 		{err: &multiraft.TooLargeError{Shard: 7, Bytes: 9, Limit: 8}, want: &shard.LimitError{What: "bytes of a log entry", Limit: 8, Got: 9}},
 		{err: &multiraft.RefusedError{Shard: 7, Err: errors.New("x")}, want: &shard.UnavailableError{Why: "the shard refused to take it in"}},
