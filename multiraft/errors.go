@@ -70,7 +70,7 @@ type NoQuorumError struct {
 	Down  []raft.NodeID
 	// Voters is how many voters the shard has, in both halves of a joint configuration.
 	Voters int
-	Since time.Time
+	Since  time.Time
 }
 
 func (e *NoQuorumError) Error() string {

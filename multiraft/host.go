@@ -123,13 +123,15 @@ type Host struct {
 }
 
 type stats struct {
-	rounds, syncs, entries, commands, applied, unknown, joined atomic.Uint64
+	rounds, syncs, entries, commands, applied, unknown, joined, anomalies atomic.Uint64
+	anomalyToldAt                                                         atomic.Int64 // Clock.Now of the last log line
 }
 
 // Stats counts what the host did since its start.
 type Stats struct {
 	Rounds, Syncs, Entries, Commands, Applied uint64
 	UnknownShard                              uint64 // messages for shards without a replica here
+	Anomalies                                 uint64 // messages that no correct peer sends; they were dropped
 	JoinedTries                               uint64 // tries of session commands that joined one under way
 	PendingBytes                              int64
 }
@@ -443,8 +445,21 @@ func (h *Host) Stats() Stats {
 	return Stats{
 		Rounds: h.stats.rounds.Load(), Syncs: h.stats.syncs.Load(), Entries: h.stats.entries.Load(),
 		Commands: h.stats.commands.Load(), Applied: h.stats.applied.Load(),
-		UnknownShard: h.stats.unknown.Load(), JoinedTries: h.stats.joined.Load(), PendingBytes: h.pending.Load(),
+		UnknownShard: h.stats.unknown.Load(), Anomalies: h.stats.anomalies.Load(), JoinedTries: h.stats.joined.Load(), PendingBytes: h.pending.Load(),
 	}
+}
+
+// anomalyEvery is the least time between two log lines about anomalies.
+const anomalyEvery = 10 * time.Second
+
+// noteAnomalies counts n messages that no correct peer sends.
+func (h *Host) noteAnomalies(now raft.Time, shard raft.ShardID, n uint64) {
+	all := h.stats.anomalies.Add(n)
+	last := h.stats.anomalyToldAt.Load()
+	if last != 0 && now.Sub(raft.Time(last)) < anomalyEvery || !h.stats.anomalyToldAt.CompareAndSwap(last, int64(now)) {
+		return
+	}
+	h.logger.Warn("a message that no correct node sends was dropped", "shard", shard, "so_far", all)
 }
 
 // OnMessages takes the messages of one frame. It never blocks; a full inbox

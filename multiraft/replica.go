@@ -54,6 +54,8 @@ type View struct {
 // replica is one group on this node. Only its loop touches it; the rest of the
 // process reads pub.
 type replica struct {
+	anomalies uint64 // of the core, as counted so far
+
 	shard raft.ShardID
 	self  raft.ReplicaID
 	loop  *loop
@@ -127,6 +129,10 @@ func (r *replica) voters() (n int) {
 // It reports whether leadership changed.
 func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool) {
 	st := r.core.Status()
+	if st.Anomalies != r.anomalies {
+		r.loop.h.noteAnomalies(now, r.shard, st.Anomalies-r.anomalies)
+		r.anomalies = st.Anomalies
+	}
 	old := r.pub.Load()
 	lease := r.lease(old)
 	if old != nil && old.lease == lease && old.Term == st.Term && old.Leader == st.LeadNode && old.IsLeader == (st.Role == raft.RoleLeader) &&

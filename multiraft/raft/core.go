@@ -390,7 +390,12 @@ func (c *Core) touch(now Time) { c.now = max(c.now, now) }
 // replica that is known to be gone: its id is below the next unused one and
 // the configuration does not hold it.
 func (c *Core) accept(m *Msg, o *Out) bool {
+	if m.beyondReason() && !mutants.On("H11b") {
+		c.anomalies++
+		return false
+	}
 	if m.Shard != c.shard || m.FromReplica == 0 || m.From == 0 || m.From == c.node {
+		c.anomalies++
 		return false
 	}
 	if m.ToReplica != c.id {
@@ -410,9 +415,18 @@ func (c *Core) accept(m *Msg, o *Out) bool {
 	}
 	if m.FromReplica < c.desc.NextReplica {
 		r, ok := c.desc.Replica(m.FromReplica)
+		if ok && r.Node != m.From {
+			c.anomalies++ // a node speaks for another one's replica
+		}
 		return ok && r.Node == m.From
 	}
 	return true
+}
+
+// beyondReason reports a term or index that no group reaches: counting on from
+// there would soon end at zero.
+func (m *Msg) beyondReason() bool {
+	return (uint64(m.Term)|uint64(m.LogTerm)|uint64(m.Index)|uint64(m.Commit)|uint64(m.CompactTo))>>62 != 0
 }
 
 // adopt handles a message of a higher term. It reports whether the message

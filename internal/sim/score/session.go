@@ -25,6 +25,7 @@ func sessionPlants() []plant {
 // securityPlants are planted where identities are checked.
 func securityPlants() []plant {
 	return []plant{
+		tested("H11b", "H11", "a term at the end of numbers is taken over", "multiraft/raft", "TestHostileMutants", "F2"),
 		tested("H-cert-unpinned", "H11", "a node's certificate is not compared with the id it gives itself", "transport", "TestTLSMutants", "S11"),
 	}
 }
