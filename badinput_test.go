@@ -605,3 +605,62 @@ func TestSecondNodeOfAnID(t *testing.T) {
 		t.Fatalf("%q, %v", v.Bytes, err)
 	}
 }
+
+// TestContextOver: a call whose context is over already does nothing, says so, and
+// is known to have done nothing; through a node, a client and a session.
+func TestContextOver(t *testing.T) {
+	flotillatest.CheckLeaks(t)
+	ctx := badContext(t)
+	network := transport.NewNetwork()
+	n, err := flotilla.Open(ctx, flotilla.Options{InMemory: true, NodeID: 1, Network: network, Bootstrap: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	client, err := flotilla.Dial(ctx, []string{"n1"}, flotilla.ClientOptions{Network: network})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	session, err := client.NewSession(flotilla.SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	k := []byte("k")
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	before := dump(t, n)
+	for door, kv := range map[string]flotilla.KV{"node": n, "client": client, "session": session} {
+		for name, call := range map[string]func() error{
+			"get":    func() error { _, err := kv.Get(over, k); return err },
+			"put":    func() error { _, err := kv.Put(over, k, k); return err },
+			"delete": func() error { _, err := kv.Delete(over, k); return err },
+			"range":  func() error { _, err := kv.DeleteRange(over, flotilla.Prefix(k)); return err },
+			"cas":    func() error { _, err := kv.CAS(over, k, flotilla.Version{}, k); return err },
+			"txn": func() error {
+				_, err := kv.Txn(over, flotilla.Txn{Then: []flotilla.Op{flotilla.PutOp(k, k)}})
+				return err
+			},
+			"batch": func() error {
+				var b flotilla.Batch
+				b.Put(k, k)
+				_, err := kv.Write(over, &b)
+				return err
+			},
+			"scan": func() (err error) {
+				for _, err = range kv.Scan(over, flotilla.Range{}) {
+				}
+				return err
+			},
+		} {
+			err := call()
+			if !errors.Is(err, context.Canceled) || flotilla.Outcome(err) != flotilla.NotApplied || !strings.Contains(err.Error(), "nothing was applied") {
+				t.Errorf("%s, %s: %v (%v)", door, name, err, flotilla.Outcome(err))
+			}
+		}
+	}
+	if after := dump(t, n); after != before {
+		t.Errorf("the store holds %q, before %q", after, before)
+	}
+}

@@ -309,3 +309,30 @@ func TestSessionClose(t *testing.T) {
 		}
 	})
 }
+
+// TestUnknownOutcomeNamesTheSession: what a user reads when nothing is known of a
+// session's write: which write of which session it was, and what settles it.
+func TestUnknownOutcomeNamesTheSession(t *testing.T) {
+	h := &raft.SessionHeader{ID: [16]byte{0xab, 15: 1}, Seq: 7}
+	const text = "flotilla: the outcome of write 7 of session ab000000000000000000000000000001 in shard 5 is unknown (%s): it may or may not have been applied, once at most; when a later write of the session to the same shard succeeds, this one is settled; read the key then"
+	gone := &shard.UnavailableError{Node: 2, Why: "it is gone"}
+	for _, c := range []struct {
+		name  string
+		stamp stamp
+		err   error
+		want  string
+	}{
+		{"lost on its way", stamp{h: h}, &shard.AmbiguousError{Shard: 5, Why: "the connection broke"}, fmt.Sprintf(text, "the connection broke")},
+		{"a refusal behind one that was lost", stamp{h: h, unknown: true}, gone, fmt.Sprintf(text, "of an earlier try nothing is known, and the last one says: "+gone.Error())},
+		{"a refusal of the first try", stamp{h: h}, gone, gone.Error()},
+		{"a conflict behind one that was lost", stamp{h: h, unknown: true}, &shard.ConflictError{}, (&shard.ConflictError{}).Error()},
+	} {
+		err := c.stamp.honest(5, c.err)
+		if err.Error() != c.want {
+			t.Errorf("%s:\n%v\nwant\n%s", c.name, err, c.want)
+		}
+		if named := strings.Contains(c.want, "session"); named != errors.Is(err, shard.ErrAmbiguous) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}

@@ -89,6 +89,10 @@ func TestExitCodes(t *testing.T) {
 		{&flotilla.OverloadedError{RetryAfter: time.Second}, exitConflict},
 		{flotilla.ErrLogBudget, exitConflict},
 		{&flotilla.OpenError{Path: "/data"}, exitConflict},
+		{context.Canceled, exitFailed},
+		{&flotilla.RefusedError{Reason: 1, Detail: "its cluster is 01, this node's 02"}, exitConflict},
+		{&flotilla.JoinError{Addr: "10.0.0.1:7101", Reason: "it lost its disk"}, exitConflict},
+		{&flotilla.MembershipError{Shard: 5, Reason: "no majority would be left"}, exitConflict},
 		{flotilla.ErrAmbiguous, exitUnknown},
 		{&flotilla.PartialError{Applied: 1, Shards: 2, Err: &flotilla.NoQuorumError{}}, exitUnknown},
 	} {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -206,6 +207,55 @@ func TestPurePackages(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+// TestBadInputsPage: every test that docs/bad-inputs.md names is there, and every
+// package it names before one holds it.
+func TestBadInputsPage(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join(root(t), "docs", "bad-inputs.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("(?:`([a-z0-9/]+)` )?`(Test[A-Za-z]+)`").FindAllStringSubmatch(string(doc), -1)
+	if len(names) < 60 {
+		t.Fatalf("only %d tests are named", len(names))
+	}
+	all := map[string]string{} // package directory -> text of its tests
+	err = filepath.WalkDir(root(t), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		rel, _ := filepath.Rel(root(t), filepath.Dir(path))
+		all[filepath.ToSlash(rel)] += string(b)
+		all["*"] += string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		pkg, test := n[1], n[2]
+		if pkg == "" {
+			pkg = "*"
+		}
+		if !strings.Contains(all[pkg], "func "+test+"(") {
+			t.Errorf("docs/bad-inputs.md names %s of %q, which is not there", test, n[1])
+		}
+	}
+}
+
+// TestNoDebugDoor: nothing that serves profiles, variables or traces is compiled
+// in, so that no listener can come to show them.
+func TestNoDebugDoor(t *testing.T) {
+	for _, s := range sources(t) {
+		for _, im := range s.file.Imports {
+			switch path, _ := strconv.Unquote(im.Path.Value); path {
+			case "net/http/pprof", "expvar", "golang.org/x/net/trace", "google.golang.org/grpc/channelz/service":
+				t.Errorf("%s imports %q", s.path, path)
+			}
+		}
 	}
 }
 
