@@ -137,7 +137,7 @@ func (e *Engine) checkManifest(desc *pebble.DBDesc) error {
 			want = s
 		}
 	}
-	if !ok || want.Seq == 0 || mutants.On("H5") {
+	if !ok || want.Seq == 0 || mutants.On("B18f") {
 		return nil
 	}
 	f, err := e.fs.Open(desc.ManifestFilename, vfs.SequentialReadsOption)

@@ -28,7 +28,7 @@ func TestMutants(t *testing.T) {
 		"E-intent-all":       intentBesideLiveGroup,
 		"B18":                cutLogOpens,
 		"B18c":               amnesiacOpens,
-		"H5":                 flippedFiles,
+		"B18f":               flippedFiles,
 		"H12":                othersMayRead,
 		"H-overlap":          overlapBoots,
 	} {

@@ -24,7 +24,7 @@ func enginePlants() []plant {
 		in("B18c", "B18", "a store found amnesiac once opens the next time", "F1"),
 		in("E-no-reopen", "B18", "a fresh store is not opened again: damage in its first log goes unseen", "F1"),
 		in("E17", "E17", "an install leaves the rows of before beside the new ones", "S20"),
-		in("H5", "H5", "a damaged list of tables is read up to the damage", "S8"),
+		in("B18f", "B18", "a damaged list of tables is read up to the damage", "S8"),
 		in("H12", "H12", "files of a store can be read by other users", "security"),
 		in("H-overlap", "found here", "two replicas with the same keys are booted", "S12"),
 		in("E-intent-all", "G14", "an intent to destroy deletes what belongs to a live neighbour", "S12"),
