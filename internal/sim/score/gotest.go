@@ -20,7 +20,7 @@ import (
 // subtest named by the id switches the bug on and passes only if it was found.
 // The test's log should say "found: ..." with what saw it.
 func tested(id, ledger, title, pkg, test, oracle string) plant {
-	return plant{id: id, ledger: ledger, title: title, tier: pkg, alone: true,
+	return plant{id: id, ledger: ledger, title: title, tier: pkg, test: "^" + test + "$", alone: true,
 		try: func(ctx context.Context, o *Options, n int) (*catch, error) {
 			if n > 0 {
 				return nil, errDone
@@ -51,7 +51,7 @@ func tested(id, ledger, title, pkg, test, oracle string) plant {
 // failing is a bug that ordinary tests of a package catch: those that match
 // tests pass, and with the bug switched on one of them fails.
 func failing(id, ledger, title, pkg, tests, oracle string) plant {
-	return plant{id: id, ledger: ledger, title: title, tier: pkg, alone: true,
+	return plant{id: id, ledger: ledger, title: title, tier: pkg, test: tests, alone: true,
 		try: func(ctx context.Context, o *Options, n int) (*catch, error) {
 			if n > 0 {
 				return nil, errDone

@@ -28,6 +28,9 @@ type plant struct {
 	// It returns nil where the attempt found nothing, errDone when no further
 	// attempt makes sense, and errSkip (wrapped) if the bug cannot be tried here.
 	try func(ctx context.Context, o *Options, n int) (*catch, error)
+	// test is a pattern of the tests of the package tier that find it, where that
+	// is no simulator.
+	test string
 	// alone: attempts do not run side by side.
 	alone bool
 }

@@ -117,6 +117,36 @@ func TestRegistry(t *testing.T) {
 	}
 }
 
+// TestFinders shows that the tests which are to find planted bugs are there.
+func TestFinders(t *testing.T) {
+	root := findRoot()
+	funcs := regexp.MustCompile(`(?m)^func (Test\w+)\(\w+ \*testing\.T\)`)
+	names := map[string][]string{}
+	for _, p := range planted() {
+		if p.test == "" {
+			continue
+		}
+		if names[p.tier] == nil {
+			files, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(p.tier), "*_test.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range files {
+				data, err := os.ReadFile(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, m := range funcs.FindAllStringSubmatch(string(data), -1) {
+					names[p.tier] = append(names[p.tier], m[1])
+				}
+			}
+		}
+		if want := regexp.MustCompile(p.test); !slices.ContainsFunc(names[p.tier], want.MatchString) {
+			t.Errorf("%s: there is no test %s in %s", p.id, p.test, p.tier)
+		}
+	}
+}
+
 // TestSurvivor shows that a bug nobody finds is reported as such.
 func TestSurvivor(t *testing.T) {
 	p := plant{id: "none", tier: "T0", try: corePlants()[0].try}
