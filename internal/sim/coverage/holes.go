@@ -121,6 +121,7 @@ var T1 = Tier{
 		{faults(LostAnswer, LateCopy), without(allOps, Command, Session), "a fault of a client's connection"},
 		{faults(LateCopy), ops(Command), "only commands of sessions come again: any other would be another command"},
 		{faults(CrashRecovery), without(allOps, Restart), "the node has no cores yet"},
+		{faults(Drop, DropType, Dup, Reorder, Late, Cut), ops(SnapInstall), "an install is answered on the snapshot's own stream; what breaks that is counted as cut one way (the first direction that is cut ends it), clogged, reset or corrupted"},
 		{^perMessage, ops(Commit), "a commit index is news that travels, not work of a node"},
 	},
 }

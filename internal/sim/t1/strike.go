@@ -88,9 +88,27 @@ func (w *World) strike(n *node) {
 			if a.Node = n.idx; a.Peer%len(w.nodes) == a.Node {
 				a.Peer = (a.Node + 1) % len(w.nodes)
 			}
+			w.alongSnapshot(a, g.id)
 			w.after(0, func() { w.release(a) })
 			a.On = coverage.Idle // it waits for nothing more
 			return
+		}
+	}
+}
+
+// alongSnapshot turns a fault of a link that waited for a snapshot to the link on
+// which that travels.
+func (w *World) alongSnapshot(a *Action, s raft.ShardID) {
+	if a.On != coverage.SnapSend && a.On != coverage.SnapInstall {
+		return
+	}
+	switch a.Kind {
+	case ActCut, ActCutBoth, ActClog, ActReset, ActFlap:
+		for _, x := range w.net.streams {
+			if x.shard == s && (x.a == a.Node || x.b == a.Node) {
+				a.Node, a.Peer = x.a, x.b
+				return
+			}
 		}
 	}
 }
