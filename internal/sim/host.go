@@ -526,8 +526,8 @@ func (n *node) commitRound(now raft.Time) {
 
 func (n *node) applyDelay() time.Duration {
 	d := n.w.exp(n.w.p.ApplyDelay)
-	if n.w.calm {
-		return d
+	if n.w.calm { // entries that are applied one by one must not need longer than there is time
+		return min(d, 10*time.Millisecond)
 	}
 	return min(d*time.Duration(n.w.p.ApplyFactor[n.idx]), 2*time.Second)
 }
