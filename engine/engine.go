@@ -47,6 +47,7 @@ type Engine struct {
 	full      atomic.Bool // the last flush or compaction found no space
 	fullTold  atomic.Int64
 	closed    atomic.Bool
+	discarded atomic.Bool // see Discard
 	closeOnce sync.Once
 	closeErr  error
 	// open counts calls that use Pebble, so that Close waits for them.
@@ -313,6 +314,14 @@ func (e *Engine) openDB(create bool) error {
 	select {
 	case r = <-done:
 	case r.err = <-fatal:
+		// Pebble may be open all the same, by and by; nobody will use it.
+		e.discarded.Store(true)
+		go func() {
+			defer func() { _ = recover() }()
+			if late := <-done; late.db != nil {
+				_ = late.db.Close()
+			}
+		}()
 	}
 	if r.err != nil {
 		reason, hint := Corrupt, e.replaceHint()
@@ -393,6 +402,21 @@ func (e *Engine) Close() error {
 		}
 	})
 	return e.closeErr
+}
+
+// Discard gives the memory of a failed store back, as far as that is possible.
+// It is for simulators, which go on in the same process: the file system must
+// refuse everything by then, since Pebble's close writes. It does not wait. What a
+// goroutine of Pebble's holds that is parked under Pebble's locks stays: to end
+// that goroutine would run its deferred unlocking of locks that it does not hold.
+func (e *Engine) Discard() {
+	if e.failed.Load() == nil || e.db == nil || e.discarded.Swap(true) {
+		return
+	}
+	go func() {
+		defer func() { _ = recover() }() // it complains about what was left open
+		_ = e.db.Close()
+	}()
 }
 
 // closeDB waits for the calls that are under way, closes Pebble, and turns its

@@ -188,7 +188,7 @@ func (w *walFile) SyncTo(n int64) (bool, error) {
 
 func (w *walFile) Close() error {
 	err := w.check("close", w.File.Close())
-	if w.e.failed.Load() != nil {
+	if w.e.failed.Load() != nil && !w.e.discarded.Load() {
 		park()
 	}
 	return err

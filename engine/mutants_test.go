@@ -31,6 +31,7 @@ func TestMutants(t *testing.T) {
 		"B18f":               flippedFiles,
 		"H12":                othersMayRead,
 		"H-overlap":          overlapBoots,
+		"F1-read-on":         unreadable,
 	} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)

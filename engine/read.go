@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/batchrepr"
@@ -58,12 +59,14 @@ func (e *Engine) getRaw(key []byte) ([]byte, bool, error) {
 	return v, true, nil
 }
 
-// iterError turns an error of a read into the engine's. Corruption stops the node.
+// iterError turns an error of a read into the engine's. Corruption stops the
+// node, and so does a disk that cannot be read: a replica that went on would
+// refuse reads for as long as it leads, and could not apply what others do.
 func (e *Engine) iterError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if pebble.IsCorruptionError(err) {
+	if pebble.IsCorruptionError(err) || errors.Is(err, syscall.EIO) && !mutants.On("F1-read-on") {
 		return e.fail(fmt.Errorf("read: %w", err))
 	}
 	return fmt.Errorf("engine: read: %w", err)

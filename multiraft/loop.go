@@ -609,6 +609,13 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 		mark := l.batch.Mark()
 		if err := l.applyMachine(ac); err != nil {
 			l.batch.RollbackTo(mark)
+			if errors.Is(err, engine.ErrFailed) { // no fault of the entry's: the disk's
+				l.fatal(fmt.Errorf("multiraft: shard %d index %d: %w", r.shard, e.Index, err))
+				for _, d := range dones {
+					l.done.propose(d, nil, 0, 0, ErrAmbiguous)
+				}
+				return false
+			}
 			l.fence(r, e.Index, err, dones)
 			return false
 		}
@@ -687,7 +694,11 @@ func (l *loop) fatal(err error) {
 // applyMachine runs the state machine and turns a panic into an error.
 func (l *loop) applyMachine(ac *ApplyContext) (err error) {
 	defer func() {
-		if p := recover(); p != nil {
+		switch p := recover().(type) {
+		case nil:
+		case error:
+			err = fmt.Errorf("multiraft: state machine panicked at index %d: %w", ac.Entry.Index, p)
+		default:
 			err = fmt.Errorf("multiraft: state machine panicked at index %d: %v", ac.Entry.Index, p)
 		}
 	}()

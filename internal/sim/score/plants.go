@@ -27,6 +27,7 @@ func enginePlants() []plant {
 		in("B18f", "B18", "a damaged list of tables is read up to the damage", "S8"),
 		in("H12", "H12", "files of a store can be read by other users", "security"),
 		in("H-overlap", "found here", "two replicas with the same keys are booted", "S12"),
+		in("F1-read-on", "found here", "a node goes on with a disk that cannot be read", "F1"),
 		in("E-intent-all", "G14", "an intent to destroy deletes what belongs to a live neighbour", "S12"),
 	}
 }

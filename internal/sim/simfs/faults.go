@@ -1,6 +1,7 @@
 package simfs
 
 import (
+	"slices"
 	"syscall"
 )
 
@@ -9,9 +10,9 @@ type Effect uint8
 
 // The effects.
 const (
-	// Fail: the operation fails with EIO and does nothing.
+	// Fail: the operation fails with Fault.Err and does nothing.
 	Fail Effect = iota
-	// TornWrite: a write fails with EIO after its first sectors, at most half of it.
+	// TornWrite: a write fails with Fault.Err after its first sectors, at most half of it.
 	TornWrite
 	// SyncLost: a sync fails with EIO, and what was to become durable never will,
 	// though readers see it and later syncs succeed. This is what most kernels do.
@@ -36,8 +37,27 @@ type Fault struct {
 	Nth    int
 	Sticky bool
 	Effect Effect
+	// Err is what a failed operation returns. Zero: EIO.
+	Err syscall.Errno
 	// Bit chooses the bit of FlipRead and FlipWrite, modulo the length.
 	Bit int64
+}
+
+func (x *Fault) error() error {
+	if x.Err == 0 {
+		return syscall.EIO
+	}
+	return x.Err
+}
+
+// NoSpace are the faults of a disk that takes nothing more in files of a class:
+// what grows fails with ENOSPC, what is there can be read and removed.
+func NoSpace(c Class, any bool) []Fault {
+	var out []Fault
+	for _, k := range []OpKind{OpWrite, OpCreate, OpMkdir, OpLink} {
+		out = append(out, Fault{Kind: k, Class: c, AnyClass: any, Sticky: true, Err: syscall.ENOSPC})
+	}
+	return out
 }
 
 // Faults are the faults of a file system.
@@ -100,8 +120,12 @@ func (f *FS) hasSpace(n int64) bool {
 	if f.space == 0 || n <= 0 {
 		return true
 	}
+	return f.used()+n <= f.space
+}
+
+// used sums up all files; f.mu is held.
+func (f *FS) used() (used int64) {
 	seen := map[*node]bool{}
-	var used int64
 	var walk func(n *node)
 	walk = func(n *node) {
 		if seen[n] {
@@ -114,7 +138,7 @@ func (f *FS) hasSpace(n int64) bool {
 		}
 	}
 	walk(f.root)
-	return used+n <= f.space
+	return used
 }
 
 // faultyWrite carries out a write that a fault hits.
@@ -123,7 +147,7 @@ func (f *file) faultyWrite(x *Fault, p []byte, off int64) (int, error) {
 	case TornWrite:
 		n := len(p) / 2 / sector * sector
 		f.store(p[:n], off)
-		return n, pathErr("write", f.name, syscall.EIO)
+		return n, pathErr("write", f.name, x.error())
 	case FlipWrite:
 		q := append([]byte(nil), p...)
 		flip(q, x.Bit)
@@ -133,7 +157,7 @@ func (f *file) faultyWrite(x *Fault, p []byte, off int64) (int, error) {
 		f.store(p, off+block)
 		return len(p), nil
 	}
-	return 0, pathErr("write", f.name, syscall.EIO)
+	return 0, pathErr("write", f.name, x.error())
 }
 
 func flip(p []byte, bit int64) {
@@ -152,5 +176,102 @@ func (f *file) faultySync(x *Fault) error {
 		f.n.dropUnsynced()
 		f.fs.record(entry{op: opOf(OpSync, f.name), node: f.n.id, lost: true})
 	}
-	return pathErr("sync", f.name, syscall.EIO)
+	return pathErr("sync", f.name, x.error())
+}
+
+// Used returns the bytes that all files together hold.
+func (f *FS) Used() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.used()
+}
+
+// Rot inverts one bit of a durable byte of a file of a class that readers see:
+// which file and which bit pick says, counted over all of them in the order of
+// their names. It reports the file, and false if there is none.
+func (f *FS) Rot(c Class, pick uint64) (string, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	type found struct {
+		name string
+		n    *node
+	}
+	var files []found
+	var total uint64
+	var walk func(n *node, name string)
+	walk = func(n *node, name string) {
+		if !n.dir {
+			if classOf(name) == c && len(n.data) > 0 {
+				files = append(files, found{name, n})
+				total += uint64(len(n.data))
+			}
+			return
+		}
+		for _, base := range sorted(n.names) {
+			walk(n.names[base], name+"/"+base)
+		}
+	}
+	walk(f.root, "")
+	if total == 0 {
+		return "", false
+	}
+	bit := int64(pick % (total * 8))
+	for _, x := range files {
+		if size := int64(len(x.n.data)) * 8; bit >= size {
+			bit -= size
+			continue
+		}
+		x.n.rot(bit)
+		return x.name, true
+	}
+	return "", false
+}
+
+// rot inverts a bit wherever it is kept.
+func (n *node) rot(bit int64) {
+	at := bit / 8
+	n.data = slices.Clone(n.data)
+	n.dataShared = false
+	n.data[at] ^= 1 << (bit % 8)
+	if at < int64(len(n.durable)) {
+		n.durable = slices.Clone(n.durable)
+		n.durableShared = false
+		n.durable[at] ^= 1 << (bit % 8)
+	}
+	for i := range n.writes {
+		if w := &n.writes[i]; at >= w.off && at < w.off+int64(len(w.data)) {
+			w.data = slices.Clone(w.data)
+			w.data[at-w.off] ^= 1 << (bit % 8)
+		}
+	}
+}
+
+// Scrap ends a file system that nobody looks at any more: every operation fails
+// from now on, and what it held is given back to the memory, whoever still has a
+// file of it open.
+func (f *FS) Scrap() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dead = true
+	seen := map[*node]bool{}
+	var walk func(n *node)
+	walk = func(n *node) {
+		if n == nil || seen[n] {
+			return
+		}
+		seen[n] = true
+		for _, c := range n.names {
+			walk(c)
+		}
+		for _, c := range n.durableNames {
+			walk(c)
+		}
+		for _, c := range n.changes {
+			walk(c.node)
+		}
+		*n = node{id: n.id, dir: n.dir}
+	}
+	walk(f.root)
+	f.root = f.newDir()
+	f.faults, f.unsettled, f.journal = nil, nil, nil
 }

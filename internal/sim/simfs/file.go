@@ -80,7 +80,7 @@ func (f *file) readAt(p []byte, off int64) (int, error) {
 	n := copy(p, f.n.data[off:])
 	if x := f.fs.fault(OpRead, f.name); x != nil {
 		if x.Effect != FlipRead {
-			return 0, pathErr("read", f.name, syscall.EIO)
+			return 0, pathErr("read", f.name, x.error())
 		}
 		flip(p[:n], x.Bit)
 	}

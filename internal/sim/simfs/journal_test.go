@@ -1,11 +1,13 @@
 package simfs
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -237,5 +239,64 @@ func TestSpace(t *testing.T) {
 	put(t, f, "34567")
 	if _, err := fs.Stat("/a"); !os.IsNotExist(err) {
 		t.Fatal(err)
+	}
+}
+
+// TestDiskFaults: a full disk takes nothing and gives everything back, a rotten bit
+// is in whatever is made of the file later, and what is scrapped is gone.
+func TestDiskFaults(t *testing.T) {
+	fs := New()
+	fs.Keep()
+	must(t, fs.MkdirAll("/d", 0o755))
+	f, err := fs.Create("/d/000001.sst", "")
+	must(t, err)
+	put(t, f, "\x00\x00")
+	must(t, f.Sync())
+	fs.SetFaults(NoSpace(ClassTable, false)...)
+	if _, err := f.Write([]byte("x")); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("a write to a full disk: %v", err)
+	}
+	if _, err := fs.Create("/d/000002.sst", ""); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("a file on a full disk: %v", err)
+	}
+	must(t, fs.MkdirAll("/d/e", 0o755)) // of another class
+	fs.SetFaults(NoSpace(0, true)...)
+	if err := fs.MkdirAll("/d/f", 0o755); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("a directory on a full disk: %v", err)
+	}
+	fs.SetFaults()
+	put(t, f, "y")
+	if fs.Used() != 3 {
+		t.Errorf("%d bytes are used", fs.Used())
+	}
+
+	if _, ok := fs.Rot(ClassWAL, 1); ok {
+		t.Error("rot in a file that is not there")
+	}
+	for _, bit := range []uint64{9, 16} { // the latter is of what is not synced
+		if name, ok := fs.Rot(ClassTable, bit); !ok || name != "/d/000001.sst" {
+			t.Errorf("rot in %q", name)
+		}
+	}
+	must(t, f.Sync())
+	for _, name := range []string{"/", "/d"} {
+		dir, err := fs.OpenDir(name)
+		must(t, err)
+		must(t, dir.Sync())
+	}
+	fs.Settle(fs.Syncs() - 1)
+	for _, img := range []*FS{fs, fs.ImageAt(All, 1, fs.Syncs()), fs.ImageAt(None, 1, fs.Syncs())} {
+		if got := content(t, img, "/d/000001.sst"); got != "\x00\x02x" {
+			t.Errorf("rotten: %q", got)
+		}
+	}
+
+	img := fs.Image(All, 0)
+	fs.Scrap()
+	if _, err := f.Write([]byte("x")); !errors.Is(err, ErrCrashed) {
+		t.Errorf("a write to a scrapped disk: %v", err)
+	}
+	if content(t, img, "/d/000001.sst") != "\x00\x02x" {
+		t.Error("an image went with it")
 	}
 }

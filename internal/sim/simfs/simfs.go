@@ -261,7 +261,7 @@ func (f *FS) begin(kind OpKind, name string) error {
 	if kind != OpWrite && kind != OpSync && kind != OpDirSync && kind != OpRead { // those know what to do
 		if x := f.fault(kind, name); x != nil {
 			f.mu.Unlock()
-			return pathErr("simfs", name, syscall.EIO)
+			return pathErr("simfs", name, x.error())
 		}
 	}
 	return nil

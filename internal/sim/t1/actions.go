@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/sim/coverage"
-	"github.com/flotillakv/flotilla/internal/sim/simfs"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -122,6 +121,12 @@ func (w *World) act(a Action) {
 		w.net.replay(1 + int(a.R%8))
 	case ActDiskFault:
 		n.failDisk(a.R)
+	case ActFull:
+		n.fillDisk(a.R, a.Dur)
+	case ActReadError:
+		n.failReads(a.R)
+	case ActRot:
+		w.rot(n, a.R)
 	}
 }
 
@@ -331,24 +336,4 @@ func (w *World) onCore(n *node, s raft.ShardID, f func(raft.Time, *raft.Core, *r
 			return nil
 		})
 	})
-}
-
-// failDisk makes one of the next operations on the log fail; the node has to stop.
-func (n *node) failDisk(r uint64) {
-	if !n.up {
-		return
-	}
-	kind := coverage.WriteError
-	x := simfs.Fault{Kind: simfs.OpWrite, Class: simfs.ClassWAL, Nth: 1 + int(r>>8%4), Sticky: true}
-	switch r % 4 {
-	case 0:
-		x.Effect, kind = simfs.TornWrite, coverage.TornWrite
-	case 1:
-		x.Kind, x.Effect, kind = simfs.OpSync, simfs.SyncLost, coverage.SyncLost
-	case 2:
-		x.Kind, kind = simfs.OpSync, coverage.SyncError
-	}
-	n.disk.SetFaults(x)
-	n.w.cover(kind, n)
-	n.faulty, n.affliction = true, kind
 }

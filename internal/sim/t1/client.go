@@ -27,6 +27,7 @@ type clients struct {
 	tick  int64 // order of calls and answers
 	known []seen
 	open  int // operations under way
+	under []*attempt
 }
 
 // seen is what clients last saw of a group of keys: conditions want it. A hint only.
@@ -54,7 +55,9 @@ type attempt struct {
 	node     *node
 	deadline int64
 	tries    int
-	over     bool
+	over     bool         // this try
+	told     bool         // the operation is in the history
+	done     bool         // all of it
 	unknown  bool         // of a session: an earlier try may have taken effect
 	home     raft.ShardID // which holds the keys
 }
@@ -123,8 +126,27 @@ func (cs *clients) begin(a Action) {
 func (c *client) begin(g int, patience time.Duration, build func() (*shard.Request, *linear.Op)) {
 	c.busy = true
 	c.w.clients.open++
+	c.w.clients.end() // of those that are over
 	at := &attempt{c: c, build: build, shard: c.w.shardOf(g), deadline: c.w.now + int64(20*time.Millisecond+patience)}
+	c.w.clients.under = append(c.w.clients.under, at)
 	at.send(c.hint[at.shard])
+}
+
+// end forgets the attempts that are over.
+func (cs *clients) end() {
+	cs.under = slices.DeleteFunc(cs.under, func(at *attempt) bool { return at.done })
+}
+
+// giveUp ends what is under way when the run does: nobody knows what becomes of it.
+func (cs *clients) giveUp() {
+	cs.end()
+	for _, at := range cs.under {
+		if o := at.op; !at.told && o.Write != 0 {
+			o.Return = cs.now()
+			at.wrote(nil, shard.MaybeApplied)
+		}
+	}
+	cs.under = nil
 }
 
 // build draws one operation on a group.
@@ -262,6 +284,7 @@ func (at *attempt) send(to int) {
 		at.home = at.req.Shard
 		at.number()
 	}
+	at.told = false
 	at.tries++
 	at.node = w.nodes[to%len(w.nodes)]
 	at.over = false
@@ -333,6 +356,7 @@ func (at *attempt) finish(try int, resp *shard.Response, err error) {
 		w.after(w.exp(time.Duration(min(at.tries, 10))*4*time.Millisecond), func() { at.send(w.rng.IntN(w.p.Nodes)) })
 		return
 	}
+	at.told = true
 	if err != nil {
 		o.Err = err.Error()
 	}
@@ -363,7 +387,7 @@ func (at *attempt) finish(try int, resp *shard.Response, err error) {
 	}
 	retry := err != nil && (outcome == shard.NotApplied || o.Write == 0)
 	if !retry || w.now >= at.deadline {
-		c.busy = false
+		c.busy, at.done = false, true
 		w.clients.open--
 		return
 	}

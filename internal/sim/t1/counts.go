@@ -30,11 +30,13 @@ type Counts struct {
 	Undecided  int // groups for which the search took too long
 	Ops        int // operations of clients
 	Reads      int
-	LeaseReads int // of them: served by a lease, without asking anybody
-	Writes     int // acknowledged
-	Unknown    int // writes of unknown outcome
-	Denied     int // writes that were refused for certain
-	FailStops  int // nodes that stopped because of their disk
+	LeaseReads int  // of them: served by a lease, without asking anybody
+	Writes     int  // acknowledged
+	Unknown    int  // writes of unknown outcome
+	Denied     int  // writes that were refused for certain
+	FailStops  int  // nodes that stopped because of their disk
+	Refusals   int  // nodes that did not start again because bits of their disk were wrong
+	Loose      bool // a fault struck Pebble's own goroutines: another run of the seed may differ
 	Faults     map[string]int
 }
 
@@ -66,6 +68,7 @@ func (c *Counts) Add(o *Counts) {
 	c.Unknown += o.Unknown
 	c.Denied += o.Denied
 	c.FailStops += o.FailStops
+	c.Refusals += o.Refusals
 	for k, v := range o.Faults {
 		c.fault(k, v)
 	}
@@ -90,11 +93,11 @@ func (c *Counts) String() string {
 		fmt.Fprintf(&f, " %s=%d", k, c.Faults[k])
 	}
 	return fmt.Sprintf(`seeds %d, events %d
-disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk
+disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk, %d not started again
 raft: %d terms with a leader, %d entries committed, %d applied, %d configurations, %d replicas destroyed, %d snapshots installed, %d frames, %d refused
 clients: %d operations, %d reads (%d by lease), %d writes, %d unknown, %d denied; %d linearizable histories, %d undecided
 faults:%s`,
-		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops,
+		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops, c.Refusals,
 		c.Leaders, c.Commits, c.Applies, c.Confs, c.Destroyed, c.SnapsSent, c.Frames, c.Refused,
 		c.Ops, c.Reads, c.LeaseReads, c.Writes, c.Unknown, c.Denied, c.Histories, c.Undecided, f.String())
 }

@@ -42,6 +42,8 @@ func (w *World) liveness() {
 			n.jump(0)
 			n.slowUntil = 0
 			n.disk.SetFaults()
+			n.disk.SetSpace(0)
+			n.fullUntil = 0
 			n.restart()
 		}
 	}
@@ -179,7 +181,7 @@ func (w *World) core() []bool {
 	}
 	set := make([]bool, len(w.nodes))
 	for i := range set {
-		set[i] = true
+		set[i] = w.nodes[i].rotten == ""
 	}
 	ok := func() bool {
 		for i := range needs {
@@ -203,7 +205,7 @@ func (w *World) core() []bool {
 		return nil
 	}
 	for _, i := range w.rng.Perm(len(set)) {
-		if w.rng.IntN(3) == 0 {
+		if w.rng.IntN(3) == 0 || !set[i] {
 			continue
 		}
 		set[i] = false
@@ -294,6 +296,7 @@ func (w *World) finalChecks() {
 		}
 	}
 	w.orc.audit()
+	w.clients.giveUp()
 	if w.custom != nil {
 		w.custom.check()
 		w.res.Runs = 1

@@ -57,6 +57,15 @@ type node struct {
 	lost    bool                  // a call never came back from the failed store
 	// affliction is what faulty is about.
 	affliction coverage.Fault
+	tether  *tether
+	wreck   *engine.Engine // of a life that ended with a failed store
+
+	// The disk, over all lives: see disk.go.
+	fullUntil int64  // no file can grow until then
+	stops     int    // because of the disk
+	full      bool   // of the present life: some files cannot
+	rotten    string // the file in which a bit has rotted; "": none
+	epoch     uint64 // boot epoch of the last life
 
 	// Answers that the host owes in this life, and one that came twice.
 	waiting int
@@ -119,30 +128,62 @@ func newNode(w *World, i int) *node {
 	return n
 }
 
-// open opens the store of the disk. A crash may come in the middle of it.
-func (n *node) open() {
+// tether leads from what a life of a node started to the node. It is cut when the
+// life ends, so that what a failed store keeps for ever is not the whole world.
+type tether struct{ n atomic.Pointer[node] }
+
+func (t *tether) onFatal(err error) {
+	if n := t.n.Load(); n != nil {
+		n.onFatal(err)
+	}
+}
+
+func (t *tether) onDurable() {
+	if n := t.n.Load(); n != nil && n.up {
+		n.settle(n.disk.Syncs())
+	}
+}
+
+func (t *tether) now() time.Time {
+	if n := t.n.Load(); n != nil {
+		return time.Unix(0, epochNanos+n.w.now)
+	}
+	return time.Unix(0, epochNanos)
+}
+
+// openEngine opens the store of the disk, once.
+func (n *node) openEngine() (*engine.Engine, error) {
+	if !n.w.p.Reuse {
+		n.disk.NoReuse()
+	}
+	if n.tether != nil {
+		n.tether.n.Store(nil)
+	}
+	t := &tether{}
+	t.n.Store(n)
+	n.tether = t
+	return engine.Open(engine.Options{
+		Dir: storeDir, FS: n.disk, Cluster: clusterID, Node: n.id, Cache: n.w.cache, MemTableBytes: n.w.p.MemTable,
+		OnFatal: t.onFatal, OnDurable: t.onDurable, Now: t.now,
+	})
+}
+
+// open opens the store of the disk. A crash may come in the middle of it. It
+// reports false if the store refused, as it may where bits have rotted.
+func (n *node) open() bool {
 	w := n.w
 	for try := 0; ; try++ {
-		if !w.p.Reuse {
-			n.disk.NoReuse()
+		e, err := n.openEngine()
+		if err != nil && n.rotten != "" {
+			n.refused(err)
+			return false
 		}
-		gen := n.gen
-		e, err := engine.Open(engine.Options{
-			Dir: storeDir, FS: n.disk, Cluster: clusterID, Node: n.id, Cache: w.cache, MemTableBytes: w.p.MemTable,
-			OnFatal: n.onFatal,
-			OnDurable: func() {
-				if n.gen == gen && n.up {
-					n.settle(n.disk.Syncs())
-				}
-			},
-			Now: func() time.Time { return time.Unix(0, epochNanos+w.now) },
-		})
 		if err != nil {
 			w.fail("F1", "node %d does not open its store after a crash: %v", n.id, err)
 		}
 		n.eng = e
 		if n.boots == 0 || w.calm || try >= 2 || n.rng.Float64() >= w.p.Recovery {
-			return
+			return true
 		}
 		// A second crash, somewhere in the recovery.
 		// The boot epoch is what an opening writes that others hear of: how many
@@ -175,13 +216,33 @@ func (n *node) mode() simfs.Mode {
 // boot starts the node from its disk.
 func (n *node) boot() {
 	w := n.w
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case refusal:
+			n.refused(r.err)
+		default:
+			panic(r)
+		}
+	}()
 	n.gen++
 	n.died.Store(nil)
-	n.dead, n.faulty, n.lost = make(chan struct{}), false, false
-	n.open()
+	n.dead, n.faulty, n.full, n.lost = make(chan struct{}), n.rotten != "", false, false
+	if !n.open() {
+		return
+	}
 	states, err := n.eng.Boot()
+	if n.rotten != "" && (err != nil || !n.scrub()) {
+		n.refused(err)
+		return
+	}
 	if err != nil {
 		w.fail("S8", "node %d does not boot after a crash: %v", n.id, err)
+	}
+	if e := n.eng.BootEpoch(); e <= n.epoch {
+		w.fail("S14", "node %d boots with epoch %d after one with %d", n.id, e, n.epoch)
+	} else {
+		n.epoch = e
 	}
 	n.disk.Settle(n.disk.Syncs())
 	if n.boots == 0 {
@@ -198,7 +259,7 @@ func (n *node) boot() {
 
 	support, err := n.eng.LoadSupport()
 	if err != nil {
-		w.fail("S8", "node %d: support records: %v", n.id, err)
+		n.bootFail("S8", "node %d: support records: %v", n.id, err)
 	}
 	var recs []liveness.Record
 	for _, r := range support {
@@ -220,7 +281,7 @@ func (n *node) boot() {
 		Gate: func(now raft.Time) bool { return n.host.Alive(now, w.p.Support/2) },
 	}, (*nodeStore)(n), (*nodeNet)(n), n.clock)
 	if err != nil {
-		w.fail("panic", "node %d: liveness: %v", n.id, err)
+		n.bootFail("panic", "node %d: liveness: %v", n.id, err)
 	}
 	if w.custom != nil {
 		n.custom = w.opt.Custom.Machine()
@@ -230,14 +291,14 @@ func (n *node) boot() {
 		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(),
 		Leases: !w.p.NoLease, Nodes: func() []raft.NodeID { return peers },
 		OnDestroy: func(s raft.ShardID, r raft.ReplicaID) { n.shadow.destroyed(n, s, r) },
-		OnFatal:   n.onFatal,
+		OnFatal:   n.tether.onFatal,
 		OnSync:    n.live.NoteSync, ClockOK: n.live.ClockOK,
 	})
 	if err != nil {
-		w.fail("panic", "node %d: host: %v", n.id, err)
+		n.bootFail("panic", "node %d: host: %v", n.id, err)
 	}
 	if n.st, err = n.host.Stepper(); err != nil {
-		w.fail("panic", "node %d: %v", n.id, err)
+		n.bootFail("panic", "node %d: %v", n.id, err)
 	}
 	n.st.OnRound, n.st.OnCommit = n.onRound, n.onCommit
 	n.loops = make([]loopState, n.st.Loops())
@@ -246,7 +307,7 @@ func (n *node) boot() {
 		load = append(load, s.State)
 	}
 	if err := n.host.AddGroups(load); err != nil {
-		w.fail("S8", "node %d: %v", n.id, err)
+		n.bootFail("S8", "node %d: %v", n.id, err)
 	}
 	var mine []raft.Descriptor
 	for _, d := range w.descriptors() {
@@ -255,7 +316,7 @@ func (n *node) boot() {
 		}
 	}
 	if err := n.host.CreateGroups(mine); err != nil { // as at every start: those that exist are left alone
-		w.fail("F1", "node %d: %v", n.id, err)
+		n.bootFail("F1", "node %d: %v", n.id, err)
 	}
 	n.disk.Settle(n.disk.Syncs())
 	if n.boots == 1 {
@@ -263,7 +324,7 @@ func (n *node) boot() {
 	}
 	for _, v := range n.host.Views() {
 		if n.shadow.visible[v.Shard] == nil {
-			w.fail("S11", "node %d: replica %d of shard %d comes back to life", n.id, v.Replica, v.Shard)
+			n.bootFail("S11", "node %d: replica %d of shard %d comes back to life", n.id, v.Replica, v.Shard)
 		}
 	}
 	n.snaps, err = snapshot.New(snapshot.Options{
@@ -276,7 +337,7 @@ func (n *node) boot() {
 		},
 	})
 	if err != nil {
-		w.fail("F1", "node %d: snapshots: %v", n.id, err)
+		n.bootFail("F1", "node %d: snapshots: %v", n.id, err)
 	}
 	n.store = kv.NewStore(kv.Options{Host: door{n}, Engine: n.eng, Go: n.readLater})
 	for _, p := range peers {
@@ -436,7 +497,17 @@ func (n *node) crash(mode simfs.Mode) {
 	w.res.Images++
 	n.shadow.crashed(r, mode != simfs.None)
 	n.release()
-	n.disk = img
+	n.swap(img)
+}
+
+// swap puts another disk in. What a failed store still has of the old one is let go.
+func (n *node) swap(disk *simfs.FS) {
+	if n.wreck != nil {
+		n.disk.Scrap()
+		n.wreck.Discard()
+		n.wreck = nil
+	}
+	n.disk = disk
 	n.disk.Keep()
 }
 
@@ -458,53 +529,12 @@ func (n *node) failStop(err error) {
 	img := n.disk.ImageAt(simfs.None, n.rng.Uint64(), n.disk.Settled())
 	w.res.Images++
 	n.release()
-	n.disk = img
-	n.disk.Keep()
-	w.after(50*time.Millisecond+w.exp(100*time.Millisecond), func() { n.restart() })
-}
-
-// onFatal is the last word of the engine or the host, on any goroutine.
-func (n *node) onFatal(err error) {
-	if n.died.CompareAndSwap(nil, &err) {
-		close(n.dead)
-	}
-}
-
-// patience is how long, of real time, a call that a failed store holds may take to return.
-const patience = 300 * time.Millisecond
-
-// guarded runs f. On a node whose disk is to fail it does so aside: a failed
-// store may keep the goroutine that called it for ever, which must not be the driver's.
-func (n *node) guarded(f func()) {
-	if !n.faulty {
-		f()
+	n.swap(img)
+	if n.stops++; n.rotten != "" && n.stops > 3 { // whoever runs it takes it out
+		n.held = true
 		return
 	}
-	done, dead := make(chan any, 1), n.dead
-	go func() {
-		defer func() { done <- recover() }()
-		f()
-	}()
-	var p any
-	select {
-	case p = <-done:
-	case <-dead:
-		select {
-		case p = <-done:
-		case <-time.After(patience):
-			n.lost, n.w.task = true, nil
-		}
-	}
-	if p != nil {
-		panic(p)
-	}
-}
-
-// restart boots the node if it is down and not to stay so.
-func (n *node) restart() {
-	if !n.up && !n.held {
-		n.boot()
-	}
+	w.after(50*time.Millisecond+w.exp(100*time.Millisecond), func() { n.restart() })
 }
 
 // release ends the present life: nothing of it is heard any more.
@@ -514,10 +544,12 @@ func (n *node) release() {
 	}
 	n.up = false
 	n.gen++
+	n.tether.n.Store(nil)
 	n.w.net.died(n)
 	if n.lost { // whatever it holds is left to it
 		n.tasks, n.waiting = nil, 0
 		n.asks++
+		n.wreck = n.eng
 		n.eng, n.host, n.st, n.live, n.snaps, n.store = nil, nil, nil, nil, nil, nil
 		return
 	}
@@ -527,6 +559,7 @@ func (n *node) release() {
 	defer func() { n.asks++ }()
 	failed := n.died.Load() != nil
 	n.disk.SetFaults()
+	n.disk.SetSpace(0)
 	n.host.Close()
 	if n.twice != "" {
 		n.w.fail("S9", "node %d answers a %s twice", n.id, n.twice)
@@ -537,8 +570,11 @@ func (n *node) release() {
 	n.waiting = 0
 	n.snaps.Close()
 	n.live.Close()
-	if err := n.eng.Close(); err != nil && !failed {
-		n.w.fail("F1", "node %d: close: %v", n.id, err)
+	if err := n.eng.Close(); err != nil {
+		if !failed && !n.faulty {
+			n.w.fail("F1", "node %d: close: %v", n.id, err)
+		}
+		n.wreck = n.eng
 	}
 	n.eng, n.host, n.st, n.live, n.snaps, n.store = nil, nil, nil, nil, nil, nil
 }
@@ -554,8 +590,7 @@ func (n *node) stop() {
 	n.live.Relinquish()
 	n.shadow.crashed(len(n.shadow.rounds), true)
 	n.release()
-	n.disk = n.disk.Image(simfs.All, 0)
-	n.disk.Keep()
+	n.swap(n.disk.Image(simfs.All, 0))
 }
 
 // nodeStore is the liveness side of a node's engine.

@@ -380,6 +380,9 @@ func (o *oracle) fortified(n *node, m *raft.Msg, d *groupShadow) {
 // checkViews holds what a loop publishes against what is known: S5.
 func (n *node) checkViews(loop int) {
 	w := n.w
+	if n.died.Load() != nil {
+		return // it has something else to say
+	}
 	for _, g := range w.orc.order {
 		id := g.id
 		if n.shadow.visible[id] == nil || n.st.LoopOf(id) != loop {
@@ -459,6 +462,9 @@ func (o *oracle) content(n *node, g *group, i raft.Index) {
 	}
 	d := &g.desc
 	sum, keys, err := digest(n.eng, d)
+	if err != nil && n.died.Load() != nil && n.faulty {
+		return // it has stopped, which is checked elsewhere
+	}
 	if err != nil {
 		o.w.fail("F1", "node %d shard %d: %v", n.id, g.id, err)
 	}

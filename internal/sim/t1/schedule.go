@@ -97,6 +97,9 @@ const (
 	ActOld                              // frames from long ago arrive
 	ActConf                             // a membership change
 	ActSuspend                          // Node stands still, and its monotonic clock with it
+	ActFull                             // Node's disk has no space left for some time
+	ActReadError                        // Node's disk cannot be read
+	ActRot                              // a bit of Node's disk is another one
 )
 
 var actionNames = [...]string{
@@ -105,7 +108,7 @@ var actionNames = [...]string{
 	ActFlap: "flap", ActFollow: "isolate-leader", ActClog: "clog", ActSwizzle: "swizzle", ActReset: "reset",
 	ActDropType: "drop-type", ActStorm: "storm", ActPause: "pause", ActSlowDisk: "slow-disk", ActWall: "wall",
 	ActTransfer: "transfer", ActCampaign: "campaign", ActStop: "stop", ActDiskFault: "disk-fault", ActOld: "old-frames",
-	ActSuspend: "suspend", ActConf: "conf",
+	ActSuspend: "suspend", ActConf: "conf", ActFull: "full-disk", ActReadError: "read-error", ActRot: "rot",
 }
 
 // String returns the action's name in traces.
@@ -133,8 +136,10 @@ type Action struct {
 // fixed: "calm" has no faults, "crash" many crashes of all kinds, "net" many
 // network faults, "snap" small logs and long absences, so that snapshots travel,
 // "disk" failing and slow disks, "conf" many membership changes, "many" seven
-// nodes and twelve shards.
-var Profiles = []string{"swarm", "calm", "crash", "net", "snap", "disk", "conf", "many"}
+// nodes and twelve shards, "rot" disks that cannot be read, are full anywhere, or
+// have a bit wrong. What strikes in "rot" strikes Pebble's own goroutines too, whose
+// order no seed decides: two runs of one seed may differ there ([Counts.Loose]).
+var Profiles = []string{"swarm", "calm", "crash", "net", "snap", "disk", "conf", "many", "rot"}
 
 // Draw draws the schedule of a seed. Zero duration: drawn.
 func Draw(seed uint64, profile string, duration time.Duration) Schedule {
@@ -186,6 +191,9 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 		{ActConf, rate(4), 0},
 		{ActOld, rate(1), 0},
 		{ActDiskFault, rate(0.15), 200 * time.Millisecond},
+		{ActFull, rate(0.1), 300 * time.Millisecond},
+		{ActReadError, 0, 0},
+		{ActRot, 0, 0},
 		{ActOp, 50 + 70*rng.Float64(), 0},
 	}
 	for i := range sources {
@@ -204,6 +212,14 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 			src.perSec = 8 * boost
 		case profile == "disk" && src.kind == ActDiskFault:
 			src.perSec = 0.6 * boost
+		case (profile == "disk" || profile == "rot") && src.kind == ActFull:
+			src.perSec = 0.3 * boost
+		case profile == "rot" && src.kind == ActReadError:
+			src.perSec = 0.2 * boost
+		case profile == "rot" && src.kind == ActRot:
+			src.perSec = 0.5 * boost
+		case profile == "rot" && src.kind == ActCrash:
+			src.perSec = max(src.perSec, 1.5*boost) // what is read is what was written long ago
 		case profile == "disk" && src.kind == ActSlowDisk:
 			src.perSec = 1.5 * boost
 		}

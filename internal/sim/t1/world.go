@@ -185,6 +185,7 @@ func (w *World) closeAll() {
 	}()
 	for _, n := range w.nodes {
 		n.release()
+		n.swap(n.disk)
 	}
 }
 
