@@ -133,7 +133,8 @@ type Stats struct {
 	UnknownShard                              uint64 // messages for shards without a replica here
 	Anomalies                                 uint64 // messages that no correct peer sends; they were dropped
 	JoinedTries                               uint64 // tries of session commands that joined one under way
-	PendingBytes                              int64
+	PendingBytes                              int64  // of proposals not yet resolved
+	PendingReads                              int64  // not yet answered
 }
 
 // New makes a host. It does nothing before Start.
@@ -446,6 +447,7 @@ func (h *Host) Stats() Stats {
 		Rounds: h.stats.rounds.Load(), Syncs: h.stats.syncs.Load(), Entries: h.stats.entries.Load(),
 		Commands: h.stats.commands.Load(), Applied: h.stats.applied.Load(),
 		UnknownShard: h.stats.unknown.Load(), Anomalies: h.stats.anomalies.Load(), JoinedTries: h.stats.joined.Load(), PendingBytes: h.pending.Load(),
+		PendingReads: h.reads.Load(),
 	}
 }
 

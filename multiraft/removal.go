@@ -359,6 +359,14 @@ func (l *loop) sweep(now raft.Time) {
 		}
 		r := l.order[l.sweepNext]
 		l.sweepNext++
+		if mutants.On("L2-restless") && r.core.Status().Role == raft.RoleLeader { // leaders take turns
+			for _, p := range r.desc.Replicas {
+				if p.ID != r.self && r.core.Transfer(now, p.ID, &l.out) == nil {
+					l.touch(r)
+					break
+				}
+			}
+		}
 		if v := r.pub.Load(); !v.IsLeader && v.Leader != 0 && v.Leader != l.h.node {
 			l.askNode(r, v.Leader)
 		}

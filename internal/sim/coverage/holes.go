@@ -112,7 +112,7 @@ var T0 = Tier{
 var T1 = Tier{
 	Name: "T1",
 	Faults: faults(Kill, CrashLost, CrashPart, CrashTorn, CrashSubset, CrashZeroed, CrashBlocks, CrashReorder, CrashRecovery, PowerCut, Stop, Pause, Suspend, WallJump, Drift,
-		SlowDisk, WriteError, TornWrite, SyncError, SyncLost, Drop, DropType, Dup, Reorder, Late, Cut, OneWay, Clog, Reset, Corrupt, LostAnswer, LateCopy),
+		SlowDisk, WriteError, TornWrite, SyncError, SyncLost, ReadError, DiskFull, Rot, Drop, DropType, Dup, Reorder, Late, Cut, OneWay, Clog, Reset, Corrupt, LostAnswer, LateCopy),
 	Ops:    allOps,
 	Seldom: ops(Apply, SnapInstall),
 	never: []never{

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/sim/coverage"
+	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -114,7 +115,9 @@ func (w *World) act(a Action) {
 		w.onCore(n, raft.ShardID(a.R%uint64(w.p.Shards)+1), func(now raft.Time, c *raft.Core, o *raft.Out) { c.Campaign(now, o) })
 	case ActConf:
 		s := raft.ShardID(a.R%uint64(w.p.Shards) + 1)
-		if l := w.pickLeader(a.R); l != nil {
+		if a.R>>60&1 == 0 {
+			w.changeReplicas(a.R, w.drawChanges(a.R>>8), 25)
+		} else if l := w.pickLeader(a.R); l != nil {
 			w.changeConf(l, s, a.R>>8)
 		}
 	case ActOld:
@@ -335,5 +338,59 @@ func (w *World) onCore(n *node, s raft.ShardID, f func(raft.Time, *raft.Core, *r
 			f(now, c, o)
 			return nil
 		})
+	})
+}
+
+// drawChanges draws what some nodes shall hold of a shard.
+func (w *World) drawChanges(r uint64) []multiraft.Change {
+	rng := rand.New(rand.NewPCG(r, 0xcf))
+	var out []multiraft.Change
+	for _, i := range rng.Perm(len(w.nodes))[:1+rng.IntN(2)] {
+		out = append(out, multiraft.Change{Node: raft.NodeID(i + 1), Role: []raft.Role{0, raft.Voter, raft.Voter, raft.Learner}[rng.IntN(4)]})
+	}
+	return out
+}
+
+// changeReplicas leads a shard to changes step by step as the product does
+// (multiraft.NextStep), whoever leads it at each step.
+func (w *World) changeReplicas(r uint64, changes []multiraft.Change, tries int) {
+	if tries == 0 || w.calm {
+		return
+	}
+	again := func() {
+		w.after(5*time.Millisecond+w.exp(20*time.Millisecond), func() { w.changeReplicas(r, changes, tries-1) })
+	}
+	n := w.pickLeader(r)
+	if n == nil {
+		again()
+		return
+	}
+	s := raft.ShardID(r%uint64(w.p.Shards) + 1)
+	w.onCore(n, s, func(now raft.Time, c *raft.Core, o *raft.Out) {
+		v, ok := n.host.View(s)
+		if st := c.Status(); !ok || st.Role != raft.RoleLeader || !st.Ready {
+			again()
+			return
+		}
+		step, err := multiraft.NextStep(&v.Desc, v.Replica, changes, c.Peers(nil))
+		if err != nil {
+			w.res.fault("plan-refused", 1)
+			return
+		}
+		switch step.Kind {
+		case multiraft.StepDone:
+			w.res.fault("plan-done", 1)
+			return
+		case multiraft.StepTransfer:
+			if to, ok := v.Desc.ReplicaOn(step.To); ok {
+				_ = c.Transfer(now, to.ID, o) // looked at again
+			}
+		case multiraft.StepPropose:
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()                                      // do not wait
+			_ = n.host.ChangeConf(ctx, s, step.Conf, nil) // looked at again
+		}
+		w.res.fault("plan-step", 1)
+		again()
 	})
 }

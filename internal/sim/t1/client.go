@@ -13,6 +13,7 @@ import (
 	"github.com/flotillakv/flotilla/internal/sim/linear"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
+	"github.com/flotillakv/flotilla/transport"
 )
 
 // clients are the users of the cluster. Each does one thing at a time, and goes
@@ -297,6 +298,7 @@ func (at *attempt) send(to int) {
 	try := at.tries
 	n := at.node
 	w.res.Ops++
+	sent := transport.EncodeRequest(nil, at.req, time.Duration(max(at.deadline-w.now, 1)))
 	w.after(w.hop(), func() {
 		if !n.up {
 			at.finish(try, nil, &shard.UnavailableError{Node: n.id, Why: "it does not answer"})
@@ -304,9 +306,17 @@ func (at *attempt) send(to int) {
 		}
 		gen := n.gen
 		w.on(n, w.now, func() {
-			n.store.DoAsync(at.req, func(resp *shard.Response) {
+			req, err := transport.DecodeRequest(sent)
+			if err != nil {
+				w.fail("F2", "node %d cannot decode a request: %v", n.id, err)
+			}
+			n.store.DoAsync(req, func(resp *shard.Response) {
 				if n.gen != gen || !n.up {
 					return
+				}
+				resp, err := transport.DecodeResponse(transport.EncodeResponse(nil, resp))
+				if err != nil {
+					w.fail("F2", "an answer of node %d cannot be decoded: %v", n.id, err)
 				}
 				w.after(w.hop(), func() {
 					if !w.calm && w.rng.Float64() < w.p.LostAnswer {

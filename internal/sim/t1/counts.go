@@ -36,6 +36,7 @@ type Counts struct {
 	Denied     int  // writes that were refused for certain
 	FailStops  int  // nodes that stopped because of their disk
 	Refusals   int  // nodes that did not start again because bits of their disk were wrong
+	Stays      int  // runs in which leaders had to last for a while
 	Loose      bool // a fault struck Pebble's own goroutines: another run of the seed may differ
 	Faults     map[string]int
 }
@@ -69,6 +70,7 @@ func (c *Counts) Add(o *Counts) {
 	c.Denied += o.Denied
 	c.FailStops += o.FailStops
 	c.Refusals += o.Refusals
+	c.Stays += o.Stays
 	for k, v := range o.Faults {
 		c.fault(k, v)
 	}

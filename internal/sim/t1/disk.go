@@ -60,11 +60,14 @@ func (n *node) fillDisk(r uint64, d time.Duration) {
 		n.disk.SetSpace(n.disk.Used() + int64(r>>8%(64<<10)))
 		n.faulty, n.full, n.fullUntil, w.res.Loose = true, true, w.now+int64(d), true
 	}
+	n.affliction = coverage.DiskFull
+	w.cover(n.affliction, n)
 	disk := n.disk
 	w.undo(d, func() {
 		if n.disk == disk && n.up {
 			disk.SetFaults()
 			disk.SetSpace(0)
+			n.faulty = n.full || n.rotten != "" // Pebble may still be at it, in the former case
 		}
 	})
 }
@@ -104,7 +107,8 @@ func (n *node) failReads(r uint64) {
 		return
 	}
 	n.disk.SetFaults(simfs.Fault{Kind: simfs.OpRead, AnyClass: true, Nth: 1 + int(r>>8%6), Sticky: r&1 == 0})
-	n.faulty, n.w.res.Loose = true, true
+	n.faulty, n.affliction, n.w.res.Loose = true, coverage.ReadError, true
+	n.w.cover(n.affliction, n)
 }
 
 // rot inverts a bit of a file that one node of the cluster holds durably. From
@@ -123,7 +127,8 @@ func (w *World) rot(n *node, r uint64) {
 	if !ok {
 		return
 	}
-	n.rotten, n.faulty, w.res.Loose = name, true, true
+	n.rotten, n.faulty, n.affliction, w.res.Loose = name, true, coverage.Rot, true
+	w.cover(n.affliction, n)
 	w.res.fault("rotten-"+map[simfs.Class]string{simfs.ClassTable: "table", simfs.ClassIdent: "ident"}[class], 1)
 }
 

@@ -75,6 +75,8 @@ func (w *World) liveness() {
 		}
 		if w.caughtUp(set, target) {
 			w.log(-1, "live", uint64(w.now-start), 0)
+			w.stays()
+			w.leftovers()
 			return
 		}
 	}

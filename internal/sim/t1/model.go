@@ -222,8 +222,17 @@ func (d door) LeaseRead(s raft.ShardID) bool {
 	}
 	n.w.res.LeaseReads++
 	n.w.drifting(n, coverage.LeaseRead, s)
-	if v, ok := n.host.View(s); ok && v.Applied < n.w.orc.groups[s].acked {
-		n.w.fail("S14", "node %d serves shard %d by its lease and has applied %d, acknowledged is %d", n.id, s, v.Applied, n.w.orc.groups[s].acked)
+	v, ok := n.host.View(s)
+	g := n.w.orc.groups[s]
+	if ok && v.Applied < g.acked {
+		n.w.fail("S14", "node %d serves shard %d by its lease and has applied %d, acknowledged is %d", n.id, s, v.Applied, g.acked)
+	}
+	// By the clock of the world: whoever leads an earlier term has ended serving.
+	if ok && v.Term < g.serving {
+		n.w.fail("S14", "node %d serves shard %d by its lease in term %d, after a leader of term %d did", n.id, s, v.Term, g.serving)
+	}
+	if ok {
+		g.serving = v.Term
 	}
 	return true
 }

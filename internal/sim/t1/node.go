@@ -228,6 +228,7 @@ func (n *node) boot() {
 	n.gen++
 	n.died.Store(nil)
 	n.dead, n.faulty, n.full, n.lost = make(chan struct{}), n.rotten != "", false, false
+	n.affliction = coverage.Rot
 	if !n.open() {
 		return
 	}

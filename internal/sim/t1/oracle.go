@@ -35,6 +35,7 @@ type group struct {
 	acked   raft.Index // highest index of which a client was told
 	changes map[entryKey]raft.ConfChange
 	sums    map[raft.Index]uint64 // digests of a user's machine
+	serving raft.Term             // the newest one in which a lease was served by
 	// graves hold what destroyed replicas had on disk: their acknowledgements
 	// still count in the configurations that held them.
 	graves map[raft.ReplicaID]*groupShadow
