@@ -67,7 +67,7 @@ func (n *node) fillDisk(r uint64, d time.Duration) {
 		if n.disk == disk && n.up {
 			disk.SetFaults()
 			disk.SetSpace(0)
-			n.faulty = n.full || n.rotten != "" // Pebble may still be at it, in the former case
+			n.faulty = n.full || n.rotten != "" || n.died.Load() != nil // with tables, Pebble may still be at it
 		}
 	})
 }

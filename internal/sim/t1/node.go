@@ -57,8 +57,8 @@ type node struct {
 	lost    bool                  // a call never came back from the failed store
 	// affliction is what faulty is about.
 	affliction coverage.Fault
-	tether  *tether
-	wreck   *engine.Engine // of a life that ended with a failed store
+	tether     *tether
+	wreck      *engine.Engine // of a life that ended with a failed store
 
 	// The disk, over all lives: see disk.go.
 	fullUntil int64  // no file can grow until then
