@@ -19,7 +19,7 @@ func reach(t *testing.T, seeds uint64, change func(*Schedule)) (missing []string
 	t.Helper()
 	var sum coverage.Table
 	for seed := uint64(1); seed <= seeds; seed++ {
-		for _, p := range []string{"conf", "snap", "disk", "crash", "net"} {
+		for _, p := range []string{"conf", "snap", "rot", "disk", "crash", "net"} {
 			s := Draw(seed, p, 0)
 			change(&s)
 			if r := Run(Options{Schedule: &s, Coverage: &sum}); r.Failure != nil {
@@ -60,7 +60,7 @@ func TestCoverageIsSilent(t *testing.T) {
 		o := Options{Seed: 9, Profile: p, Duration: time.Second}
 		a := Run(o)
 		o.Coverage = &coverage.Table{}
-		if b := Run(o); a.Hash != b.Hash || a.Events != b.Events {
+		if b := Run(o); !a.Loose && (a.Hash != b.Hash || a.Events != b.Events) {
 			t.Errorf("profile %s: %s, and counted %s", p, a.Summary(), b.Summary())
 		}
 		if cells, _ := o.Coverage.Reached(); cells == 0 && p != "calm" {
