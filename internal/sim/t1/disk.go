@@ -84,7 +84,7 @@ func (n *node) startFull() {
 	n.tether.n.Store(nil)
 	if err != nil {
 		var why *engine.OpenError
-		if !errors.As(err, &why) || why.Reason == engine.Corrupt || why.Reason == engine.Amnesia || why.Reason == engine.NewerLayout {
+		if !errors.As(err, &why) || n.rotten == "" && (why.Reason == engine.Corrupt || why.Reason == engine.Amnesia || why.Reason == engine.NewerLayout) {
 			w.fail("F1", "node %d is started on a full disk and says: %v", n.id, err)
 		}
 	} else {
@@ -119,17 +119,14 @@ func (w *World) rot(n *node, r uint64) {
 			return
 		}
 	}
-	class := simfs.ClassTable
-	if r%5 == 0 {
-		class = simfs.ClassIdent
-	}
+	class := []simfs.Class{simfs.ClassIdent, simfs.ClassManifest, simfs.ClassTable}[min(r%6, 2)]
 	name, ok := n.disk.Rot(class, r>>4)
 	if !ok {
 		return
 	}
 	n.rotten, n.faulty, n.affliction, w.res.Loose = name, true, coverage.Rot, true
 	w.cover(n.affliction, n)
-	w.res.fault("rotten-"+map[simfs.Class]string{simfs.ClassTable: "table", simfs.ClassIdent: "ident"}[class], 1)
+	w.res.fault("rotten-"+map[simfs.Class]string{simfs.ClassTable: "table", simfs.ClassIdent: "ident", simfs.ClassManifest: "manifest"}[class], 1)
 }
 
 // scrub reads everything that a rotten store holds. What it can read is what was
