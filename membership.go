@@ -404,7 +404,7 @@ func changed(err error) (changeAnswer, error) {
 	case errors.As(err, &notLeader):
 		return changeAnswer{}, &shard.NotLeaderError{Shard: notLeader.Shard, Leader: notLeader.Leader, Term: notLeader.Term}
 	case errors.As(err, &noQuorum):
-		return changeAnswer{}, &shard.NoQuorumError{Shard: noQuorum.Shard, Down: noQuorum.Down, Since: noQuorum.Since, Voters: noQuorum.Voters}
+		return changeAnswer{}, &shard.NoQuorumError{Shard: noQuorum.Shard, Down: noQuorum.Down, Forgot: noQuorum.Forgot, Since: noQuorum.Since, Voters: noQuorum.Voters}
 	case errors.Is(err, multiraft.ErrUnknownShard):
 		return changeAnswer{}, &shard.EpochError{}
 	case errors.Is(err, multiraft.ErrClosed):

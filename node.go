@@ -393,6 +393,9 @@ func (n *Node) openGroups() error {
 		OnDescriptor: n.onDescriptor, Nodes: n.book.peers(self),
 		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
 		Leases: !n.o.NoClock,
+		OnAmnesia: func(e multiraft.AmnesiaError) {
+			n.events.amnesia(AmnesiaEvent{Shard: uint64(e.Shard), Node: uint32(e.Node), Err: &e})
+		},
 	})
 	if err != nil {
 		return err

@@ -18,6 +18,8 @@ type Observer struct {
 	OnPeer func(PeerEvent)
 	// OnSnapshot: a snapshot was sent or installed.
 	OnSnapshot func(SnapshotEvent)
+	// OnAmnesia: a replica on another node has forgotten what it promised.
+	OnAmnesia func(AmnesiaEvent)
 }
 
 // LeaderEvent reports a change of leadership.
@@ -51,6 +53,16 @@ type SnapshotEvent struct {
 	Err   error
 }
 
+// AmnesiaEvent reports that a node came back with an older state of its disk than
+// it had: its replica of Shard acknowledged entries, or voted, and does not know.
+// It counts for nothing any more, stops by itself when it is told, and has to be
+// replaced. Err says what is missing.
+type AmnesiaEvent struct {
+	Shard uint64
+	Node  uint32
+	Err   error
+}
+
 // eventQueueMax bounds the events waiting for an observer.
 const eventQueueMax = 4096
 
@@ -67,7 +79,7 @@ type events struct {
 
 func newEvents(o Observer) *events {
 	e := &events{o: o, stop: make(chan struct{})}
-	if o.OnLeader == nil && o.OnQuorum == nil && o.OnPeer == nil && o.OnSnapshot == nil {
+	if o.OnLeader == nil && o.OnQuorum == nil && o.OnPeer == nil && o.OnSnapshot == nil && o.OnAmnesia == nil {
 		return e
 	}
 	e.ch = make(chan func(), eventQueueMax)
@@ -123,4 +135,10 @@ func (e *events) snapshot(v SnapshotEvent) {
 func (e *events) close() {
 	e.once.Do(func() { close(e.stop) })
 	e.wg.Wait()
+}
+
+func (e *events) amnesia(v AmnesiaEvent) {
+	if e.o.OnAmnesia != nil {
+		e.post(func() { e.o.OnAmnesia(v) })
+	}
 }

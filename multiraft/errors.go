@@ -70,11 +70,18 @@ type NoQuorumError struct {
 	Down  []raft.NodeID
 	// Voters is how many voters the shard has, in both halves of a joint configuration.
 	Voters int
+	// Forgot are the nodes whose replicas have forgotten what they promised. They
+	// count for nothing and do not come back.
+	Forgot []raft.NodeID
 	Since  time.Time
 }
 
 func (e *NoQuorumError) Error() string {
-	return fmt.Sprintf("multiraft: shard %d has no quorum: nodes %v do not answer since %s", e.Shard, e.Down, e.Since.Format(time.RFC3339))
+	s := fmt.Sprintf("multiraft: shard %d has no quorum: nodes %v do not answer since %s", e.Shard, e.Down, e.Since.Format(time.RFC3339))
+	if len(e.Forgot) > 0 {
+		s += fmt.Sprintf("; nodes %v have forgotten what they promised and have to be replaced", e.Forgot)
+	}
+	return s
 }
 
 // OverloadedError says that a limit was reached before anything was proposed.

@@ -70,6 +70,9 @@ type Config struct {
 	// OnDestroy is called when a replica was destroyed after its removal: its data
 	// are gone.
 	OnDestroy func(shard raft.ShardID, replica raft.ReplicaID)
+	// OnAmnesia is called on a loop when a replica of another node is found to have
+	// forgotten what it promised. It must not block.
+	OnAmnesia func(AmnesiaError)
 	// Nodes lists the nodes of the cluster, to be asked by replicas that know of
 	// no member that is left. Nil: such replicas stay. It must not block.
 	Nodes func() []raft.NodeID
@@ -105,6 +108,7 @@ type Host struct {
 	reads      atomic.Int64 // reads not yet answered
 	onDesc     func(View)
 	onDestroy  func(raft.ShardID, raft.ReplicaID)
+	onForget   func(AmnesiaError)
 	nodes      func() []raft.NodeID
 
 	mu      sync.Mutex // rank 1: creation of groups, start, close
@@ -123,8 +127,8 @@ type Host struct {
 }
 
 type stats struct {
-	rounds, syncs, entries, commands, applied, unknown, joined, anomalies atomic.Uint64
-	anomalyToldAt                                                         atomic.Int64 // Clock.Now of the last log line
+	rounds, syncs, entries, commands, applied, unknown, joined, anomalies, amnesiacs atomic.Uint64
+	anomalyToldAt                                                                    atomic.Int64 // Clock.Now of the last log line
 }
 
 // Stats counts what the host did since its start.
@@ -133,6 +137,7 @@ type Stats struct {
 	UnknownShard                              uint64 // messages for shards without a replica here
 	Anomalies                                 uint64 // messages that no correct peer sends; they were dropped
 	JoinedTries                               uint64 // tries of session commands that joined one under way
+	Amnesiacs                                 uint64 // replicas of other nodes that had forgotten what they promised
 	PendingBytes                              int64  // of proposals not yet resolved
 	PendingReads                              int64  // not yet answered
 }
@@ -164,7 +169,7 @@ func New(c Config) (*Host, error) {
 	if lc, ok := c.Liveness.(LeaseClock); ok && c.Leases {
 		h.leases, h.leaseClock = true, lc
 	}
-	h.onDesc, h.onDestroy, h.nodes = c.OnDescriptor, c.OnDestroy, c.Nodes
+	h.onDesc, h.onDestroy, h.onForget, h.nodes = c.OnDescriptor, c.OnDestroy, c.OnAmnesia, c.Nodes
 	for i := range c.Loops {
 		h.loops = append(h.loops, newLoop(h, i))
 	}
@@ -187,6 +192,12 @@ func mix(x uint64) uint64 {
 // AddGroups loads replicas from their durable states, before or after Start.
 // A state whose descriptor has no replica on this node is left alone.
 func (h *Host) AddGroups(states []raft.State) error {
+	return h.addGroups(states, h.engine.BootEpoch() > 1)
+}
+
+// addGroups is AddGroups; restarted says that the replicas were there before
+// this boot.
+func (h *Host) addGroups(states []raft.State, restarted bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -219,7 +230,7 @@ func (h *Host) AddGroups(states []raft.State) error {
 			me.ID = lowest - 1
 		}
 		core, err := raft.NewCore(raft.Config{
-			Node: h.node, Replica: me.ID, Liveness: h.live, Leased: h.leases,
+			Node: h.node, Replica: me.ID, Liveness: h.live, Leased: h.leases, Restarted: restarted,
 			Rand: mix(h.seed ^ uint64(id)<<20 ^ uint64(h.node)), Tuning: h.tuning,
 		}, st, now)
 		if err != nil {
@@ -305,7 +316,7 @@ func (h *Host) CreateGroups(descs []raft.Descriptor) error {
 		h.fatal(err)
 		return fmt.Errorf("multiraft: create groups: %w", err)
 	}
-	return h.AddGroups(states)
+	return h.addGroups(states, false)
 }
 
 func (h *Host) lookup(s raft.ShardID) *replica { return (*h.table.Load())[s] }
@@ -446,7 +457,7 @@ func (h *Host) Stats() Stats {
 	return Stats{
 		Rounds: h.stats.rounds.Load(), Syncs: h.stats.syncs.Load(), Entries: h.stats.entries.Load(),
 		Commands: h.stats.commands.Load(), Applied: h.stats.applied.Load(),
-		UnknownShard: h.stats.unknown.Load(), Anomalies: h.stats.anomalies.Load(), JoinedTries: h.stats.joined.Load(), PendingBytes: h.pending.Load(),
+		UnknownShard: h.stats.unknown.Load(), Anomalies: h.stats.anomalies.Load(), JoinedTries: h.stats.joined.Load(), Amnesiacs: h.stats.amnesiacs.Load(), PendingBytes: h.pending.Load(),
 		PendingReads: h.reads.Load(),
 	}
 }
@@ -680,7 +691,7 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 			return l.notInstalled(shard, index, term, err)
 		}
 		l.h.spawn(func() { // AddGroups takes Host.mu, which a loop must not wait for
-			if err := l.h.AddGroups([]raft.State{st}); err != nil {
+			if err := l.h.addGroups([]raft.State{st}, false); err != nil {
 				l.h.logger.Warn("replica from snapshot not added", "shard", shard, "err", err)
 			}
 		})

@@ -407,6 +407,10 @@ func (l *loop) commitRound(now raft.Time) {
 	if l.batch == nil {
 		l.batch = l.h.engine.NewBatch()
 	}
+	l.takeForgets()
+	if l.failed {
+		return
+	}
 	l.applyAll(now)
 	l.fetchAll(now)
 	if l.failed { // the batch lacks something: nothing of the round may be seen

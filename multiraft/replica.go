@@ -125,6 +125,14 @@ func (r *replica) voters() (n int) {
 	return n
 }
 
+// forgot counts the replicas in v.NoQuorum that have forgotten.
+func (v *View) forgot() int {
+	if v.NoQuorum == nil {
+		return 0
+	}
+	return len(v.NoQuorum.Forgot)
+}
+
 // publish makes the replica's state visible to other goroutines if it changed.
 // It reports whether leadership changed.
 func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool) {
@@ -136,7 +144,7 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 	old := r.pub.Load()
 	lease := r.lease(old)
 	if old != nil && old.lease == lease && old.Term == st.Term && old.Leader == st.LeadNode && old.IsLeader == (st.Role == raft.RoleLeader) &&
-		old.IsReady == st.Ready && (old.NoQuorum != nil) == st.QuorumLost && old.Fenced == r.fenced &&
+		old.IsReady == st.Ready && (old.NoQuorum != nil) == st.QuorumLost && old.forgot() == len(st.Forgot) && old.Fenced == r.fenced &&
 		old.Desc.ConfVer == r.desc.ConfVer && old.Desc.Version == r.desc.Version {
 		// Positions change at every round; they are published in place.
 		if old.Commit == st.Commit && old.Applied == r.as.Applied && old.Last == st.Last {
@@ -154,10 +162,10 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 		Generation: r.gen, lease: lease,
 	}
 	if st.QuorumLost {
-		if old != nil && old.NoQuorum != nil {
+		if old != nil && old.NoQuorum != nil && old.forgot() == len(st.Forgot) {
 			v.NoQuorum = old.NoQuorum
 		} else {
-			v.NoQuorum = &NoQuorumError{Shard: r.shard, Down: st.QuorumDown, Voters: r.voters(), Since: wall.Add(-now.Sub(st.Since))}
+			v.NoQuorum = &NoQuorumError{Shard: r.shard, Down: st.QuorumDown, Forgot: st.Forgot, Voters: r.voters(), Since: wall.Add(-now.Sub(st.Since))}
 		}
 	}
 	r.pub.Store(v)

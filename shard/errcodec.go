@@ -36,6 +36,7 @@ const (
 	CodeSessionExpired Code = 17 // shard, known u8, deadline u64, now u64
 	CodeSessionsFull   Code = 18 // shard, limit
 	CodeResultGone     Code = 19 // shard, version, succeeded u8
+	CodeForgot         Code = 20 // as CodeNoQuorum, then n (not zero), nodes
 
 	CodeNoQuorumOf Code = 21 // voters (not zero), code, payload of an error without quorum
 )
@@ -119,7 +120,14 @@ func encodeError(err error, p []byte) (Code, []byte) {
 		for _, n := range noQuorum.Down {
 			p = appendUvarints(p, uint64(n))
 		}
-		return CodeNoQuorum, p
+		if len(noQuorum.Forgot) == 0 {
+			return CodeNoQuorum, p
+		}
+		p = appendUvarints(p, uint64(len(noQuorum.Forgot)))
+		for _, n := range noQuorum.Forgot {
+			p = appendUvarints(p, uint64(n))
+		}
+		return CodeForgot, p
 	case errors.As(err, &overloaded):
 		return CodeOverloaded, appendText(appendUvarints(p, uint64(max(overloaded.RetryAfter, 0))), overloaded.Why)
 	case errors.As(err, &cross):
@@ -202,7 +210,7 @@ func (r *reader) error(code Code) error {
 			}
 		}
 		return e
-	case CodeNoQuorum:
+	case CodeNoQuorum, CodeForgot:
 		e := &NoQuorumError{Shard: raft.ShardID(r.uvarint())}
 		if since := r.uvarint(); since != 0 {
 			e.Since = time.Unix(0, int64(since)).UTC()
@@ -213,6 +221,15 @@ func (r *reader) error(code Code) error {
 		}
 		for range n {
 			e.Down = append(e.Down, r.node())
+		}
+		if code == CodeNoQuorum {
+			return e
+		}
+		if n = r.uvarint(); n == 0 || n > uint64(len(r.b)) {
+			return nil
+		}
+		for range n {
+			e.Forgot = append(e.Forgot, r.node())
 		}
 		return e
 	case CodeNoQuorumOf:

@@ -168,6 +168,10 @@ type NoQuorumError struct {
 	Shard raft.ShardID
 	// Down are the nodes believed to be down, ascending.
 	Down []raft.NodeID
+	// Forgot are the nodes whose replicas have forgotten what they promised (their
+	// stores are older than they were), ascending. They count for nothing and do
+	// not come back: with a majority of them the shard halts for good.
+	Forgot []raft.NodeID
 	// Since is when the quorum was lost, by the answering node's clock.
 	Since time.Time
 	// Voters is how many voters the shard has; zero: not known.
@@ -179,7 +183,7 @@ func (e *NoQuorumError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "flotilla: shard %d has no quorum", e.Shard)
 	if e.Voters > 0 {
-		fmt.Fprintf(&b, ": %d of %d reachable", max(0, e.Voters-len(e.Down)), e.Voters)
+		fmt.Fprintf(&b, ": %d of %d reachable", max(0, e.Voters-len(e.Down)-len(e.Forgot)), e.Voters)
 	}
 	if !e.Since.IsZero() {
 		fmt.Fprintf(&b, " since %s", e.Since.UTC().Format(time.RFC3339))
@@ -191,6 +195,18 @@ func (e *NoQuorumError) Error() string {
 			b.WriteByte(',')
 		}
 		fmt.Fprintf(&b, " %d", n)
+	}
+	for i, n := range e.Forgot {
+		if i == 0 {
+			b.WriteString(", has forgotten what it promised: node")
+		} else {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, " %d", n)
+	}
+	if len(e.Forgot) > 0 {
+		b.WriteString("; nothing was applied; what has forgotten does not come back, the shard goes on if a majority of its nodes is up without it")
+		return b.String()
 	}
 	b.WriteString("; nothing was applied; it recovers by itself once a majority of its nodes is up")
 	return b.String()

@@ -37,6 +37,7 @@ func sampleErrors() []struct {
 		{"epochempty", &EpochError{Shard: 7}, NotApplied, "no replica of shard 7"},
 		{"noquorum", &NoQuorumError{Shard: 7, Down: []raft.NodeID{2, 3}, Since: since}, NotApplied, "down: node 2, 3"},
 		{"noquorumof", &NoQuorumError{Shard: 7, Down: []raft.NodeID{2, 3}, Since: since, Voters: 3}, NotApplied, "shard 7 has no quorum: 1 of 3 reachable since "},
+		{"noquorumforgot", &NoQuorumError{Shard: 7, Down: []raft.NodeID{2}, Forgot: []raft.NodeID{3}, Since: since}, NotApplied, "has forgotten what it promised: node 3;"},
 		{"noquorumbare", &NoQuorumError{Shard: 7}, NotApplied, "shard 7 has no quorum;"},
 		{"overloaded", &OverloadedError{RetryAfter: 50 * time.Millisecond, Why: "the shard's proposals"}, NotApplied, "try again in 50ms"},
 		{"crossshard", &CrossShardError{At: []byte("m")}, NotApplied, `at key "m"`},

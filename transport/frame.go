@@ -325,7 +325,7 @@ func (f *Frame) decodeMsgs(b []byte, n int) error {
 		rec, vals := b, b[msgRecordBytes:msgRecordBytes+entBytes]
 		b = b[msgRecordBytes+entBytes:]
 		typ := raft.MsgType(rec[8])
-		if typ < raft.MsgApp || typ > raft.MsgMemberResp {
+		if typ < raft.MsgApp || typ > raft.MsgForgot {
 			f.Skipped++
 			continue
 		}
@@ -336,7 +336,7 @@ func (f *Frame) decodeMsgs(b []byte, n int) error {
 			Term: raft.Term(le.Uint64(rec[24:])), Index: raft.Index(le.Uint64(rec[32:])),
 			LogTerm: raft.Term(le.Uint64(rec[40:])), Commit: raft.Index(le.Uint64(rec[48:])),
 			CompactTo: raft.Index(le.Uint64(rec[56:])), Epoch: raft.Epoch(le.Uint64(rec[64:])),
-			Round: le.Uint64(rec[72:]),
+			Round: le.Uint64(rec[72:]), Boot: f.BootEpoch,
 		}
 		if nEnt := int(le.Uint16(rec[10:])); nEnt > 0 {
 			if m.Index > 1<<63 {

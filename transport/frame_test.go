@@ -78,6 +78,14 @@ func testMsgs(from, to raft.NodeID) []raft.Msg {
 	}
 }
 
+// inBoot sets the boot epoch of messages, which a decoder takes from the frame.
+func inBoot(msgs []raft.Msg, boot uint64) []raft.Msg {
+	for i := range msgs {
+		msgs[i].Boot = boot
+	}
+	return msgs
+}
+
 // The bytes of a frame are those of the golden files, plain and packed.
 func TestFrameGolden(t *testing.T) {
 	b, err := EncodeFrame(nil, testHeader, testCtls(), testMsgs(1, 2), false)
@@ -97,7 +105,7 @@ func TestFrameGolden(t *testing.T) {
 	}
 	golden(t, "frame_snappy", packed)
 	f, err := DecodeFrame(readGolden(t, "frame_snappy"))
-	if err != nil || !reflect.DeepEqual(f.Msgs, msgs) {
+	if err != nil || !reflect.DeepEqual(f.Msgs, inBoot(msgs, testHeader.BootEpoch)) {
 		t.Fatalf("decoded %+v, %v", f.Msgs, err)
 	}
 }
@@ -111,6 +119,7 @@ func TestFrameRoundTrip(t *testing.T) {
 				in.Msgs = append(in.Msgs, raft.Msg{Type: raft.MsgCommit, Shard: raft.ShardID(i), From: 1, To: 2})
 			}
 		}
+		inBoot(in.Msgs, in.BootEpoch)
 		b, err := EncodeFrame([]byte("prefix"), in.FrameHeader, in.Ctl, in.Msgs, compress)
 		if err != nil {
 			t.Fatal(err)
@@ -393,7 +402,7 @@ func TestFrameRandom(t *testing.T) {
 				Epoch: raft.Epoch(rng.Uint64()), Seq: rng.Uint64(), Echo: rng.Uint64(), Wall: rng.Uint64()})
 		}
 		for range rng.IntN(20) {
-			m := raft.Msg{Type: raft.MsgType(1 + rng.IntN(17)), Flags: uint8(rng.Uint32()), Shard: raft.ShardID(rng.Uint64()), From: in.From, To: in.To,
+			m := raft.Msg{Type: raft.MsgType(1 + rng.IntN(20)), Flags: uint8(rng.Uint32()), Shard: raft.ShardID(rng.Uint64()), From: in.From, To: in.To,
 				FromReplica: raft.ReplicaID(rng.Uint32()), ToReplica: raft.ReplicaID(rng.Uint32()), Term: raft.Term(rng.Uint64()),
 				Index: raft.Index(rng.Uint64() >> 2), LogTerm: raft.Term(rng.Uint64()), Commit: raft.Index(rng.Uint64()),
 				CompactTo: raft.Index(rng.Uint64()), Epoch: raft.Epoch(rng.Uint64()), Round: rng.Uint64()}
@@ -402,6 +411,7 @@ func TestFrameRandom(t *testing.T) {
 			}
 			in.Msgs = append(in.Msgs, m)
 		}
+		inBoot(in.Msgs, in.BootEpoch)
 		b, err := EncodeFrame(nil, in.FrameHeader, in.Ctl, in.Msgs, rng.IntN(2) == 0)
 		if err != nil {
 			t.Fatal(err)

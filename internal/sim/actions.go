@@ -129,6 +129,8 @@ func (w *World) act(a Action) {
 	case ActLate:
 		w.net.late++
 		w.undo(a.Dur, func() { w.net.late = max(w.net.late-1, 0) })
+	case ActOldDisk:
+		w.oldDisk(n, a)
 	case ActConf:
 		w.ask(w.target(a), event{kind: inConf, x: a.R})
 	}
@@ -359,6 +361,9 @@ func (w *World) hurt(n *node) uint8 {
 	k := broken(0)
 	if w.rng.IntN(2) == 0 {
 		k = broken(w.rng.IntN(int(brokenKinds)))
+	}
+	if n.forgot.ghost != nil {
+		k = brokenDown
 	}
 	n.hurt = k
 	w.log(n.idx, "hurt", uint64(k), 0)
@@ -727,7 +732,7 @@ func (w *World) healthy() []bool {
 	}
 	set := make([]bool, len(w.nodes))
 	for i := range set {
-		set[i] = true
+		set[i] = w.nodes[i].forgot.ghost == nil
 	}
 	ok := func() bool {
 		for i := range descs {
@@ -737,7 +742,7 @@ func (w *World) healthy() []bool {
 				if n.up && !n.held {
 					im = &n.disk.visible
 				}
-				return set[n.idx] && im.exists && im.replica == r.ID
+				return set[n.idx] && im.exists && im.replica == r.ID && n.forgot.ghost == nil
 			}) {
 				return false
 			}
@@ -751,9 +756,10 @@ func (w *World) healthy() []bool {
 		if w.rng.IntN(4) == 0 {
 			continue
 		}
+		was := set[i]
 		set[i] = false
 		if !ok() {
-			set[i] = true
+			set[i] = was
 		}
 	}
 	return set

@@ -23,3 +23,10 @@ func withoutRule(t *testing.T, profiles []string, id string) {
 	}
 	t.Errorf("without the rule (%s) nothing is seen", id)
 }
+
+// TestAmnesiaMutants takes the guards against a disk that forgets out, one by one.
+func TestAmnesiaMutants(t *testing.T) {
+	for _, id := range []string{"B18d", "B19", "B19b", "H5"} {
+		withoutRule(t, []string{"amnesia"}, id)
+	}
+}

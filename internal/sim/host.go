@@ -33,9 +33,10 @@ type node struct {
 	stalledUntil int64
 	bootEpoch    uint64 // durable
 
-	disk  disk
-	pairs *liveness.Rules
-	eff   liveness.Effects
+	disk   disk
+	forgot amnesia
+	pairs  *liveness.Rules
+	eff    liveness.Effects
 	// effSpare is the memory of effects that were carried out.
 	effSpare liveness.Effects
 	// lastSync is when a sync last completed, by the node's clock.
@@ -148,6 +149,7 @@ func (n *node) boot() {
 	w := n.w
 	n.up = true
 	n.gen++
+	n.keepOld()
 	n.bootEpoch++ // synced before anything else
 	n.bootAt, n.suspendEnd, n.suspended = w.now, 0, 0
 	n.asks, n.shown = nil, shown{}
@@ -201,7 +203,7 @@ func (n *node) start(st raft.State) {
 		n.w.fail("S10", "node %d starts replica %d, its descriptor names %d", n.id, id, me.ID)
 	}
 	n.w.orc.recovered(n)
-	core, err := raft.NewCore(raft.Config{Node: n.id, Replica: id, Liveness: n, Leased: !n.w.p.NoLease,
+	core, err := raft.NewCore(raft.Config{Node: n.id, Replica: id, Liveness: n, Leased: !n.w.p.NoLease, Restarted: n.bootEpoch > 1,
 		Rand: mix(n.w.sched.Seed, uint64(n.idx)<<32|uint64(n.gen)), Tuning: n.w.p.Tuning}, st, n.clock())
 	if err != nil {
 		n.w.fail("F1", "node %d: NewCore: %v", n.id, err)
@@ -506,6 +508,9 @@ func errCode(err error) uint64 {
 // the same order: applies, reads, one batch, messages.
 func (n *node) commitRound(now raft.Time) {
 	w, o := n.w, &n.out
+	if n.forgets() {
+		return
+	}
 	b := batch{life: n.coreLife}
 	for i := range o.Roles {
 		w.orc.role(n, &o.Roles[i])
@@ -949,6 +954,9 @@ func (n *node) install(now raft.Time, s *snapshot) {
 	if old {
 		// What the core has just asked for precedes the install.
 		n.commitRound(now)
+		if !n.up {
+			return
+		}
 		n.out.Reset()
 	}
 	n.syncAll()
@@ -1029,6 +1037,17 @@ func (n *node) pairEffects() {
 		t := &eff.Table[i]
 		w.orc.support(n, t)
 		w.drifting(n, coverage.Support)
+		if t.Ahead && n.up && !n.forgot.judged {
+			if n.forgot.ghost == nil {
+				w.fail("F1", "node %d is told by node %d that it was in a later boot than %d, and its disk never was older than it is", n.id, t.Node, n.bootEpoch)
+			}
+			gen := n.gen
+			w.after(1, event{kind: evUndo, arg: func() {
+				if n.up && n.gen == gen {
+					n.halt()
+				}
+			}})
+		}
 		if t.Notify {
 			w.log(n.idx, "pair", uint64(t.Node), uint64(t.For)<<1|b2u(t.ForLive))
 			n.input(event{kind: inPairs, x: uint64(t.Node - 1)})

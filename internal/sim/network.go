@@ -101,6 +101,7 @@ func (t *network) send(m *raft.Msg) {
 	}
 	c := *m
 	c.Entries = slices.Clone(m.Entries)
+	c.Boot = w.nodes[a].bootEpoch
 	w.trace.add(record{at: w.now, node: a, what: "send", msg: &c})
 	load := w.cargoOf(w.nodes[a], m)
 	if t.dropType[m.Type] > 0 && !w.calm {

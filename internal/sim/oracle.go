@@ -376,8 +376,8 @@ func (o *oracle) sending(n *node, m *raft.Msg) {
 func (o *oracle) handing(n *node, m *raft.Msg) {
 	t := o.w.nodes[m.To-1]
 	im := &t.disk.durable
-	if !im.exists || im.replica != m.ToReplica || n.core == nil {
-		return // it was replaced, or crashed for good, in between
+	if !im.exists || im.replica != m.ToReplica || n.core == nil || t.forgot.ghost != nil {
+		return // it was replaced, or crashed for good, or forgot what it held, in between
 	}
 	st := n.core.Status()
 	if have, ok := im.term(st.Last); !ok || have != st.LastTerm {
@@ -389,7 +389,7 @@ func (o *oracle) handing(n *node, m *raft.Msg) {
 // refused counts how often a follower refuses appends of one leadership ever
 // further back: a divergent tail is found in one step per term, not per entry.
 func (o *oracle) refused(n *node, m *raft.Msg) {
-	if m.Term != n.core.Status().Term || m.Index == 0 && m.LogTerm == 0 && m.Commit == 0 {
+	if m.Term != n.core.Status().Term || m.Commit == 0 {
 		return
 	}
 	k := [3]uint64{uint64(m.Term), uint64(m.FromReplica), uint64(m.ToReplica)}
@@ -533,6 +533,10 @@ func (o *oracle) addCommitted(n *node, st *raft.Status, e raft.Entry, h uint64) 
 			}
 		}
 		t, ok := d.term(e.Index)
+		if g := w.nodes[r.Node-1].forgot.ghost; !ok && g != nil && g.replica == r.ID {
+			d = g
+			t, ok = g.term(e.Index)
+		}
 		return ok && t == e.Term || d.applied.TruncIndex >= e.Index
 	}
 	if !quorum(&n.desc, has) {

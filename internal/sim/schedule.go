@@ -50,9 +50,11 @@ type Params struct {
 	KeepAll             float64       // probability that a crash keeps every unsynced batch
 	KeepNone            float64       // probability that it keeps none of them
 	DropHeld            bool          // held messages that a slow disk outdated are dropped
-	Payload             int           // bytes of a command, at most
-	NoLease             bool          `json:",omitempty"` // leaders claim no leases
-	Tuning              raft.Tuning
+	// OldMajority ends the run with a majority that comes back with old disks.
+	OldMajority bool `json:",omitempty"`
+	Payload     int  // bytes of a command, at most
+	NoLease     bool `json:",omitempty"` // leaders claim no leases
+	Tuning      raft.Tuning
 }
 
 // ActionKind is what an Action does.
@@ -91,6 +93,7 @@ const (
 	ActStall                            // syncs of Node come to a halt until the end of Dur
 	ActLate                             // half of all messages have a late copy for Dur
 	ActStop                             // Node stops in order: it gives back its support, and ends a little later
+	ActOldDisk                          // Node comes back with an older state of its disk: of an earlier boot, or of Dur ago
 )
 
 var actionNames = [...]string{
@@ -99,7 +102,7 @@ var actionNames = [...]string{
 	ActPause: "pause", ActReset: "reset", ActDropType: "drop-type", ActFollow: "isolate-leader",
 	ActKillLeader: "kill-leader", ActStorm: "storm", ActPropose: "propose", ActRead: "read",
 	ActTransfer: "transfer", ActConf: "conf", ActCampaign: "campaign", ActDuel: "duel",
-	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend", ActWall: "set-clock", ActMinority: "minority", ActStall: "stall", ActLate: "late", ActStop: "stop",
+	ActSlowLeader: "slow-leader", ActSnap: "unasked", ActSuspend: "suspend", ActWall: "set-clock", ActMinority: "minority", ActStall: "stall", ActLate: "late", ActStop: "stop", ActOldDisk: "old-disk",
 }
 
 // String returns the action's name in traces.
@@ -118,7 +121,7 @@ type Action struct {
 }
 
 // Profiles lists the names [Draw] accepts.
-var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny", "eight", "stall", "late", "joint"}
+var Profiles = []string{"swarm", "calm", "conf", "elect", "log", "reads", "tiny", "eight", "stall", "late", "joint", "amnesia"}
 
 // Long lists the profiles of long runs: "days" is hours to days of a cluster
 // with the timing of production, few client operations, and a fault of some
@@ -131,7 +134,8 @@ var Long = []string{"days"}
 // resets under load, "reads" many reads, "tiny" the smallest limits, "eight"
 // five nodes whose leaders die young (figure 8 of the Raft paper), "stall" disks
 // that halt and leaders that change meanwhile, "late" old copies of messages and
-// leaders left with a minority, "joint" membership changes under slow apply.
+// leaders left with a minority, "joint" membership changes under slow apply,
+// "amnesia" one disk that comes back older than it was, now and then two.
 // A zero duration means the profile's own; zero nodes means drawn.
 func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedule {
 	rng := rand.New(rand.NewPCG(seed, 0x5eed))
@@ -237,9 +241,29 @@ func Draw(seed uint64, profile string, duration time.Duration, nodes int) Schedu
 			Action{At: end - int64(20*time.Millisecond), Kind: ActDropType, R: 7, Dur: time.Second, Peer: 1},
 			Action{At: end - int64(10*time.Millisecond), Kind: ActTransfer, R: rng.Uint64() | 7, Peer: 1})
 	}
+	if profile == "amnesia" {
+		s.amnesia(rng)
+	}
 	slices.SortStableFunc(s.Actions, func(a, b Action) int { return cmp.Compare(a.At, b.At) })
 	s.aim()
 	return s
+}
+
+// amnesia adds tries to put an old disk back. Each works only where somebody can
+// find it out, so there are many; a group of n voters has to do without one or two
+// for good.
+func (s *Schedule) amnesia(rng *rand.Rand) {
+	n, end := s.Params.Nodes, int64(s.Duration)
+	if rng.IntN(6) == 0 {
+		s.Params.OldMajority = true
+		return
+	}
+	for range 40 {
+		a := Action{At: end/5 + rng.Int64N(end*3/5), Kind: ActOldDisk, Node: rng.IntN(n), R: rng.Uint64()}
+		a.Peer = (a.Node + 1) % n
+		a.Dur = time.Duration(float64(50*time.Millisecond) * rng.ExpFloat64())
+		s.Actions = append(s.Actions, a)
+	}
 }
 
 // source makes actions of one kind.

@@ -60,6 +60,12 @@ func (r *Result) Story() string {
 func (r *Result) Figures() string {
 	s := fmt.Sprintf("%v of virtual time, %d events: %d leaders, %d entries committed, %d configurations, %d crashes, %d snapshots, %d commands acknowledged, %d reads answered",
 		r.Virtual.Round(time.Millisecond), r.Events, r.Leaders, r.Commits, r.Confs, r.Crashes, r.Snaps, r.Acks, r.Reads)
+	if r.Amnesias > 0 {
+		s += fmt.Sprintf(", %d disks that came back older than they were, %d of them found out", r.Amnesias, r.Forgot)
+	}
+	if r.Halted {
+		s += "; a majority forgot, and the group halted"
+	}
 	if r.Headless {
 		s += "; a voter without state made a quorum impossible, so progress was not asked for"
 	}
@@ -202,6 +208,8 @@ func (a *Action) words() string {
 		return "all nodes campaign"
 	case ActStop:
 		return fmt.Sprintf("node %d stops in order, for %v", n, d)
+	case ActOldDisk:
+		return fmt.Sprintf("somebody tries to put an old copy of the disk of node %d back", n)
 	case ActMinority:
 		return fmt.Sprintf("the leader is left with a minority for %v; then the links come back one by one", d)
 	case ActStall:

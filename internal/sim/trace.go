@@ -136,7 +136,7 @@ var msgNames = [...]string{
 	raft.MsgCommit: "Commit", raft.MsgCommitResp: "CommitResp", raft.MsgFortify: "Fortify",
 	raft.MsgFortifyResp: "FortifyResp", raft.MsgStepDown: "StepDown", raft.MsgLeadQuery: "LeadQuery",
 	raft.MsgNeedSnapshot: "NeedSnapshot", raft.MsgSnapStatus: "SnapStatus",
-	raft.MsgReadReq: "ReadReq", raft.MsgReadResp: "ReadResp", raft.MsgMember: "Member", raft.MsgMemberResp: "MemberResp",
+	raft.MsgReadReq: "ReadReq", raft.MsgReadResp: "ReadResp", raft.MsgMember: "Member", raft.MsgMemberResp: "MemberResp", raft.MsgForgot: "Forgot",
 }
 
 // FormatMsg returns one message as a short line; zero fields are left out.

@@ -43,9 +43,12 @@ type Result struct {
 	Leaders  int           // terms with a leader
 	Confs    int           // configurations applied
 	Crashes  int
-	Snaps    int // snapshots installed
-	Acks     int // commands acknowledged to clients
-	Reads    int // read indexes answered
+	Snaps    int  // snapshots installed
+	Amnesias int  // disks that came back older than they were
+	Forgot   int  // nodes of these that were found out and stopped for good
+	Halted   bool // a majority forgot, and the group stood still for good
+	Acks     int  // commands acknowledged to clients
+	Reads    int  // read indexes answered
 	// LeaseReads counts those of them that a lease answered.
 	LeaseReads int
 	Headless   bool // no liveness phase: a voter that has no state made a quorum impossible
@@ -176,6 +179,11 @@ func Run(o Options) (res *Result) {
 		o.Hook(w)
 	}
 	w.runUntil(int64(w.sched.Duration))
+	w.await()
+	if w.p.OldMajority {
+		w.halts()
+		return res
+	}
 	w.liveness()
 	return res
 }

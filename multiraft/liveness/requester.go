@@ -131,7 +131,7 @@ func (r *Rules) withdrawnBy(p *peer, now raft.Time, epoch raft.Epoch, e *Effects
 func (r *Rules) refused(p *peer, now raft.Time, recorded raft.Epoch, e *Effects) {
 	q := &p.req
 	had := q.until != 0
-	if uint64(recorded)>>32 > r.cfg.BootEpoch {
+	if uint64(recorded)>>32 > r.cfg.BootEpoch && !mutants.On("B18d") {
 		// The peer was shown a later boot of this node. Jumping there would
 		// make the epochs of two boots meet. Stay refused, and let it be seen.
 		q.ahead = true

@@ -66,7 +66,7 @@ func (c *Core) Freeze(keepTruncate bool) {
 	if c.quorumLost {
 		c.quorumSince = FrozenTime
 	}
-	c.queryAt, c.quorumFrom = 0, FrozenTime
+	c.queryAt, c.quorumFrom, c.waitAll = 0, FrozenTime, 0
 	c.attempts, c.anomalies = 0, 0
 	c.lastSeen, c.appliedAt = c.log.last, c.log.applied
 	c.log.diskBytes = 0
@@ -82,6 +82,7 @@ func (c *Core) Freeze(keepTruncate bool) {
 		p.retryWait = min(p.retryWait, 2*c.tun.ProbeRetry)
 		p.failures = min(p.failures, 1)
 		p.snapSince = FrozenTime
+		p.mem = memory{} // no store of the exploration comes back older than it was
 		if p.fortifyAt > FrozenTime {
 			p.fortifyAt = FrozenTime + 1
 		} else {
@@ -207,7 +208,7 @@ func (c *Core) AppendState(dst []byte, f *StateForm) []byte {
 	u := binary.AppendUvarint
 	dst = u(u(u(dst, uint64(c.shard)), f.id(uint32(c.node))), f.id(uint32(c.id)))
 	dst = f.AppendHardState(dst, &c.hs)
-	dst = append(dst, byte(c.role), flags(c.suspect, c.released, c.voteDurable, c.granted, c.ready, c.timeoutSent, c.quorumLost, c.truncNow), flags(c.due, c.leased, c.grantSent, c.leadOver))
+	dst = append(dst, byte(c.role), flags(c.suspect, c.released, c.voteDurable, c.granted, c.ready, c.timeoutSent, c.quorumLost, c.truncNow), flags(c.due, c.leased, c.grantSent, c.leadOver, c.restarted, c.forgotten))
 	dst = c.log.appendState(dst, f)
 	dst = f.AppendDescriptor(dst, &c.desc)
 	dst = u(dst, uint64(len(c.peers)))
@@ -261,8 +262,8 @@ func (l *raftLog) appendState(dst []byte, f *StateForm) []byte {
 func (p *progress) appendState(dst []byte, f *StateForm) []byte {
 	u := binary.AppendUvarint
 	dst = f.appendReplica(dst, Replica{Node: p.node, ID: p.id, Role: p.role})
-	dst = append(dst, p.vote, p.preVote, byte(p.state), flags(p.paused, p.fetching, p.wantSnap))
-	for _, i := range [...]Index{p.match, p.next, p.snapIndex, p.sentCommit, p.sentCompact} {
+	dst = append(dst, p.vote, p.preVote, byte(p.state), flags(p.paused, p.fetching, p.wantSnap, p.forgot))
+	for _, i := range [...]Index{p.match, p.next, p.snapIndex, p.sentCommit, p.sentCompact, p.lost, p.mem.index} {
 		dst = u(dst, uint64(i))
 	}
 	dst = u(u(dst, uint64(p.inflight.bytes)), uint64(p.inflight.count()))
@@ -270,6 +271,7 @@ func (p *progress) appendState(dst []byte, f *StateForm) []byte {
 		dst = u(u(dst, uint64(s.last)), uint64(s.bytes))
 	}
 	dst = u(u(u(u(dst, uint64(p.retryWait)), uint64(p.failures)), p.round), uint64(p.epoch))
+	dst = u(u(u(u(dst, uint64(p.mem.ackTerm)), p.mem.ackBoot), uint64(p.mem.voted)), p.mem.votedBoot)
 	return appendTime(dst, p.fortifyAt)
 }
 
@@ -325,6 +327,7 @@ func (f *StateForm) AppendMsg(dst []byte, m *Msg) []byte {
 	dst = u(u(u(dst, f.id(uint32(m.FromReplica))), f.id(uint32(m.ToReplica))), uint64(m.Term))
 	dst = u(u(u(dst, uint64(m.Index)), uint64(m.LogTerm)), uint64(m.Commit))
 	dst = u(u(u(dst, uint64(m.CompactTo)), uint64(m.Epoch)), m.Round)
+	dst = u(dst, m.Boot)
 	dst = u(dst, uint64(len(m.Entries)))
 	for i := range m.Entries {
 		dst = f.AppendEntry(dst, &m.Entries[i])

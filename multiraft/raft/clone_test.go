@@ -17,6 +17,7 @@ var noForm = map[string]string{
 	"self":          "follows from id and peers",
 	"queryAt":       "Freeze resets it",
 	"quorumFrom":    "Freeze resets it",
+	"waitAll":       "Freeze resets it",
 	"attempts":      "Freeze resets it",
 	"anomalies":     "Freeze resets it",
 	"lastSeen":      "Freeze sets it to log.last",

@@ -54,6 +54,10 @@ type Config struct {
 	// Leased lets this replica claim leases when it leads (Core.LeaseRead). It
 	// should be set only where monotonic clocks keep to the bound of package liveness.
 	Leased bool
+	// Restarted says that the replica was here before this boot of the node: it
+	// neither votes nor campaigns before a majority of the voters' nodes has
+	// answered this one, so that an old copy of its store can be found out.
+	Restarted bool
 	// Rand seeds the core's own random stream (election jitter).
 	Rand   uint64
 	Tuning Tuning
@@ -167,6 +171,11 @@ type Core struct {
 	id    ReplicaID
 	// leased: claims leases when it leads.
 	leased bool
+	// restarted: not enough others have answered since the boot (see unsure).
+	restarted bool
+	waitAll   Time // until then all of them have to
+	// forgotten: this replica was told that it forgot promises; it does nothing more.
+	forgotten bool
 
 	hs   HardState // as last emitted
 	role RaftRole
@@ -257,7 +266,8 @@ func NewCore(cfg Config, st State, now Time) (*Core, error) {
 	if cfg.Node == 0 || id == 0 || cfg.Liveness == nil || st.Desc.Shard == 0 {
 		return nil, errors.New("raft: config without node, replica, liveness or shard")
 	}
-	c := &Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id, leased: cfg.Leased}
+	c := &Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id, leased: cfg.Leased, restarted: cfg.Restarted}
+	c.waitAll = now.Add(tun.LeaderGrace)
 	c.rng.Seed(cfg.Rand, uint64(st.Desc.Shard)*0x9e3779b97f4a7c15^uint64(id))
 	if err := c.load(now, st); err != nil {
 		return nil, fmt.Errorf("raft: shard %d: %w", c.shard, err)
@@ -313,10 +323,13 @@ func (c *Core) load(now Time, st State) error {
 // concern this replica has no effect. m.Entries are copied as needed.
 func (c *Core) Step(now Time, m *Msg, o *Out) {
 	c.touch(now)
-	if !c.accept(m, o) {
+	if !c.accept(m, o) || !c.remembers(m, o) {
 		return
 	}
 	switch m.Type {
+	case MsgForgot:
+		c.stepForgot(m, o)
+		return
 	case MsgPreVote, MsgVote:
 		c.stepVoteRequest(now, m, o)
 		return
@@ -457,7 +470,7 @@ func (c *Core) neutralise(m *Msg, o *Out) {
 			c.send(o, m.From, m.FromReplica, Msg{Type: MsgCommitResp, Term: m.Term, Round: m.Round})
 			return
 		}
-		c.send(o, m.From, m.FromReplica, Msg{Type: MsgAppResp, Flags: FlagReject, Commit: m.Index})
+		c.send(o, m.From, m.FromReplica, Msg{Type: MsgAppResp, Flags: FlagReject, Commit: m.Index, Index: c.log.last, LogTerm: c.log.lastTerm})
 	case MsgReadReq:
 		c.send(o, m.From, m.FromReplica, Msg{Type: MsgReadResp, Flags: FlagReject, Round: m.Round})
 	}
@@ -642,6 +655,7 @@ func (c *Core) Tick(now Time, o *Out) {
 // LivenessChanged says that support for or from node has changed.
 func (c *Core) LivenessChanged(now Time, node NodeID, o *Out) {
 	c.touch(now)
+	c.unsure() // notes who has answered by now
 	if c.role == RoleLeader {
 		for i := range c.peers {
 			if p := &c.peers[i]; p.node == node && i != c.self && c.alive(p.node) {
@@ -744,7 +758,11 @@ type Status struct {
 	Ready      bool  // leads, and an entry of its term is committed
 	QuorumLost bool  // no majority can be reached, as far as this replica knows
 	QuorumDown []NodeID
-	Since      Time // QuorumLost: since when
+	// Forgot lists the nodes whose replicas have forgotten what they promised, as
+	// far as this replica found out. They count for nothing. Set only when
+	// QuorumLost.
+	Forgot []NodeID
+	Since  Time // QuorumLost: since when
 	// Transferee is the target of a running transfer.
 	Transferee  ReplicaID
 	Uncommitted int    // bytes
@@ -769,7 +787,9 @@ func (c *Core) Status() Status {
 			}
 			_, live := c.live.SupportFor(p.node)
 			_, until := c.live.SupportFrom(p.node)
-			if !live || until <= c.now {
+			if p.forgot {
+				s.Forgot = append(s.Forgot, p.node)
+			} else if !live || until <= c.now {
 				s.QuorumDown = append(s.QuorumDown, p.node)
 			}
 		}

@@ -177,6 +177,11 @@ func (c *Core) campaign(now Time, o *Out) {
 		c.electionAt = Never
 		return
 	}
+	if c.unsure() {
+		c.attempts++
+		c.armElection(now)
+		return
+	}
 	if c.fortified() && !mutants.On("A10") {
 		c.queryLeader(now, c.hs.LeadNode, c.hs.Lead, o)
 		c.armElection(now)
@@ -196,6 +201,10 @@ func (c *Core) campaign(now Time, o *Out) {
 	c.role = RolePreCandidate
 	c.armElection(now)
 	for i := range c.peers {
+		if c.peers[i].forgot {
+			c.peers[i].preVote = voteRefused
+			continue
+		}
 		c.peers[i].preVote = voteNone
 		if i != c.self && c.peers[i].role.IsVoter() {
 			c.askVote(&c.peers[i], o)
@@ -261,6 +270,10 @@ func (c *Core) campaignForReal(now Time, granted bool, o *Out) {
 		if mutants.On("K15") {
 			continue
 		}
+		if c.peers[i].forgot {
+			c.peers[i].vote = voteRefused
+			continue
+		}
 		c.peers[i].vote = voteNone
 		if i != c.self && c.peers[i].role.IsVoter() {
 			c.askVote(&c.peers[i], o)
@@ -287,6 +300,13 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	resp.Commit = c.log.commit
 	resp.LogTerm, _ = c.log.term(c.log.commit)
 	if m.Term < c.hs.Term || pre && m.Term == c.hs.Term {
+		c.send(o, m.From, m.FromReplica, resp)
+		return
+	}
+	if c.unsure() {
+		if !pre {
+			resp.Term = m.Term // refused in that term, without entering it
+		}
 		c.send(o, m.From, m.FromReplica, resp)
 		return
 	}
@@ -407,6 +427,9 @@ func (c *Core) countPreVote(now Time, from ReplicaID, granted bool, o *Out) {
 
 func (c *Core) stepVoteResp(now Time, m *Msg, o *Out) {
 	c.learnCommit(m)
+	if p := c.peer(m.FromReplica); p != nil && !m.Reject() {
+		p.noteVote(m)
+	}
 	if (c.role == RoleCandidate || c.role == RolePreCandidate) && c.campaigned == c.hs.Term {
 		c.countVote(now, m.FromReplica, !m.Reject(), o)
 	}
@@ -443,7 +466,7 @@ func (c *Core) stepTimeoutNow(now Time, m *Msg, o *Out) {
 		c.campaignForReal(now, true, o)
 		return
 	}
-	if !c.isVoter() || c.hasUnappliedConf() || m.Flags&FlagGrant == 0 {
+	if !c.isVoter() || c.hasUnappliedConf() || m.Flags&FlagGrant == 0 || c.unsure() {
 		return
 	}
 	if mutants.On("A7") {

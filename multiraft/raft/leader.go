@@ -29,7 +29,7 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 	for i := range c.peers {
 		p := &c.peers[i]
 		round, match := p.round, p.match
-		*p = progress{node: p.node, id: p.id, role: p.role, next: c.log.last + 1, inflight: p.inflight}
+		*p = progress{node: p.node, id: p.id, role: p.role, next: c.log.last + 1, inflight: p.inflight, mem: p.mem, forgot: p.forgot, lost: p.lost}
 		if mutants.On("D8") {
 			p.round = round
 		}
@@ -50,6 +50,7 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 // stopLeading gives up the present term for good and says so to all members,
 // whose promises would hold up an election otherwise.
 func (c *Core) stopLeading(o *Out) {
+	c.keepAcks()
 	for i := range c.reads {
 		if mutants.On("D4") {
 			o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[i].ctx, Index: c.reads[i].index})
@@ -135,10 +136,10 @@ func (c *Core) flushLeader(now Time, o *Out) {
 	commitDue := now >= c.commitAt
 	owed := false
 	for i := range c.peers {
-		if i == c.self {
+		p := &c.peers[i]
+		if i == c.self || p.forgot {
 			continue
 		}
-		p := &c.peers[i]
 		c.sendAppends(now, p, o)
 		c.sendFortify(now, p, o)
 		if mutants.On("A18") && (p.paused || p.inflight.full(c.tun.InflightMsgs, c.tun.InflightBytes)) {
@@ -277,6 +278,9 @@ func (c *Core) armRetry(now Time, p *progress) {
 // not alive are left alone; LivenessChanged brings them back.
 func (c *Core) retryDue(p *progress) Time {
 	switch {
+	case p.forgot && c.alive(p.node):
+		return p.retryAt // it has to be told
+	case p.forgot:
 	case p.state == stateSnapshot:
 		return p.snapSince.Add(c.tun.SnapshotTimeout)
 	case p.match < c.log.last && (p.paused || p.inflight.count() > 0 || p.fetching) && c.alive(p.node):
@@ -286,8 +290,14 @@ func (c *Core) retryDue(p *progress) Time {
 }
 
 // retry sends again to a peer that did not answer, ever more seldom.
-func (c *Core) retry(now Time, p *progress) {
+func (c *Core) retry(now Time, p *progress, o *Out) {
 	if mutants.On("B0-C3b") {
+		c.armRetry(now, p)
+		return
+	}
+	if p.forgot {
+		c.tellForgetter(p, o)
+		p.retryWait = min(2*p.retryWait, 10*c.tun.ProbeRetry)
 		c.armRetry(now, p)
 		return
 	}
@@ -330,7 +340,7 @@ func (c *Core) startFetch(now Time, p *progress, o *Out) {
 func (c *Core) Fetched(now Time, to ReplicaID, prevTerm Term, ents []Entry, err error, o *Out) {
 	c.touch(now)
 	p := c.peer(to)
-	if !c.leads() || p == nil || !p.fetching {
+	if !c.leads() || p == nil || !p.fetching || p.forgot {
 		return
 	}
 	p.fetching = false
@@ -370,7 +380,7 @@ func (c *Core) stepNeedSnapshot(now Time, m *Msg) {
 func (c *Core) SnapshotSent(now Time, to ReplicaID, idx Index, term Term, ok bool, _ *Out) {
 	c.touch(now)
 	p := c.peer(to)
-	if c.role != RoleLeader || p == nil {
+	if c.role != RoleLeader || p == nil || p.forgot {
 		return
 	}
 	if p.state != stateSnapshot {
@@ -424,6 +434,7 @@ func (c *Core) stepAppResp(now Time, m *Msg, o *Out) {
 	}
 	if m.Index > p.match {
 		p.match = m.Index
+		p.noteAck(m)
 		p.retryWait = 0
 		c.armRetry(now, p)
 	}
@@ -461,7 +472,7 @@ func (c *Core) updateCompactTo(now Time) {
 	to := l.applied
 	for i := range c.peers {
 		p := &c.peers[i]
-		if i == c.self {
+		if i == c.self || p.forgot {
 			continue
 		}
 		pos := max(p.match, l.trunc)
@@ -496,7 +507,7 @@ func (c *Core) sendFortify(now Time, p *progress, o *Out) {
 }
 
 func (c *Core) fortifyDue(p *progress) Time {
-	if p.state != stateReplicate {
+	if p.state != stateReplicate || p.forgot {
 		return Never // the next append asks, or it has no state yet
 	}
 	if e, until := c.live.SupportFrom(p.node); e == 0 || e == p.epoch || until <= c.now {
@@ -577,7 +588,7 @@ func (c *Core) Transfer(now Time, to ReplicaID, o *Out) error {
 		return ErrTransferring
 	}
 	p := c.peer(to)
-	if p == nil || p.id == c.id || !p.role.inNew() || !c.alive(p.node) {
+	if p == nil || p.id == c.id || !p.role.inNew() || p.forgot || !c.alive(p.node) {
 		return ErrTransferTarget
 	}
 	c.transferTo, c.transferAt, c.timeoutSent = to, now.Add(c.tun.TransferTimeout), false
@@ -600,6 +611,9 @@ func (c *Core) maybeTimeoutNow(o *Out) {
 func (c *Core) quorumUntil() Time {
 	return Time(quorumOf(c.peers, func(p *progress) int64 {
 		_, until := c.live.SupportFrom(p.node)
+		if p.forgot {
+			until = 0
+		}
 		if mutants.Enabled && mutants.On("A9") && slices.ContainsFunc(c.peers, func(q progress) bool { return q.match == 0 && q.id != c.id }) {
 			until = 0 // somebody was not heard of yet
 		}
@@ -631,8 +645,8 @@ func (c *Core) checkQuorum(now Time, o *Out) {
 		p := &c.peers[i]
 		_, live := c.live.SupportFor(p.node)
 		_, until := c.live.SupportFrom(p.node)
-		hear.add(p.role, live || i == c.self)
-		heard.add(p.role, until > now || i == c.self)
+		hear.add(p.role, live && !p.forgot || i == c.self)
+		heard.add(p.role, until > now && !p.forgot || i == c.self)
 	}
 	switch {
 	case c.lead != 0 || hear.won() && heard.won():
@@ -670,7 +684,7 @@ func (c *Core) tickLeader(now Time, o *Out) {
 	}
 	for i := range c.peers {
 		if i != c.self && now >= c.retryDue(&c.peers[i]) {
-			c.retry(now, &c.peers[i])
+			c.retry(now, &c.peers[i], o)
 		}
 	}
 	c.checkQuorum(now, o)

@@ -53,6 +53,12 @@ type progress struct {
 	round       uint64 // newest read round the peer confirmed in this term
 	epoch       Epoch  // at which the peer fortified this leader in this term
 	fortifyAt   Time   // not before: next MsgFortify
+
+	mem memory // what it promised, over terms and boots
+	// forgot: it has forgotten that, and counts for nothing any more. lost is
+	// through which index it should hold the log; zero: it lost a vote.
+	forgot bool
+	lost   Index
 }
 
 func (p *progress) toProbe(next Index) {

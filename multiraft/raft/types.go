@@ -229,6 +229,10 @@ const (
 	// business; a Core does not know them.
 	MsgMember     MsgType = 18
 	MsgMemberResp MsgType = 19
+	// MsgForgot tells a replica that it has forgotten what it promised [Index,
+	// LogTerm: the entry through which it acknowledged the log, which is missing
+	// now; or Index zero and Commit: a term in which it voted].
+	MsgForgot MsgType = 20
 )
 
 // Flag bits of Msg.Flags.
@@ -257,6 +261,9 @@ type Msg struct {
 	Epoch       Epoch
 	Round       uint64
 	Entries     []Entry
+	// Boot is the boot epoch of the sender's store. It comes from the frame, too;
+	// zero: not known.
+	Boot uint64
 }
 
 // Reject reports whether FlagReject is set.
@@ -353,6 +360,23 @@ type DropTask struct {
 	Term  Term
 }
 
+// ForgetTask reports that a replica has forgotten what it promised: entries
+// through Index that it acknowledged, of which it has those through Has, or,
+// where Index is zero, that it voted in Term. Its store is older than it was.
+// Where Node is the own node, this replica itself was told so, by By: the owner
+// must stop the node for good, since nothing it ever promised can be relied on.
+// Of another node it is to be shown to people, who have to replace it; the core
+// counts that replica for nothing from then on.
+type ForgetTask struct {
+	Shard   ShardID
+	Node    NodeID
+	Replica ReplicaID
+	Has     Index
+	Index   Index
+	Term    Term
+	By      NodeID
+}
+
 // Out collects the effects of stepping cores. One Out is shared by all cores
 // of a loop and reused from round to round; slices keep the order in which
 // effects were produced. The owner must, per round: (1) send Msgs at any time;
@@ -374,6 +398,7 @@ type Out struct {
 	Roles      []RoleChange
 	Drops      []DropTask
 	Asks       []ReadAsk
+	Forgets    []ForgetTask
 }
 
 // Reset empties o and keeps its memory. Pointers in it are cleared.
@@ -388,6 +413,7 @@ func (o *Out) Reset() {
 	o.Applies, o.Truncates = o.Applies[:0], o.Truncates[:0]
 	o.Fetches, o.Snapshots = o.Fetches[:0], o.Snapshots[:0]
 	o.Reads, o.Roles, o.Drops, o.Asks = o.Reads[:0], o.Roles[:0], o.Drops[:0], o.Asks[:0]
+	o.Forgets = o.Forgets[:0]
 }
 
 // Liveness is the node-pair liveness table as a core sees it (package

@@ -422,7 +422,7 @@ func (s *Store) translate(r *shard.Request, err error) error {
 		}
 		return e
 	case errors.As(err, &noQuorum):
-		return &shard.NoQuorumError{Shard: r.Shard, Down: noQuorum.Down, Since: noQuorum.Since, Voters: noQuorum.Voters}
+		return &shard.NoQuorumError{Shard: r.Shard, Down: noQuorum.Down, Forgot: noQuorum.Forgot, Since: noQuorum.Since, Voters: noQuorum.Voters}
 	case errors.As(err, &overloaded):
 		return &shard.OverloadedError{RetryAfter: overloaded.RetryAfter, Why: overloaded.Why}
 	case errors.As(err, &tooLarge):

@@ -18,6 +18,7 @@ var (
 	members    = []string{"conf", "log"}
 	small      = []string{"tiny", "log"}
 	overwrites = []string{"stall", "late", "eight", "log"}
+	forgetful  = []string{"amnesia"}
 )
 
 // t0 is a bug that runs of the simulator of the cores find: attempt n runs
@@ -78,6 +79,10 @@ func corePlants() []plant {
 		t0("B13", "B13", "a divergent tail is reconciled one entry per round trip", overwrites),
 		t0("B14", "B14", "durable through an index that was cut since", anyProfile),
 		t0("B15", "B15", "whether to write the hard state is judged without the vote", elections),
+		t0("B18d", "B18", "a node that peers have seen in a later boot jumps over that epoch and goes on", forgetful),
+		t0("B19", "B19", "what a follower lost of what it acknowledged goes unnoticed", forgetful),
+		t0("B19b", "B19", "a follower that lost what it acknowledged is taken for one that lags, and repaired", forgetful),
+		t0("H5", "H5", "a restarted node votes before anybody could tell it that its disk is old", forgetful),
 		t0("B20", "B20", "the tail in memory keeps what was cut", overwrites),
 		t0("B21", "B21", "memory of entries under way is written again", overwrites),
 		t0("B22", "B22", "appends of an old leader are taken", overwrites),

@@ -13,7 +13,7 @@ var names = [...]string{
 	raft.MsgCommit: "Commit", raft.MsgCommitResp: "CommitResp", raft.MsgFortify: "Fortify", raft.MsgFortifyResp: "FortifyResp",
 	raft.MsgStepDown: "StepDown", raft.MsgLeadQuery: "LeadQuery", raft.MsgNeedSnapshot: "NeedSnapshot",
 	raft.MsgSnapStatus: "SnapStatus", raft.MsgReadReq: "ReadReq", raft.MsgReadResp: "ReadResp",
-	raft.MsgMember: "Member", raft.MsgMemberResp: "MemberResp",
+	raft.MsgMember: "Member", raft.MsgMemberResp: "MemberResp", raft.MsgForgot: "Forgot",
 }
 
 func msgName(m *raft.Msg) string {
