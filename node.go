@@ -438,6 +438,7 @@ func (n *Node) openDoors(ctx context.Context) error {
 	self := raft.NodeID(form.Node)
 	cluster, _ := parseClusterID(form.Cluster)
 	id := transport.Identity{Cluster: cluster, Node: self, BootEpoch: n.eng.BootEpoch(), Addr: n.addr.Addr, ClientAddr: n.addr.ClientAddr}
+	id.Incarnation, id.Before = n.eng.BootNonce()
 	if err := n.openRouter(self, form); err != nil {
 		return err
 	}
@@ -627,11 +628,11 @@ func (n *Node) Fatal() error {
 }
 
 // oldCopy stops the node when a peer remembers a later boot of it than the
-// present one: its store is an old copy and has forgotten votes and
+// present one, or another one in its place: its store is an old copy and has forgotten votes and
 // acknowledgements that others count on. Everybody else goes on without it.
 func (n *Node) oldCopy(peer raft.NodeID) {
 	go func() { // it writes, and its caller must not wait; the store outlives it, or refuses
-		_ = n.eng.MarkAmnesiac(fmt.Errorf("node %d remembers a later boot of this node than boot %d", peer, n.eng.BootEpoch()))
+		_ = n.eng.MarkAmnesiac(fmt.Errorf("node %d remembers a boot of this node of which the store, in boot %d, does not know", peer, n.eng.BootEpoch()))
 	}()
 }
 

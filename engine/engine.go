@@ -508,7 +508,9 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 // Fatalf never returns.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
 	l.e.fail(fmt.Errorf("pebble: "+format, args...))
-	park()
+	if !mutants.On("E-fatalf-returns") {
+		park()
+	}
 }
 
 // Writes that hang longer than diskSlow are counted; longer than diskStuck

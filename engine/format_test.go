@@ -35,7 +35,7 @@ func goldenKeys() []Key {
 func goldenIdent() identRecord {
 	return identRecord{
 		Ident: Ident{Cluster: [16]byte{1, 2, 3, 15: 16}, Node: 5, Layout: LayoutVersion, CreatedAt: 1700000000000000000},
-		State: stateReady, Seq: 9, BootEpoch: 4,
+		State: stateReady, Seq: 9, BootEpoch: 4, Nonce: 0x1112131415161718, Before: 0x2122232425262728,
 	}
 }
 

@@ -37,6 +37,9 @@ type Ident struct {
 //	magic "FLOTIDNT" | version u8 | state u8 | layout u32 | seq u64 |
 //	cluster [16] | node u32 | createdAt u64 | bootEpoch u64 | crc32c u32 of all before
 //
+// Behind that, where a boot had a number: nonce u64 | nonce of the boot before u64
+// | crc32c u32 of these two. Releases that do not know it write zeros there.
+//
 // All integers are big-endian.
 const (
 	identName    = "IDENT"
@@ -44,6 +47,7 @@ const (
 	identVersion = 1
 	identSlot    = 4096
 	identLen     = 8 + 1 + 1 + 4 + 8 + 16 + 4 + 8 + 8 + 4
+	nonceLen     = 8 + 8 + 4
 )
 
 // The states of a store.
@@ -61,6 +65,9 @@ type identRecord struct {
 	State     byte
 	Seq       uint64
 	BootEpoch uint64
+	// Nonce is the random number of the boot BootEpoch, Before that of the boot in
+	// front of it. Zero: not known.
+	Nonce, Before uint64
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -77,6 +84,13 @@ func (r identRecord) encode(dst []byte) []byte {
 	dst = binary.BigEndian.AppendUint32(dst, uint32(r.Node))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.CreatedAt))
 	dst = binary.BigEndian.AppendUint64(dst, r.BootEpoch)
+	dst = binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[at:], castagnoli))
+	if r.Nonce == 0 {
+		return dst
+	}
+	at = len(dst)
+	dst = binary.BigEndian.AppendUint64(dst, r.Nonce)
+	dst = binary.BigEndian.AppendUint64(dst, r.Before)
 	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[at:], castagnoli))
 }
 
@@ -86,6 +100,7 @@ func decodeIdentRecord(b []byte) (identRecord, error) {
 	if len(b) < identLen || string(b[:8]) != identMagic {
 		return r, errBadIdent
 	}
+	nonces := b[identLen:]
 	b = b[:identLen]
 	if crc32.Checksum(b[:identLen-4], castagnoli) != binary.BigEndian.Uint32(b[identLen-4:]) {
 		return r, errBadIdent
@@ -105,6 +120,11 @@ func decodeIdentRecord(b []byte) (identRecord, error) {
 	r.Node = raft.NodeID(binary.BigEndian.Uint32(b[38:]))
 	r.CreatedAt = int64(binary.BigEndian.Uint64(b[42:]))
 	r.BootEpoch = binary.BigEndian.Uint64(b[50:])
+	if len(nonces) >= nonceLen && crc32.Checksum(nonces[:16], castagnoli) == binary.BigEndian.Uint32(nonces[16:]) {
+		if r.Nonce = binary.BigEndian.Uint64(nonces); r.Nonce != 0 {
+			r.Before = binary.BigEndian.Uint64(nonces[8:])
+		}
+	}
 	return r, nil
 }
 
@@ -196,6 +216,16 @@ func (e *Engine) Ident() Ident {
 // BootEpoch returns the number of this opening of the store. It is higher than
 // that of every earlier opening, and was durable before Open returned.
 func (e *Engine) BootEpoch() uint64 { return e.bootEpoch }
+
+// BootNonce returns the random number of this opening of the store and that of the
+// opening before, as the store remembers it (zero: not known). They tell two lines
+// of boots apart that come from copies of one store, where the boot epochs are
+// equal.
+func (e *Engine) BootNonce() (own, before uint64) {
+	e.identMu.Lock()
+	defer e.identMu.Unlock()
+	return e.identRec.Nonce, e.identRec.Before
+}
 
 // SetIdent gives the store its identity. It is durable when SetIdent returns.
 // Setting the identity it already has does nothing; a part that is still zero
@@ -289,6 +319,10 @@ func (e *Engine) loadIdent() error {
 		epoch = max(epoch, fromDB)
 	}
 	rec.BootEpoch = epoch + 1
+	rec.Nonce, rec.Before = e.opts.Nonce()|1, rec.Nonce
+	if epoch != e.identRec.BootEpoch {
+		rec.Before = 0 // the file does not know the boot before
+	}
 	if err := writeIdentFile(e.fs, e.identPath(), &rec); err != nil {
 		return e.openErr(NotWritable, "check the disk", err)
 	}

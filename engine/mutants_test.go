@@ -25,6 +25,8 @@ func TestMutants(t *testing.T) {
 		"E-ingest-keeps-log": everywhere(ingestScript(4)),
 		"E17":                everywhere(ingestScript(4)),
 		"E-no-reopen":        flippedBit,
+		"E-old-format":       flippedBit,
+		"E-fatalf-returns":   fatalParks,
 		"E-intent-all":       intentBesideLiveGroup,
 		"B18":                cutLogOpens,
 		"B18c":               amnesiacOpens,

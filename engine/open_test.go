@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -305,6 +307,37 @@ func TestFailedSync(t *testing.T) {
 	must(t, e.Close())
 }
 
+// parksIn runs f on a goroutine of its own and returns an error unless that
+// goroutine ends in park, for good.
+func parksIn(f func()) error {
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		f()
+	}()
+	stacks := make([]byte, 1<<20)
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		select {
+		case <-returned:
+			return errors.New("what Pebble said cannot be went on")
+		case <-time.After(time.Millisecond):
+		}
+		if bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("engine.park(")) {
+			return nil
+		}
+	}
+	return errors.New("neither parked nor returned")
+}
+
+// fatalParks returns an error if a failure that Pebble reports lets its caller go on.
+func fatalParks(*testing.T) error {
+	e, err := Open(Options{Dir: "d", FS: NewMemFS(), Create: true, CacheBytes: 1 << 20, OnFatal: func(error) {}})
+	if err != nil {
+		return err
+	}
+	return parksIn(func() { pebbleLogger{e}.Fatalf("boom") })
+}
+
 // TestFailedManifest: Pebble reports a failed MANIFEST write by Fatalf from a
 // goroutine of its own; it must not go on, and the node hears of it once.
 func TestFailedManifest(t *testing.T) {
@@ -321,7 +354,9 @@ func TestFailedManifest(t *testing.T) {
 		}
 		return nil
 	})
-	go func() { _ = e.db.Flush() }() // parks with Pebble
+	if err := parksIn(func() { _ = e.db.Flush() }); err != nil {
+		t.Error(err)
+	}
 	select {
 	case err := <-told:
 		if !strings.Contains(err.Error(), "boom") {

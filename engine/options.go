@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"log/slog"
 	"runtime"
 	"time"
@@ -69,6 +71,9 @@ type Options struct {
 	OnDurable func()
 	// Now is the wall clock for what people read and for pacing. Nil: time.Now.
 	Now func() time.Time
+	// Nonce draws the number of a boot (BootNonce). Nil: a random one. Simulators
+	// set it, so that equal runs leave equal files.
+	Nonce func() uint64
 	// ManifestBytes is the size at which the list of tables goes over to a new file.
 	// Zero: Pebble's default. Small values are for tests of that change.
 	ManifestBytes int64
@@ -98,6 +103,13 @@ func (o Options) withDefaults() Options {
 	if o.OnDurable == nil {
 		o.OnDurable = func() {}
 	}
+	if o.Nonce == nil {
+		o.Nonce = func() uint64 {
+			var b [8]byte
+			_, _ = rand.Read(b[:]) // never fails
+			return binary.LittleEndian.Uint64(b[:])
+		}
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -117,9 +129,13 @@ func (c *Cache) Close() { c.c.Unref() }
 // pebbleOptions is the option sheet. Numbers are start values for a small
 // machine; the reasons are in the comments.
 func (e *Engine) pebbleOptions() *pebble.Options {
+	version := format
+	if mutants.On("E-old-format") {
+		version = pebble.FormatMinSupported
+	}
 	o := &pebble.Options{
 		FS:                 e.fs,
-		FormatMajorVersion: format,
+		FormatMajorVersion: version,
 		Logger:             pebbleLogger{e},
 		// Sixfold memory before writes stop: a flush may take as long as filling
 		// five memtables.

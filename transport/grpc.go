@@ -178,9 +178,13 @@ func (t *GRPC) Counters() Counters {
 }
 
 func (t *GRPC) hello(id *Identity, to raft.NodeID) Hello {
+	inc := id.Incarnation
+	if inc == noIncarnation {
+		inc = t.incarnation
+	}
 	return Hello{
 		MinVersion: wireVersionMin, MaxVersion: wireVersionMax,
-		Cluster: id.Cluster, Node: id.Node, To: to, BootEpoch: id.BootEpoch, Incarnation: t.incarnation,
+		Cluster: id.Cluster, Node: id.Node, To: to, BootEpoch: id.BootEpoch, Incarnation: inc, Before: id.Before,
 		Addr: id.Addr, ClientAddr: id.ClientAddr,
 	}
 }

@@ -23,9 +23,10 @@ const (
 //	20  node u32 | to u32 (zero: whoever answers)
 //	28  boot u64 | incarnation u64 | features u64
 //	52  addrLen u16, addr | clientAddrLen u16, clientAddr
+//	    before u64
 //	    crc u32  crc32c of all before it
 //
-// Bytes between clientAddr and crc belong to later versions and are skipped.
+// A hello without before is of an earlier version. Bytes between before and crc belong to later versions and are skipped.
 const (
 	helloVersion  = 1
 	helloFixed    = 52
@@ -46,7 +47,8 @@ type Hello struct {
 	Node                   raft.NodeID // of the speaker
 	To                     raft.NodeID // whom the speaker means to reach; zero: whoever answers
 	BootEpoch              uint64      // of the speaker's store
-	Incarnation            uint64      // random per process: tells two processes with one node id apart
+	Incarnation            uint64      // random per boot: tells two processes with one node id apart
+	Before                 uint64      // incarnation of the boot in front of this one; zero: not known
 	Features               uint64      // bit set, none defined yet
 	Addr, ClientAddr       string      // where the speaker can be reached; may be empty
 }
@@ -76,6 +78,7 @@ func (h *Hello) Encode(dst []byte) []byte {
 		dst = le.AppendUint16(dst, uint16(len(a)))
 		dst = append(dst, a...)
 	}
+	dst = le.AppendUint64(dst, h.Before)
 	return le.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli))
 }
 
@@ -112,6 +115,9 @@ func DecodeHello(b []byte) (Hello, error) {
 			return Hello{}, fmt.Errorf("%w: an address of %d bytes", ErrHello, n)
 		}
 		*a, rest = string(rest[:n]), rest[n:]
+	}
+	if len(rest) >= 8 {
+		h.Before = le.Uint64(rest)
 	}
 	return h, nil
 }

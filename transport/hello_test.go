@@ -1,7 +1,9 @@
 package transport
 
 import (
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"reflect"
 	"testing"
 
@@ -10,7 +12,7 @@ import (
 )
 
 func testHello() Hello {
-	return Hello{MinVersion: 1, MaxVersion: 1, Cluster: testCluster, Node: 2, To: 3, BootEpoch: 4, Incarnation: 5, Features: 6,
+	return Hello{MinVersion: 1, MaxVersion: 1, Cluster: testCluster, Node: 2, To: 3, BootEpoch: 4, Incarnation: 5, Before: 7, Features: 6,
 		Addr: "10.0.0.2:7400", ClientAddr: "node2.example:7401"}
 }
 
@@ -102,6 +104,55 @@ func TestInboundIncarnations(t *testing.T) {
 	old := hello(5, 1)
 	if !tab.stale(&old) {
 		t.Fatal("the older incarnation does not count as stale")
+	}
+}
+
+// A copy of a store that was made before its last boot reaches the same boot epoch
+// with another number, or the next one with another boot before it. It is told that
+// it is stale, whether the first one still runs or not.
+func TestInboundForks(t *testing.T) {
+	seen := Hello{Node: 7, BootEpoch: 5, Incarnation: 50, Before: 40}
+	for _, c := range []struct {
+		name   string
+		h      Hello
+		reason Reason // zero: admitted
+	}{
+		{"the same process", seen, 0},
+		{"a copy in the same boot", Hello{Node: 7, BootEpoch: 5, Incarnation: 51, Before: 40}, RefusedStale},
+		{"its next boot", Hello{Node: 7, BootEpoch: 6, Incarnation: 61, Before: 51}, RefusedStale},
+		{"the next boot", Hello{Node: 7, BootEpoch: 6, Incarnation: 60, Before: 50}, 0},
+		{"a boot after one that was not seen", Hello{Node: 7, BootEpoch: 7, Incarnation: 70, Before: 60}, 0},
+		{"a store that does not know the boot before", Hello{Node: 7, BootEpoch: 6, Incarnation: 60}, 0},
+	} {
+		tab := inboundTable{byID: map[raft.NodeID]*inbound{}}
+		first, r := tab.admit(seen)
+		if r != nil {
+			t.Fatal(r)
+		}
+		tab.gone(first)
+		if stale := tab.stale(&c.h); stale != (c.reason == RefusedStale) {
+			t.Errorf("%s: met by the own call it counts as stale: %v", c.name, stale)
+		}
+		_, r = tab.admit(c.h)
+		switch {
+		case c.reason == 0 && r != nil:
+			t.Errorf("%s: %v", c.name, r)
+		case c.reason != 0 && (r == nil || r.Reason != c.reason):
+			t.Errorf("%s: %v, want reason %d", c.name, r, c.reason)
+		}
+	}
+}
+
+// A hello of a release that did not say which boot was in front is taken as one
+// that does not know.
+func TestHelloWithoutBefore(t *testing.T) {
+	h := testHello()
+	b := h.Encode(nil)
+	b = b[:len(b)-12]
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	h.Before = 0
+	if got, err := DecodeHello(b); err != nil || got != h {
+		t.Fatalf("%+v, %v; want %+v", got, err, h)
 	}
 }
 

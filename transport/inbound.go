@@ -47,7 +47,8 @@ func (t *inboundTable) remember(node raft.NodeID, boot uint64) {
 
 // admit decides whether a stream of h may be read, and ends the one it replaces.
 // The newest boot epoch wins; among equal ones the same process may replace its
-// own stream, and another live process is a duplicate.
+// own stream, another process is a duplicate while the first one lives, and an old
+// copy afterwards.
 func (t *inboundTable) admit(h Hello) (*inbound, *RefusedError) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -61,6 +62,9 @@ func (t *inboundTable) admit(h Hello) (*inbound, *RefusedError) {
 		case h.BootEpoch < o.BootEpoch:
 			return nil, &RefusedError{Reason: RefusedStale, ByUs: true,
 				Detail: fmt.Sprintf("node %d has boot epoch %d, %d was seen before", h.Node, h.BootEpoch, o.BootEpoch)}
+		case h.forks(o) && (h.BootEpoch != o.BootEpoch || !old.live):
+			return nil, &RefusedError{Reason: RefusedStale, ByUs: true,
+				Detail: fmt.Sprintf("node %d was seen in boot %d as another process than this one's store knows of", h.Node, o.BootEpoch)}
 		case h.BootEpoch == o.BootEpoch && h.Incarnation != o.Incarnation && old.live:
 			return nil, &RefusedError{Reason: RefusedDuplicate, ByUs: true,
 				Detail: fmt.Sprintf("node %d is connected already, from %s", h.Node, o.Addr)}
@@ -80,6 +84,18 @@ func (t *inboundTable) admit(h Hello) (*inbound, *RefusedError) {
 	return in, nil
 }
 
+// forks reports whether h comes from another line of boots than o, which was seen
+// earlier: each boot has a number of its own, and remembers that of the boot in
+// front of it. A copy of a store that was made before its last boot, and is
+// started, reaches the same boot epoch with another number.
+func (h *Hello) forks(o *Hello) bool {
+	if mutants.On("B18e") {
+		return false
+	}
+	return h.BootEpoch == o.BootEpoch && h.Incarnation != o.Incarnation ||
+		h.BootEpoch == o.BootEpoch+1 && h.Before != noIncarnation && o.Incarnation != noIncarnation && h.Before != o.Incarnation
+}
+
 // close ends the stream; the first reason counts. t.mu is held.
 func (in *inbound) close(why *RefusedError) {
 	in.live = false
@@ -94,7 +110,7 @@ func (t *inboundTable) stale(h *Hello) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.byID[h.Node]
-	return old != nil && h.BootEpoch < old.hello.BootEpoch || h.BootEpoch < t.least[h.Node]
+	return old != nil && (h.BootEpoch < old.hello.BootEpoch || h.forks(&old.hello)) || h.BootEpoch < t.least[h.Node]
 }
 
 func (t *inboundTable) isLive(in *inbound) bool {

@@ -14,10 +14,14 @@ import (
 
 // Identity says who a node is. Addr and ClientAddr are what it advertises.
 type Identity struct {
-	Cluster          [16]byte
-	Node             raft.NodeID
-	BootEpoch        uint64
-	Addr, ClientAddr string
+	Cluster   [16]byte
+	Node      raft.NodeID
+	BootEpoch uint64
+	// Incarnation is the random number of the present boot of the store, and
+	// Before that of the boot in front of it, as the store remembers it; zero: not
+	// known. Two boots with one epoch and two numbers are those of two copies.
+	Incarnation, Before uint64
+	Addr, ClientAddr    string
 }
 
 func (id *Identity) ready() bool { return id.Node != 0 && id.Cluster != [16]byte{} }

@@ -130,7 +130,7 @@ func (r *Run) Restart() error {
 func storeOptions(fs engine.FS, dir string, id raft.NodeID) engine.Options {
 	return engine.Options{
 		Dir: dir, FS: fs, Create: true, Node: id, Cluster: [16]byte{7}, CacheBytes: 256 << 10, MemTableBytes: 64 << 10,
-		ManifestBytes: 1, NoDiskWatch: true,
+		ManifestBytes: 1, NoDiskWatch: true, Nonce: func() uint64 { return uint64(id) },
 	}
 }
 

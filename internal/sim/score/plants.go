@@ -23,6 +23,8 @@ func enginePlants() []plant {
 		in("B18", "B18", "a log whose synced end is missing opens as if nothing had happened", "F1"),
 		in("B18c", "B18", "a store found amnesiac once opens the next time", "F1"),
 		in("E-no-reopen", "B18", "a fresh store is not opened again: damage in its first log goes unseen", "F1"),
+		in("E-old-format", "B18", "the log is written without sync chunks: damage in the middle of it goes unseen", "F1"),
+		in("E-fatalf-returns", "H4", "Pebble goes on after it asked to be killed", "F1"),
 		in("E17", "E17", "an install leaves the rows of before beside the new ones", "S20"),
 		in("B18f", "B18", "a damaged list of tables is read up to the damage", "S8"),
 		in("H12", "H12", "files of a store can be read by other users", "security"),

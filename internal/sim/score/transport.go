@@ -10,6 +10,7 @@ func transportPlants() []plant {
 		return failing(id, ledger, title, "transport", tests, oracle)
 	}
 	return []plant{
+		in("B18e", "B18", "a copy of a store that reaches the boot epoch of the original gets in", "^TestInboundForks$", "F1"),
 		in("E16", "E16", "a receiver stops reading in the midst of a snapshot and does not say so", "^TestBubble", "F2"),
 		in("H6", "H6", "a queue that is half full takes no heartbeats", "^TestBubble", "L1"),
 		in("H7", "H7", "heartbeats queue behind bulk data", "^TestBubble", "L2"),

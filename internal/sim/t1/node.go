@@ -105,7 +105,7 @@ func freshDisk(id raft.NodeID) *simfs.FS {
 	fs := simfs.New()
 	e, err := engine.Open(engine.Options{
 		Dir: storeDir, FS: fs, Create: true, Cluster: clusterID, Node: id, CacheBytes: 1 << 20, MemTableBytes: 256 << 10,
-		OnFatal: func(error) {}, Now: func() time.Time { return time.Unix(0, epochNanos) },
+		OnFatal: func(error) {}, Now: func() time.Time { return time.Unix(0, epochNanos) }, Nonce: func() uint64 { return uint64(id) },
 	})
 	if err == nil {
 		err = e.Close()
