@@ -66,7 +66,8 @@ func newRig(t *testing.T) *rig { return newRigWith(t, false) }
 func newRigWith(t *testing.T, leases bool) *rig {
 	r := &rig{t: t, now: raft.Time(time.Hour), fatal: make(chan error, 1), until: 1 << 61}
 	var err error
-	r.e, err = engine.Open(engine.Options{Dir: "s", FS: engine.NewMemFS(), Create: true, NoDiskWatch: true, Node: 1, CacheBytes: 1 << 20, MemTableBytes: 16 << 20})
+	r.e, err = engine.Open(engine.Options{Dir: "s", FS: engine.NewMemFS(), Create: true, NoDiskWatch: true, Node: 1, CacheBytes: 1 << 20, MemTableBytes: 16 << 20,
+		OnFatal: func(error) {}})
 	if err != nil {
 		t.Fatal(err)
 	}
