@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -85,7 +86,8 @@ func hostScenarios() []Scenario {
 		}
 		return nil
 	}
-	return []Scenario{
+	list := slices.Concat(sessionScenarios(led, behindNow, rejoin, restartAll), destroyScenarios(led))
+	return append(list, []Scenario{
 		fleeted("host-single-voter", nil, 1, func(c *fleet) error {
 			return do(func() error { return c.create(descOf(1, 1)) }, func() error { return c.lead(1, 1) })
 		}, func(c *fleet) error { return c.write(1, 10, 4) }),
@@ -273,5 +275,5 @@ func hostScenarios() []Scenario {
 				func() error { return c.write(1, 2, 2) },
 			)
 		}),
-	}
+	}...)
 }
