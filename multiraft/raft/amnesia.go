@@ -94,8 +94,8 @@ func (c *Core) remembers(m *Msg, o *Out) bool {
 		return false
 	}
 	p := c.peer(m.FromReplica)
-	if p == nil || p.id == c.id || mutants.On("B19") {
-		return true
+	if p == nil || p.id == c.id || m.Boot == 0 || mutants.On("B19") {
+		return true // with an unknown boot nothing is certain
 	}
 	if p.forgot {
 		return c.fromForgetter(p, m, o)
