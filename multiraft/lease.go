@@ -1,6 +1,8 @@
 package multiraft
 
 import (
+	"slices"
+
 	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -173,6 +175,6 @@ func (r *replica) lease(old *View) *raft.Lease {
 	if old != nil && old.lease != nil && old.lease.Same(&l) {
 		return old.lease
 	}
-	l.Voters = append([]raft.LeaseVoter(nil), l.Voters...)
-	return &l
+	kept := raft.Lease{Term: l.Term, Voters: slices.Clone(l.Voters)} // l itself stays off the heap
+	return &kept
 }
