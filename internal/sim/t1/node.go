@@ -198,7 +198,7 @@ func (n *node) open() bool {
 			k = epoch - 1
 		}
 		img := n.disk.ImageAt(mode, n.rng.Uint64(), max(k, 0))
-		if err := e.Close(); err != nil {
+		if err := e.Close(); err != nil && n.rotten == "" {
 			w.fail("F1", "node %d: close: %v", n.id, err)
 		}
 		n.disk = img
