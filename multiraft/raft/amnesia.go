@@ -203,26 +203,34 @@ func (c *Core) stepForgot(m *Msg, o *Out) {
 	c.lead, c.leadNode = 0, 0
 }
 
+// mostGraces is for how many times the time that a leader may be silent a
+// restarted replica waits for a majority.
+const mostGraces = 5
+
 // unsure reports whether this replica, of a node that was started again, has yet
 // to hear from enough others: an old copy of a directory looks like a restart,
 // but for the others, which were shown a later boot. They tell with the first
 // answer to a heartbeat. A replica that voted before could vote a second time in
 // a term. All voters' nodes are waited for as long as a leader may be silent: two
 // old copies would otherwise be sure of each other. After that a majority, this
-// one included, has to do, because some may be dead.
+// one included, has to do, because some may be dead. At last one has to: this
+// replica goes by the configuration it has applied, and others may know a newer one,
+// in which those that are dead decide nothing.
 func (c *Core) unsure() bool {
 	if !c.restarted || mutants.On("H5") {
 		return false
 	}
 	var heard tally
-	all := true
+	all, anybody := true, false
 	for i := range c.peers {
 		p := &c.peers[i]
 		_, until := c.live.SupportFrom(p.node)
 		yes := i == c.self || until != 0
 		heard.add(p.role, yes)
 		all = all && (yes || !p.role.IsVoter())
+		anybody = anybody || yes && i != c.self
 	}
-	c.restarted = !heard.won() || !all && c.now < c.waitAll
+	enough := heard.won() || anybody && c.now >= c.waitMost
+	c.restarted = !enough || !all && c.now < c.waitAll
 	return c.restarted
 }

@@ -66,7 +66,7 @@ func (c *Core) Freeze(keepTruncate bool) {
 	if c.quorumLost {
 		c.quorumSince = FrozenTime
 	}
-	c.queryAt, c.quorumFrom, c.waitAll = 0, FrozenTime, 0
+	c.queryAt, c.quorumFrom, c.waitAll, c.waitMost = 0, FrozenTime, 0, 0
 	c.attempts, c.anomalies = 0, 0
 	c.lastSeen, c.appliedAt = c.log.last, c.log.applied
 	c.log.diskBytes = 0

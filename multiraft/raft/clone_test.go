@@ -18,6 +18,7 @@ var noForm = map[string]string{
 	"queryAt":       "Freeze resets it",
 	"quorumFrom":    "Freeze resets it",
 	"waitAll":       "Freeze resets it",
+	"waitMost":      "Freeze resets it",
 	"attempts":      "Freeze resets it",
 	"anomalies":     "Freeze resets it",
 	"lastSeen":      "Freeze sets it to log.last",

@@ -174,6 +174,7 @@ type Core struct {
 	// restarted: not enough others have answered since the boot (see unsure).
 	restarted bool
 	waitAll   Time // until then all of them have to
+	waitMost  Time // until then a majority has to, and afterwards one
 	// forgotten: this replica was told that it forgot promises; it does nothing more.
 	forgotten bool
 
@@ -267,7 +268,7 @@ func NewCore(cfg Config, st State, now Time) (*Core, error) {
 		return nil, errors.New("raft: config without node, replica, liveness or shard")
 	}
 	c := &Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id, leased: cfg.Leased, restarted: cfg.Restarted}
-	c.waitAll = now.Add(tun.LeaderGrace)
+	c.waitAll, c.waitMost = now.Add(tun.LeaderGrace), now.Add(mostGraces*tun.LeaderGrace)
 	c.rng.Seed(cfg.Rand, uint64(st.Desc.Shard)*0x9e3779b97f4a7c15^uint64(id))
 	if err := c.load(now, st); err != nil {
 		return nil, fmt.Errorf("raft: shard %d: %w", c.shard, err)
