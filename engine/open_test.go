@@ -338,6 +338,13 @@ func fatalParks(*testing.T) error {
 	return parksIn(func() { pebbleLogger{e}.Fatalf("boom") })
 }
 
+// TestFatalParks: what Pebble holds for fatal never returns to it.
+func TestFatalParks(t *testing.T) {
+	if err := fatalParks(t); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestFailedManifest: Pebble reports a failed MANIFEST write by Fatalf from a
 // goroutine of its own; it must not go on, and the node hears of it once.
 func TestFailedManifest(t *testing.T) {

@@ -253,6 +253,13 @@ func overlapBoots(t *testing.T) error {
 	return nil
 }
 
+// TestOverlap: a store with two replicas of the same keys is not booted.
+func TestOverlap(t *testing.T) {
+	if err := overlapBoots(t); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDamagedRecords: each kind of record, damaged as no checksum of a block
 // would show, or contradicting its neighbours, keeps the store from being
 // booted, with a sentence that names the directory, the shard, the place in its

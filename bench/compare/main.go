@@ -63,15 +63,15 @@ func run(ctx context.Context, args []string) error {
 	profile := f.String("cpuprofile", "", "with --one: write a CPU profile of the measured time")
 	heap := f.String("memprofile", "", "with --one: write a profile of what was allocated since the start, every 16 KiB sampled")
 	only := f.String("only", "", "with table: only points whose name contains this")
-	table := len(args) > 0 && args[0] == "table"
-	if table {
-		args = args[1:]
+	word := ""
+	if len(args) > 0 && (args[0] == "table" || args[0] == "costs") {
+		word, args = args[0], args[1:]
 	}
 	if err := f.Parse(args); err != nil {
 		os.Exit(exitUsage)
 	}
 	if f.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "compare: %q is not understood: flags come first, and table is the only word\n", f.Arg(0))
+		fmt.Fprintf(os.Stderr, "compare: %q is not understood: flags come first, and before them only the words table or costs\n", f.Arg(0))
 		os.Exit(exitUsage)
 	}
 	if *one != "" {
@@ -84,6 +84,9 @@ func run(ctx context.Context, args []string) error {
 		}
 		return json.NewEncoder(os.Stdout).Encode(res)
 	}
+	if word == "costs" {
+		return costs(ctx, p, os.Stdout)
+	}
 	list := strings.Split(*names, ",")
 	for _, n := range list {
 		if _, err := findEngine(n); err != nil {
@@ -92,7 +95,7 @@ func run(ctx context.Context, args []string) error {
 		}
 	}
 	points := []point{p}
-	if table {
+	if word == "table" {
 		points = published(p)
 	}
 	for _, p := range points {

@@ -90,7 +90,6 @@ var (
 	travel = ops(Election, Fortify, Append, Repair, Commit, SnapSend, SnapInstall, Conf, Transfer, QuorumRead, RemoteRead, Support)
 	// perMessage are the faults that hit single messages.
 	perMessage = faults(Drop, DropType, Dup, Reorder, Late, Cut, OneWay, Clog, Corrupt)
-	unsynced   = ops(Election, Fortify, Append, Repair, Apply, Conf, Compact, Command, Support)
 )
 
 // T0 is the simulator of the Raft cores of one group.
