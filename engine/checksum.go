@@ -205,10 +205,12 @@ type manifestFile struct {
 }
 
 func (m *manifestFile) Write(p []byte) (int, error) {
+	crc := crc32.Update(m.sum.CRC, castagnoli, p) // before: Write may change what it is given
 	n, err := m.File.Write(p)
-	m.sum.CRC = crc32.Update(m.sum.CRC, castagnoli, p[:n])
-	m.sum.Length += uint64(n)
-	return n, err
+	if err == nil {
+		m.sum.CRC, m.sum.Length = crc, m.sum.Length+uint64(n)
+	}
+	return n, err // after an error Pebble writes no more to this file
 }
 
 func (m *manifestFile) Sync() error {
