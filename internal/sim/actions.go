@@ -523,7 +523,7 @@ func (w *World) hasten(n *node) {
 		switch e.kind {
 		case evPairs:
 			n.pairsAt = w.now + 1
-		case evSync, evTick, evRound:
+		case evSync, evTick, evRound, evApply:
 		default:
 			continue
 		}
