@@ -225,17 +225,15 @@ func (t *GRPC) SetPeer(node raft.NodeID, addr string) {
 		p.mu.Unlock()
 		return
 	}
-	p.mu.setAddr, p.mu.addrBoot = addr, 0
-	p.mu.Unlock()
-	t.changeAddr(p, addr)
-}
-
-// changeAddr makes p dial addr from now on.
-func (t *GRPC) changeAddr(p *peer, addr string) {
-	p.mu.Lock()
+	p.mu.setAddr, p.mu.addrBoot, p.mu.forgotten = addr, 0, addr == ""
 	changed := p.mu.addr != addr
 	p.mu.addr = addr
 	p.mu.Unlock()
+	t.addrSet(p, changed)
+}
+
+// addrSet makes p dial the address that was just set.
+func (t *GRPC) addrSet(p *peer, changed bool) {
 	if changed {
 		p.breakStream("the address changed")
 	}
@@ -267,15 +265,16 @@ func (t *GRPC) heardFrom(h Hello) *peer {
 	p := t.ensurePeer(h.Node)
 	p.mu.Lock()
 	// An address that SetPeer gave is replaced only after the node itself said
-	// that it was its own, and by a later incarnation.
-	learn := h.Addr != "" && h.Addr != p.mu.addr && (p.mu.addr == "" || h.BootEpoch > p.mu.addrBoot && p.mu.addrBoot != 0)
+	// that it was its own, and by a later incarnation. A node that was forgotten
+	// is not called back because it calls.
+	learn := !p.mu.forgotten && h.Addr != "" && h.Addr != p.mu.addr && (p.mu.addr == "" || h.BootEpoch > p.mu.addrBoot && p.mu.addrBoot != 0)
 	if learn {
-		p.mu.addrBoot = h.BootEpoch
+		p.mu.addrBoot, p.mu.addr = h.BootEpoch, h.Addr
 	}
 	p.mu.Unlock()
 	p.confirmAddr(&h)
 	if learn {
-		t.changeAddr(p, h.Addr)
+		t.addrSet(p, true)
 	} else {
 		p.kickNow()
 	}

@@ -406,13 +406,18 @@ func TestPortInUse(t *testing.T) {
 func TestUnknownPeersAndClose(t *testing.T) {
 	checkLeaks(t)
 	a, ra := startNode(t, 1, 1, Options{})
-	b, _ := startNode(t, 2, 1, Options{})
+	b, rb := startNode(t, 2, 1, Options{})
 	a.Send(7, testMsgs(1, 7))
 	a.SendCtl(7, testCtls()[0])
 	a.SetPeer(2, b.Addr())
 	ra.waitUp(t, 2)
 	a.SetPeer(2, "")
 	ra.wait(t, "the stream is broken", func() bool { return !ra.up[2] })
+	// Node 2 learnt the address of node 1 from its hello, and calls it still.
+	was := 0
+	rb.wait(t, "node 2 calls", func() bool { was = rb.ups[1]; return rb.up[1] })
+	b.Reset(1)
+	rb.wait(t, "node 2 called again", func() bool { return rb.ups[1] > was })
 	if _, err := a.OpenSnapshot(testContext(t), 2, nil); !errors.Is(err, ErrUnknownNode) {
 		t.Fatalf("got %v", err)
 	}

@@ -33,10 +33,12 @@ type peer struct {
 		addr     string // where to dial; empty: nowhere, and no goroutine runs
 		setAddr  string // what SetPeer was told last
 		addrBoot uint64 // boot epoch that announced addr in a hello, zero: SetPeer
-		running  bool
-		stream   context.CancelFunc // breaks the open stream or attempt
-		lastErr  string
-		up       bool
+		// forgotten says that SetPeer took the address away: hellos do not teach one.
+		forgotten bool
+		running   bool
+		stream    context.CancelFunc // breaks the open stream or attempt
+		lastErr   string
+		up        bool
 	}
 
 	framesSent, bytesSent, msgsSent, ctlSent         atomic.Uint64

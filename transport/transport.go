@@ -98,7 +98,8 @@ func (e *SnapshotError) Error() string {
 // Transport carries frames and snapshots between nodes.
 type Transport interface {
 	// SetPeer makes node known at addr, or changes its address; an open stream to
-	// the old address is broken. An empty addr forgets the node.
+	// the old address is broken. An empty addr forgets the node: it is not
+	// called until SetPeer names it again, though it may still call this one.
 	SetPeer(node raft.NodeID, addr string)
 	// Send queues msgs for one frame to node. It never blocks and does not retain
 	// msgs or their entries. Messages to unknown or unreachable nodes are
