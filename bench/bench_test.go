@@ -181,7 +181,7 @@ func TestOpenLoopSeesStalls(t *testing.T) {
 			})
 		})
 		var behind int64
-		res, err := Run(t.Context(), Config{Set: set, Targets: []Target{target}, Clients: 8, Rate: 1000,
+		res, err := Run(t.Context(), Config{Set: set, Targets: []Target{target}, Clients: 8, Rate: 1000, Outstanding: 2000,
 			Duration: 10 * time.Second, OnSecond: func(s Second) { behind = max(behind, s.Behind) }})
 		if err != nil {
 			t.Fatal(err)
@@ -198,6 +198,40 @@ func TestOpenLoopSeesStalls(t *testing.T) {
 		}
 		if behind < 300 {
 			t.Errorf("%d operations behind during the stall", behind)
+		}
+		if res.Shed != 0 {
+			t.Errorf("%d arrivals shed below the bound", res.Shed)
+		}
+	})
+}
+
+// What arrives while as many operations as are allowed are outstanding is shed
+// and counted: every arrival is shed, done, refused, or open at the end.
+func TestOpenLoopSheds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set, target := newSet(t, "W1", 300), newMemTarget(0)
+		if err := Load(t.Context(), set, []Target{target}, nil); err != nil {
+			t.Fatal(err)
+		}
+		target.took = 10 * time.Millisecond // 8 clients do 800 a second
+		target.refusals.Store(100)
+		shed := int64(0)
+		res, err := Run(t.Context(), Config{Set: set, Targets: []Target{target}, Clients: 8, Rate: 2000, Outstanding: 20,
+			Duration: 10 * time.Second, OnSecond: func(s Second) { shed = s.Shed }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Ops < 7850 || res.Ops > 7920 || res.Errors != 100 || res.Unfinished < 12 || res.Unfinished > 20 {
+			t.Errorf("%d done, %d errors, %d unfinished; want about 7,890, 100, 12 to 20", res.Ops, res.Errors, res.Unfinished)
+		}
+		if all := res.Ops + res.Errors + res.Shed + res.Unfinished; all < 19_990 || all > 20_001 {
+			t.Errorf("%d of 20,000 arrivals are accounted for", all)
+		}
+		if shed != res.Shed {
+			t.Errorf("the last line says %d shed, the result %d", shed, res.Shed)
+		}
+		if l := res.LatencyMs["update"]; l.P50 < 20 || l.Max > 40 { // 20 outstanding at 800 a second
+			t.Errorf("p50 %.1f max %.1f ms with a bound of 25 ms", l.P50, l.Max)
 		}
 	})
 }

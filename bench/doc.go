@@ -16,6 +16,6 @@
 // the device of the data directory are read for the whole process and machine
 // (machine_linux.go says how), so other work on the machine shows up in them.
 //
-// Goroutines: Run starts one per client and returns when all of them have
-// ended. Locks: one per shard of the recorder, held for a histogram update.
+// Goroutines: Run starts one per client, in an open loop one for the arrivals,
+// and returns when all of them have ended. Locks: one per shard of the recorder, held for a histogram update.
 package bench

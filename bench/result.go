@@ -35,7 +35,8 @@ type Result struct {
 	Shards       int                `json:"shards"`
 	Replicas     int                `json:"replicas"`
 	Clients      int                `json:"clients"`
-	Rate         float64            `json:"rate"` // planned per second; 0 in a closed loop
+	Rate         float64            `json:"rate"`                     // planned per second; 0 in a closed loop
+	PeakPerSec   float64            `json:"peak_ops_per_s,omitempty"` // of the closed loop that set the rate, if one did
 	Keys         uint64             `json:"keys"`
 	KeyBytes     int                `json:"key_bytes"`
 	ValueBytes   int                `json:"value_bytes"`
@@ -44,6 +45,8 @@ type Result struct {
 	OpsPerSec    float64            `json:"ops_per_s"`
 	Errors       int64              `json:"errors"`
 	ErrorKinds   map[string]int64   `json:"errors_by_kind"`
+	Shed         int64              `json:"shed"`       // arrivals of an open loop beyond its bound; never sent
+	Unfinished   int64              `json:"unfinished"` // operations of an open loop that had not ended when the measured time had
 	LatencyMs    map[string]Latency `json:"latency_ms"`
 	ServiceMs    Latency            `json:"service_ms"` // from the real send time, all operations
 
@@ -129,6 +132,13 @@ func (res *Result) WriteTable(w io.Writer) error {
 	if len(kinds) > 0 {
 		fmt.Fprintf(&b, " (%s)", strings.Join(kinds, ", "))
 	}
+	if res.Loop == "open" {
+		fmt.Fprintf(&b, "\nload     %s/s planned", group(res.Rate, 0))
+		if res.PeakPerSec > 0 {
+			fmt.Fprintf(&b, " (%.0f %% of a closed loop's %s/s)", 100*res.Rate/res.PeakPerSec, group(res.PeakPerSec, 0))
+		}
+		fmt.Fprintf(&b, ", %s shed at the bound, %s not ended in time", group(float64(res.Shed), 0), group(float64(res.Unfinished), 0))
+	}
 	fmt.Fprintf(&b, "\n\n%-18s %12s %9s %9s %9s %9s %9s\n", "OPERATION", "COUNT", "P50(ms)", "P95(ms)", "P99(ms)", "P99.9(ms)", "MAX(ms)")
 	row := func(name string, l Latency) {
 		if l.Count > 0 {
@@ -168,11 +178,11 @@ type Lines struct {
 // Second prints one line.
 func (l *Lines) Second(s Second) {
 	if l.n%headerEvery == 0 {
-		fmt.Fprintln(l.W, "_elapsed___errors__ops/s(inst)___ops/s(cum)__p50(ms)__p95(ms)__p99(ms)__pMax(ms)___cpu(%)_disk(MB/s)___behind")
+		fmt.Fprintln(l.W, "_elapsed___errors__ops/s(inst)___ops/s(cum)__p50(ms)__p95(ms)__p99(ms)__pMax(ms)___cpu(%)_disk(MB/s)___behind_____shed")
 	}
 	l.n++
-	fmt.Fprintf(l.W, "%8.1fs %8d %12s %12s %8.1f %8.1f %8.1f %9.1f %8.0f %10.1f %8d\n",
-		s.Elapsed.Seconds(), s.Errors, group(s.OpsPerSec, 1), group(s.CumPerSec, 1), s.P50, s.P95, s.P99, s.Max, s.CPUPercent, s.DiskMBSec, s.Behind)
+	fmt.Fprintf(l.W, "%8.1fs %8d %12s %12s %8.1f %8.1f %8.1f %9.1f %8.0f %10.1f %8d %8d\n",
+		s.Elapsed.Seconds(), s.Errors, group(s.OpsPerSec, 1), group(s.CumPerSec, 1), s.P50, s.P95, s.P99, s.Max, s.CPUPercent, s.DiskMBSec, s.Behind, s.Shed)
 }
 
 func onOff(b bool) string {

@@ -18,9 +18,13 @@ type Config struct {
 	// Clients is the number of goroutines that send operations, at least 1. In
 	// an open loop it bounds the operations in flight.
 	Clients int
-	// Rate is the number of operations planned per second over all clients.
-	// Zero means a closed loop.
+	// Rate is the number of operations that arrive per second, evenly spaced,
+	// whatever becomes of those before. Zero means a closed loop.
 	Rate float64
+	// Outstanding bounds the operations of an open loop that arrived and have not
+	// ended: those beyond Clients wait for a free one. An arrival beyond the bound
+	// is counted as shed. Less than Clients means Clients.
+	Outstanding int
 	// Warmup is worked but not measured; Duration is measured.
 	Warmup, Duration time.Duration
 	// Timeout bounds one operation, to within an eighth of it more. Zero means 10 s.
@@ -44,7 +48,8 @@ type Second struct {
 	Errors                int64         // since the start of the measured time
 	OpsPerSec, CumPerSec  float64       // in this second, and on average so far
 	P50, P95, P99, Max    float64       // milliseconds, in this second
-	Behind                int64         // operations planned but not yet sent; open loop only
+	Behind                int64         // operations that arrived and were not sent yet; open loop only
+	Shed                  int64         // arrivals beyond the bound, since the start of the measured time; open loop only
 	CPUPercent, DiskMBSec float64       // of one core; to the device
 }
 
@@ -67,8 +72,18 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	work, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
+	if c.Rate > 0 {
+		r.arrivals = make(chan time.Duration, max(c.Outstanding-c.Clients, 0))
+		wg.Go(func() { r.arrive(work) })
+	}
 	for i := range c.Clients {
-		wg.Go(func() { r.client(work, i) })
+		wg.Go(func() {
+			if c.Rate > 0 {
+				r.server(work, i)
+			} else {
+				r.client(work, i)
+			}
+		})
 	}
 	select {
 	case <-time.After(c.Warmup):
@@ -94,8 +109,8 @@ type run struct {
 	rec     *recorder
 	track   *tracker // nil: writes are not followed
 	start   time.Time
-	sent    atomic.Int64
 	stopped atomic.Bool
+	open
 }
 
 // measure drains the recorder once per second until the measured time is over.
@@ -105,6 +120,7 @@ func (r *run) measure(ctx context.Context) *Result {
 	r.rec.drain(errs, &second) // the warm-up
 	clear(errs)
 	second = hists{}
+	shed := r.shed.Load()
 
 	began, before := time.Now(), readUsage(r.DataDir)
 	last, lastUsage, rss := began, before, before.rssBytes
@@ -124,7 +140,7 @@ func (r *run) measure(ctx context.Context) *Result {
 		now, usage := time.Now(), readUsage(r.DataDir)
 		rss = max(rss, usage.rssBytes)
 		if !over || now.Sub(last) > time.Second/2 {
-			r.report(&second, &total, errs, now.Sub(began), now.Sub(last), usage.since(lastUsage))
+			r.report(&second, &total, errs, r.shed.Load()-shed, now.Sub(began), now.Sub(last), usage.since(lastUsage))
 		}
 		last, lastUsage = now, usage
 		for _, h := range second {
@@ -135,10 +151,11 @@ func (r *run) measure(ctx context.Context) *Result {
 	}
 	res := r.result(&total, errs, last.Sub(began), lastUsage.since(before))
 	res.RSSMiB = round(float64(rss)/(1<<20), 1)
+	res.Shed, res.Unfinished = r.shed.Load()-shed, r.taken.Load()-r.ended.Load()
 	return res
 }
 
-func (r *run) report(second, total *hists, errs map[string]int64, elapsed, span time.Duration, used usage) {
+func (r *run) report(second, total *hists, errs map[string]int64, shed int64, elapsed, span time.Duration, used usage) {
 	if r.OnSecond == nil {
 		return
 	}
@@ -156,14 +173,11 @@ func (r *run) report(second, total *hists, errs map[string]int64, elapsed, span 
 	for _, n := range errs {
 		s.Errors += n
 	}
-	if r.Rate > 0 {
-		planned := int64(r.Rate * time.Since(r.start).Seconds())
-		s.Behind = max(0, planned-r.sent.Load())
-	}
+	s.Shed, s.Behind = shed, int64(len(r.arrivals))
 	r.OnSecond(s)
 }
 
-// client works off operations until the run stops.
+// client is a client of a closed loop, until the run stops.
 func (r *run) client(ctx context.Context, i int) {
 	gen, target, rec := r.Set.Client(i), r.Targets[i%len(r.Targets)], r.rec.shard(i)
 	timer := time.NewTimer(time.Hour)
@@ -179,35 +193,29 @@ func (r *run) client(ctx context.Context, i int) {
 	}
 	limited, done := r.limit(ctx)
 	defer func() { done() }()
-	for n := 0; !r.stopped.Load() && ctx.Err() == nil; n++ {
-		planned := time.Now()
-		if r.Rate > 0 {
-			at := float64(n*r.Clients+i) / r.Rate
-			planned = r.start.Add(time.Duration(at * float64(time.Second)))
-			if wait := time.Until(planned); wait > 0 && (!pause(wait) || r.stopped.Load()) {
-				return
-			}
-		}
-		gen.Next()
-		r.sent.Add(1)
+	for !r.stopped.Load() && ctx.Err() == nil {
 		if time.Since(limited.since) > r.Timeout/8 {
 			done()
 			limited, done = r.limit(ctx)
 		}
-		m, err := r.one(limited, gen, target, planned)
-		gen.Done()
-		switch {
-		case err == nil:
-			rec.done(m)
-		case ctx.Err() != nil:
-			return // the run was interrupted: no verdict on the store
-		default:
-			rec.failed(r.kind(err))
-			if !pause(time.Millisecond) { // do not spin on a store that refuses
-				return
-			}
+		if err := r.turn(limited, gen, target, rec, time.Now()); err != nil && !pause(time.Millisecond) {
+			return // do not spin on a store that refuses
 		}
 	}
+}
+
+// turn draws one operation, carries it out and records it.
+func (r *run) turn(limited limitedContext, gen *workload.Gen, target Target, rec *recorderShard, planned time.Time) error {
+	gen.Next()
+	m, err := r.one(limited, gen, target, planned)
+	gen.Done()
+	switch {
+	case err == nil:
+		rec.done(m)
+	case !r.interrupted(limited): // else no verdict on the store
+		rec.failed(r.kind(err))
+	}
+	return err
 }
 
 // limit makes the context of a client's next operations. It is renewed after an
@@ -215,14 +223,18 @@ func (r *run) client(ctx context.Context, i int) {
 // outnumber those of the store.
 func (r *run) limit(ctx context.Context) (limitedContext, context.CancelFunc) {
 	since := time.Now()
-	ctx, cancel := context.WithDeadline(ctx, since.Add(r.Timeout+r.Timeout/8))
-	return limitedContext{ctx, since}, cancel
+	limited, cancel := context.WithDeadline(ctx, since.Add(r.Timeout+r.Timeout/8))
+	return limitedContext{limited, ctx, since}, cancel
 }
 
 type limitedContext struct {
 	context.Context
+	run   context.Context // without the deadline
 	since time.Time
 }
+
+// interrupted reports whether the run was ended from outside.
+func (r *run) interrupted(c limitedContext) bool { return c.run.Err() != nil }
 
 func (r *run) kind(err error) string {
 	if errors.Is(err, errMissing) {

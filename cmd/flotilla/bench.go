@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -31,7 +34,8 @@ const (
 // benchFlags are what bench run can be told.
 type benchFlags struct {
 	clients, shards int
-	rate            float64
+	rate            rate
+	outstanding     int
 	value           size
 	keys            uint64
 	duration, warm  time.Duration
@@ -54,13 +58,17 @@ E (95% scan of 1 to 100, 5% insert), F (50% read, 50% read-modify-write). W1 is
 
 Without --addr it runs on a cluster of three nodes inside this process, with real
 sockets, real files and fsync; calls are made at the node that leads the key's
-shard, and CPU and memory are those of all three nodes and of the clients. Without --rate the loop is closed: each client sends its next
-operation when the last one was answered. With --rate the loop is open: latency
-counts from the planned send time, so that a stall shows in full.
+shard, and CPU and memory are those of all three nodes and of the clients. Without
+--rate the loop is closed: each client sends its next operation when the last one
+was answered. With --rate the loop is open: operations arrive evenly spaced,
+whatever became of those before, and latency counts from the planned arrival, so
+that a stall shows in full. A rate in percent is one of the peak, which a closed
+loop of the same clients measures first, in the same call.
 
 With -o json standard output gets one object on one line, and nothing else.`,
 		Example: lines(
 			"  flotilla bench run A",
+			"  flotilla bench run W1 --clients 1024 --rate 70%",
 			"  flotilla bench run B --rate 20000 --shards 48 --value 1KiB --duration 1m -o json"),
 		Args: arguments("WORKLOAD"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -71,7 +79,7 @@ With -o json standard output gets one object on one line, and nothing else.`,
 			if err := b.value.UnmarshalText([]byte(value.text)); err != nil {
 				return usageError("--value: %v", err)
 			}
-			if err := b.check(cmd.Flags().Changed("clients")); err != nil {
+			if err := b.check(cmd.Flags()); err != nil {
 				return err
 			}
 			return a.bench(cmd.Context(), spec, &b, cmd.Flags().Changed("addr"))
@@ -79,7 +87,8 @@ With -o json standard output gets one object on one line, and nothing else.`,
 	}
 	f := cmd.Flags()
 	f.IntVar(&b.clients, "clients", 64, "number of clients; in an open loop the most operations in flight (default then 1024)")
-	f.Float64Var(&b.rate, "rate", 0, "operations per second planned over all clients (open loop); 0: closed loop")
+	f.Var(&b.rate, "rate", "operations that arrive per second (open loop), such as 20000, or 70% of the closed loop's peak; 0: closed loop")
+	f.IntVar(&b.outstanding, "outstanding", 4096, "most operations of an open loop that have arrived and not ended; arrivals beyond are shed and counted")
 	f.IntVar(&b.shards, "shards", 48, "shards of the embedded cluster")
 	f.Var(&value, "value", "size of a value, such as 128 or 1KiB")
 	f.Uint64Var(&b.keys, "keys", 100_000, "records loaded before the run")
@@ -118,15 +127,50 @@ and the same clients; engines take turns, and ratios are taken pair by pair.
 The limits of the machine itself, for comparison: go run ./bench/floors
 `
 
-func (b *benchFlags) check(clientsGiven bool) error {
-	if b.rate > 0 && !clientsGiven {
+// rate is the rate of an open loop: operations per second, or a share of the peak.
+type rate struct {
+	perSec float64
+	share  float64 // of the peak; zero: perSec counts
+}
+
+// Set implements pflag.Value.
+func (r *rate) Set(text string) error {
+	number, percent := strings.CutSuffix(text, "%")
+	x, err := strconv.ParseFloat(number, 64)
+	if err != nil || math.IsNaN(x) || math.IsInf(x, 0) {
+		return errors.New("must be a number of operations per second, or a percentage of the peak such as 70%")
+	}
+	if *r = (rate{perSec: x}); percent {
+		*r = rate{share: x / 100}
+	}
+	return nil
+}
+
+// Type implements pflag.Value.
+func (r *rate) Type() string { return "rate" }
+
+func (r *rate) String() string {
+	if r.share != 0 {
+		return strconv.FormatFloat(100*r.share, 'g', -1, 64) + "%"
+	}
+	return strconv.FormatFloat(r.perSec, 'g', -1, 64)
+}
+
+func (r *rate) open() bool { return r.perSec > 0 || r.share > 0 }
+
+func (b *benchFlags) check(given interface{ Changed(string) bool }) error {
+	if b.rate.open() && !given.Changed("clients") {
 		b.clients = 1024
 	}
 	switch {
 	case b.clients < 1 || b.clients > 1<<20:
 		return usageError("--clients %d: must lie between 1 and %d", b.clients, 1<<20)
-	case b.rate < 0:
-		return usageError("--rate %g: must not be negative", b.rate)
+	case b.rate.perSec < 0 || b.rate.share < 0:
+		return usageError("--rate %s: must not be negative", &b.rate)
+	case given.Changed("outstanding") && !b.rate.open():
+		return usageError("--outstanding is for an open loop: give it a --rate")
+	case b.outstanding < 1 || b.outstanding > 1<<24:
+		return usageError("--outstanding %d: must lie between 1 and %d", b.outstanding, 1<<24)
 	case b.shards < 1 || b.shards > 65536:
 		return usageError("--shards %d: must lie between 1 and 65536", b.shards)
 	case b.keys < 1:
@@ -186,14 +230,26 @@ func (a *app) bench(ctx context.Context, spec workload.Spec, b *benchFlags, remo
 	if err := a.load(ctx, set, store, live); err != nil {
 		return err
 	}
-	lines := &bench.Lines{W: live}
-	res, err := bench.Run(ctx, bench.Config{
-		Set: set, Targets: store.targets, Clients: b.clients, Rate: b.rate, Warmup: b.warm, Duration: b.duration,
-		Timeout: a.timeout, Verify: benchSample, DataDir: store.dir, Classify: errorKind, OnSecond: lines.Second,
-	})
+	config := bench.Config{
+		Set: set, Targets: store.targets, Clients: b.clients, Warmup: b.warm, Duration: b.duration,
+		Timeout: a.timeout, Verify: benchSample, DataDir: store.dir, Classify: errorKind, OnSecond: (&bench.Lines{W: live}).Second,
+	}
+	var peak float64
+	if b.rate.share > 0 {
+		res, err := bench.Run(ctx, config)
+		if err != nil {
+			return err
+		}
+		peak = res.OpsPerSec
+		fmt.Fprintf(live, "\npeak     %s ops/s in a closed loop, p99 %.1f ms; now %s of it in an open one\n\n", countText(int64(peak)), res.ServiceMs.P99, &b.rate)
+		config.OnSecond = (&bench.Lines{W: live}).Second
+	}
+	config.Rate, config.Outstanding = b.rate.perSec+b.rate.share*peak, b.outstanding
+	res, err := bench.Run(ctx, config)
 	if err != nil {
 		return err
 	}
+	res.PeakPerSec = peak
 	if err := bench.Sample(ctx, set, store.targets, benchSample); err != nil {
 		return failure(exitFailed, err, "", "the records do not read back as written: %v", err)
 	}
@@ -209,8 +265,11 @@ func (a *app) bench(ctx context.Context, spec workload.Spec, b *benchFlags, remo
 
 func (a *app) benchHeader(w io.Writer, spec workload.Spec, set *workload.Set, b *benchFlags, store *benchStore, m *bench.Machine) {
 	loop := fmt.Sprintf("CLOSED LOOP %d clients", b.clients)
-	if b.rate > 0 {
-		loop = fmt.Sprintf("OPEN LOOP %s/s", countText(int64(b.rate)))
+	switch {
+	case b.rate.share > 0:
+		loop = fmt.Sprintf("OPEN LOOP at %s of the peak of %d clients", &b.rate, b.clients)
+	case b.rate.open():
+		loop = fmt.Sprintf("OPEN LOOP %s/s", countText(int64(b.rate.perSec)))
 	}
 	fmt.Fprintf(w, "machine  %s\n", m)
 	fmt.Fprintf(w, "load     YCSB %s (%s), %s, %s keys, values of %d bytes, %d shards, 3 replicas, fsync on, %s\n",
