@@ -30,7 +30,7 @@ func stateOf(desc Descriptor, hs HardState, log []Entry) State {
 // rig is one core under test with an owner that syncs when told. Node 1 is the
 // core; the test plays the other nodes.
 type rig struct {
-	t    *testing.T
+	t    testing.TB
 	c    *Core
 	live *fakeLive
 	now  Time
@@ -40,7 +40,7 @@ type rig struct {
 	done []Entry // applied
 }
 
-func newRig(t *testing.T, st State) *rig {
+func newRig(t testing.TB, st State) *rig {
 	t.Helper()
 	r := &rig{t: t, live: &fakeLive{down: map[NodeID]bool{}}, now: 1e9, hard: st.Hard}
 	c, err := NewCore(Config{Node: 1, Liveness: r.live, Rand: 1}, st, r.now)
