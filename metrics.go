@@ -96,6 +96,7 @@ func newCollector(n *Node) *collector {
 	add(k, "raft_anomalies_total", "Messages that no correct node sends; they were dropped.", func(m *Metrics) float64 { return float64(m.Host.Anomalies) })
 	add(k, "raft_unknown_shard_total", "Messages for shards without a replica here.", func(m *Metrics) float64 { return float64(m.Host.UnknownShard) })
 	add(g, "raft_pending_bytes", "Bytes of proposals whose outcome is open.", func(m *Metrics) float64 { return float64(m.Host.PendingBytes) })
+	add(k, "raft_refused_total", "Proposals refused because of overload.", func(m *Metrics) float64 { return float64(m.Host.Refused) })
 	add(k, "raft_amnesiac_replicas_total", "Replicas of other nodes that had forgotten what they promised.", func(m *Metrics) float64 { return float64(m.Host.Amnesiacs) })
 	add(k, "session_replays_total", "Tries of session commands that had taken effect before.", func(m *Metrics) float64 { return float64(m.Sessions.Replayed) })
 	add(k, "session_joins_total", "Tries of session commands that met an earlier one under way.", func(m *Metrics) float64 { return float64(m.Host.JoinedTries) })

@@ -389,7 +389,7 @@ func (n *Node) openGroups() error {
 	}
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
-		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals,
+		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals, ProposalWait: n.o.Limits.Wait,
 		OnDescriptor: n.onDescriptor, Nodes: n.book.peers(self),
 		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
 		Leases: !n.o.NoClock,

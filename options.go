@@ -103,12 +103,19 @@ type Options struct {
 	OnFatal func(error)
 }
 
-// Limits bound what a node uses, in bytes. Zero fields have defaults.
+// Limits bound what a node uses. Zero fields have defaults.
 type Limits struct {
 	// Memory is shared out over the block cache and memtables. Zero: 256 MiB. At least 16 MiB.
 	Memory int64
 	// Proposals bounds the writes waiting on the node. Zero: 256 MiB.
 	Proposals int64
+	// Wait bounds how long a write may be expected to wait on the node, from what
+	// waits already and how fast that drains. Beyond it writes are refused with
+	// *OverloadedError before anything was done for them, so that a node that is
+	// offered too much serves what it can. It should be well above a few round
+	// trips between the nodes, and below what callers are willing to wait. Zero:
+	// 500 ms. At least 10 ms.
+	Wait time.Duration
 	// LogKeep bounds how much of one shard's log is kept for a replica that is
 	// away; one that was away for longer is sent a snapshot. A replica that is
 	// merely slow may hold back sixteen times as much. Zero: 16 MiB. At least 4 KiB.
@@ -221,6 +228,9 @@ func (o *Options) Validate() error {
 	}
 	if o.Limits.Proposals < 0 || o.Limits.Proposals > 0 && o.Limits.Proposals < 4<<20 || o.Limits.Proposals > 1<<40 {
 		bad("Limits.Proposals", o.Limits.Proposals, "must be 0 or between 4 MiB and 1 TiB")
+	}
+	if o.Limits.Wait < 0 || o.Limits.Wait > 0 && o.Limits.Wait < 10*time.Millisecond || o.Limits.Wait > time.Hour {
+		bad("Limits.Wait", o.Limits.Wait, "must be 0 or between 10ms and 1h")
 	}
 	if o.Limits.LogKeep < 0 || o.Limits.LogKeep > 0 && o.Limits.LogKeep < 4<<10 || o.Limits.LogKeep > 1<<40 {
 		bad("Limits.LogKeep", o.Limits.LogKeep, "must be 0 or between 4 KiB and 1 TiB")

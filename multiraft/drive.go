@@ -150,7 +150,7 @@ func (l *loop) refuseRest(c *completions) {
 	rest := l.in.close()
 	for i := range rest.props {
 		c.propose(rest.props[i].done, nil, 0, 0, ErrClosed)
-		l.h.release(rest.props[i].size)
+		l.release(rest.props[i].size)
 	}
 	for i := range rest.reads {
 		c.read(rest.reads[i].done, 0, ErrClosed)

@@ -59,7 +59,7 @@ func (r *replica) joinFlight(p *proposal, l *loop) bool {
 				d(bytes.Clone(data), index, slot, err)
 			}
 		}
-		l.h.release(f.bytes)
+		l.release(f.bytes)
 		f.more, f.bytes = nil, 0
 	}
 	return false

@@ -52,7 +52,12 @@ type Config struct {
 	Seed uint64
 	// ProposalBytes bounds the bytes of proposals that wait on this node. Zero: 256 MiB.
 	ProposalBytes int64
-	Logger        *slog.Logger
+	// ProposalWait bounds how long a proposal may be expected to wait for its
+	// outcome, from what waits and how fast that drains; beyond, proposals are
+	// refused. It has to be longer than a few round trips to the other nodes.
+	// Zero: DefaultProposalWait.
+	ProposalWait time.Duration
+	Logger       *slog.Logger
 	// OnRole is called on a loop when a replica's view of its leadership or its
 	// quorum changed. It must not block.
 	OnRole func(old, now View)
@@ -127,8 +132,8 @@ type Host struct {
 }
 
 type stats struct {
-	rounds, syncs, entries, commands, applied, unknown, joined, anomalies, amnesiacs atomic.Uint64
-	anomalyToldAt                                                                    atomic.Int64 // Clock.Now of the last log line
+	rounds, syncs, entries, commands, applied, unknown, joined, anomalies, amnesiacs, refused atomic.Uint64
+	anomalyToldAt                                                                             atomic.Int64 // Clock.Now of the last log line
 }
 
 // Stats counts what the host did since its start.
@@ -138,6 +143,7 @@ type Stats struct {
 	Anomalies                                 uint64 // messages that no correct peer sends; they were dropped
 	JoinedTries                               uint64 // tries of session commands that joined one under way
 	Amnesiacs                                 uint64 // replicas of other nodes that had forgotten what they promised
+	Refused                                   uint64 // proposals refused because of overload
 	PendingBytes                              int64  // of proposals not yet resolved
 	PendingReads                              int64  // not yet answered
 }
@@ -171,7 +177,9 @@ func New(c Config) (*Host, error) {
 	}
 	h.onDesc, h.onDestroy, h.onForget, h.nodes = c.OnDescriptor, c.OnDestroy, c.OnAmnesia, c.Nodes
 	for i := range c.Loops {
-		h.loops = append(h.loops, newLoop(h, i))
+		l := newLoop(h, i)
+		l.admission.init(c.ProposalWait)
+		h.loops = append(h.loops, l)
 	}
 	h.table.Store(&map[raft.ShardID]*replica{})
 	return h, nil
@@ -337,12 +345,12 @@ func (h *Host) Propose(shard raft.ShardID, cmd raft.Command, done func(data []by
 		return
 	}
 	p := proposal{shard: shard, cmd: cmd, done: done, size: len(cmd.Body) + 32}
-	if n := h.pending.Add(int64(p.size)); n > h.maxBytes && n > int64(p.size) {
-		h.pending.Add(-int64(p.size))
-		done(nil, 0, 0, &OverloadedError{RetryAfter: 100 * time.Millisecond, Why: "too many bytes of proposals wait on this node"})
+	if err := h.admit(r, p.size); err != nil {
+		done(nil, 0, 0, err)
 		return
 	}
 	if !r.loop.in.putProposal(&p) {
+		r.loop.admission.withdraw(p.size)
 		h.release(p.size)
 		done(nil, 0, 0, ErrClosed)
 	}
@@ -457,7 +465,7 @@ func (h *Host) Stats() Stats {
 	return Stats{
 		Rounds: h.stats.rounds.Load(), Syncs: h.stats.syncs.Load(), Entries: h.stats.entries.Load(),
 		Commands: h.stats.commands.Load(), Applied: h.stats.applied.Load(),
-		UnknownShard: h.stats.unknown.Load(), Anomalies: h.stats.anomalies.Load(), JoinedTries: h.stats.joined.Load(), Amnesiacs: h.stats.amnesiacs.Load(), PendingBytes: h.pending.Load(),
+		UnknownShard: h.stats.unknown.Load(), Anomalies: h.stats.anomalies.Load(), JoinedTries: h.stats.joined.Load(), Amnesiacs: h.stats.amnesiacs.Load(), Refused: h.stats.refused.Load(), PendingBytes: h.pending.Load(),
 		PendingReads: h.reads.Load(),
 	}
 }

@@ -48,6 +48,8 @@ type loop struct {
 	heldLater []heldMsgs
 	syncer    *syncer
 
+	admission admission
+
 	// For Host.Alive: when the last round began, and whether the loop waits for work.
 	roundAt atomic.Int64
 	idle    atomic.Bool
@@ -88,6 +90,7 @@ func newLoop(h *Host, id int) *loop {
 
 // step runs one round at time now. It reports whether it did anything.
 func (l *loop) step(now raft.Time) bool {
+	l.admission.turn(now)
 	acks := l.in.takeAcks(l.spareAcks)
 	for i := range acks {
 		l.onAck(now, &acks[i])
@@ -277,12 +280,12 @@ func (l *loop) takeProposal(p *proposal) {
 	}
 	if r == nil {
 		l.done.propose(p.done, nil, 0, 0, ErrUnknownShard)
-		l.h.release(p.size)
+		l.release(p.size)
 		return
 	}
 	if r.fenced != nil {
 		l.done.propose(p.done, nil, 0, 0, r.refused())
-		l.h.release(p.size)
+		l.release(p.size)
 		return
 	}
 	if len(r.queue) == 0 {
@@ -348,7 +351,7 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 			for i := from; i < n; i++ {
 				l.done.propose(r.queue[i].done, nil, 0, 0, err)
 				if !mutants.On("B10b") {
-					l.h.release(r.queue[i].size)
+					l.release(r.queue[i].size)
 				}
 			}
 			continue

@@ -177,7 +177,7 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 func (r *replica) failQueued(err error, c *completions) {
 	for i := range r.queue {
 		c.propose(r.queue[i].done, nil, 0, 0, err)
-		r.loop.h.release(r.queue[i].size)
+		r.loop.release(r.queue[i].size)
 	}
 	clear(r.queue)
 	r.queue = r.queue[:0]
@@ -249,7 +249,7 @@ func (r *replica) forget(keep []pendingEntry, bytes int) {
 	if len(keep) == 0 {
 		r.mixed = false
 	}
-	r.loop.h.release(bytes)
+	r.loop.release(bytes)
 }
 
 // failWaiting ends everything that was handed to Raft: outcome unknown.
@@ -259,7 +259,7 @@ func (r *replica) failWaiting(err error, c *completions) {
 		for _, d := range w.dones {
 			c.propose(d, nil, 0, 0, err)
 		}
-		r.loop.h.release(w.bytes)
+		r.loop.release(w.bytes)
 	}
 	clear(r.waiting)
 	r.waiting, r.mixed = r.waiting[:0], false

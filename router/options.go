@@ -75,6 +75,10 @@ type Options struct {
 	// Parallel bounds the shards one non-atomic write or one MultiGet works on
 	// at the same time. Zero: 16.
 	Parallel int
+	// Patience bounds the requests that wait at the same time because a node is
+	// overloaded; further ones get *shard.OverloadedError at once. Zero: 1024;
+	// negative: none waits.
+	Patience int
 	// Clock is the system's by default.
 	Clock Clock
 	// Rand returns random bits for jitter and the choice of replicas. It must be
@@ -94,6 +98,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Parallel <= 0 {
 		o.Parallel = 16
+	}
+	if o.Patience == 0 {
+		o.Patience = 1024
 	}
 	if o.Clock == nil {
 		o.Clock = systemClock{}

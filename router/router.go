@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 )
@@ -20,7 +21,9 @@ import (
 // for. All methods are safe for concurrent use.
 //
 // What is tried again, within the caller's deadline (or Options.Timeout):
-// whatever certainly was not applied, and every read. What is not: a write
+// whatever certainly was not applied, and every read; what an overloaded node
+// refused after the time it asked for, while not too many requests wait for that
+// (Options.Patience). What is not: a write
 // whose outcome is unknown, unless it is one of a Session. Not even a blind put,
 // since another client may have written the key in the meantime and the second
 // try would overwrite it. A shard without a quorum, the one with the ranges
@@ -32,6 +35,7 @@ type Router struct {
 	source  atomic.Pointer[Source]
 	flights singleflight.Group
 	stats   counters
+	patient atomic.Int64 // requests that wait because a node is overloaded
 
 	mu struct { // guards the start of lookups against Close
 		sync.Mutex
@@ -49,9 +53,12 @@ type Stats struct {
 	Redirects uint64 // replies that corrected the table
 	Waits     uint64 // waits between rounds of tries
 	Lookups   uint64 // questions to the Source
+	// TurnedAway counts requests that got *shard.OverloadedError without a wait,
+	// since Options.Patience others waited.
+	TurnedAway uint64
 }
 
-type counters struct{ requests, sends, redirects, waits, lookups atomic.Uint64 }
+type counters struct{ requests, sends, redirects, waits, lookups, turnedAway atomic.Uint64 }
 
 // New makes a router. It does nothing until it is asked.
 func New(o Options) *Router {
@@ -76,7 +83,7 @@ func (r *Router) Table() *Table { return &r.table }
 // Stats returns the counters.
 func (r *Router) Stats() Stats {
 	c := &r.stats
-	return Stats{c.requests.Load(), c.sends.Load(), c.redirects.Load(), c.waits.Load(), c.lookups.Load()}
+	return Stats{c.requests.Load(), c.sends.Load(), c.redirects.Load(), c.waits.Load(), c.lookups.Load(), c.turnedAway.Load()}
 }
 
 // Close ends lookups under way and refuses new requests with shard.ErrClosed.
@@ -204,6 +211,10 @@ func (r *Router) runIn(ctx context.Context, q *shard.Request, at place, fit fit,
 		if resp != nil {
 			return resp
 		}
+		leave, ok := r.queueUp(last)
+		if !ok {
+			return q.Failed(c.stamp.honest(0, last))
+		}
 		if wait > 0 { // asked for: do not come back all at the same time
 			wait += time.Duration(r.o.Rand() % uint64(wait/4+1))
 		}
@@ -219,6 +230,7 @@ func (r *Router) runIn(ctx context.Context, q *shard.Request, at place, fit fit,
 		default:
 			cause = r.o.Clock.Sleep(ctx, wait)
 		}
+		leave()
 		if cause != nil {
 			if c.stamp == nil {
 				last = definite(last)
@@ -226,6 +238,22 @@ func (r *Router) runIn(ctx context.Context, q *shard.Request, at place, fit fit,
 			return q.Failed(&gaveUpError{last: c.stamp.honest(0, last), tries: c.tries, took: now.Sub(start), cause: cause})
 		}
 	}
+}
+
+// queueUp lets a request wait for an overloaded node, if not too many do: those
+// beyond get their error at once, which costs nobody anything. leave is to be
+// called after the wait. A wait for anything else is not counted.
+func (r *Router) queueUp(last error) (leave func(), ok bool) {
+	var busy *shard.OverloadedError
+	if !errors.As(last, &busy) || mutants.On("S19-patience") {
+		return func() {}, true
+	}
+	if r.patient.Add(1) > int64(r.o.Patience) {
+		r.patient.Add(-1)
+		r.stats.turnedAway.Add(1)
+		return nil, false
+	}
+	return func() { r.patient.Add(-1) }, true
 }
 
 // round asks nodes one after the other until one of them settles the request

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -293,6 +295,60 @@ func TestOverload(t *testing.T) {
 			t.Errorf("took %v and %d messages", d, len(f.sent))
 		}
 	})
+}
+
+// TestPatience: under overload as many requests wait as may, the others are
+// told at once, what the node said and that nothing was applied; and no place
+// in that line is lost.
+func TestPatience(t *testing.T) {
+	if err := patience(t); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func patience(t *testing.T) (err error) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet()
+		var r *Router
+		s := f.warm(t, func(o *Options) { o.Patience = 3; o.Timeout = 2 * time.Second }).Space(1)
+		r = s.r
+		overloaded := true
+		f.interfere = func(_ raft.NodeID, q *shard.Request) (*shard.Response, error, bool) {
+			return q.Failed(&shard.OverloadedError{RetryAfter: 400 * time.Millisecond, Why: "queue"}), nil, overloaded
+		}
+		for range 2 { // the second time needs the places of the first
+			var wg sync.WaitGroup
+			var atOnce, late atomic.Int64
+			for range 10 {
+				wg.Go(func() {
+					var perr error
+					d := took(func() { _, perr = s.Put(t.Context(), []byte("a"), nil) })
+					var busy *shard.OverloadedError
+					switch {
+					case !errors.As(perr, &busy) || busy.RetryAfter != 400*time.Millisecond || shard.OutcomeOf(perr) != shard.NotApplied:
+						t.Errorf("got %v", perr)
+					case d < time.Millisecond && !errors.Is(perr, context.DeadlineExceeded):
+						atOnce.Add(1)
+					case d > time.Second:
+						late.Add(1)
+					}
+				})
+			}
+			wg.Wait()
+			if atOnce.Load() != 7 || late.Load() != 3 {
+				err = fmt.Errorf("%d were told at once, %d waited; want 7 and 3", atOnce.Load(), late.Load())
+				return
+			}
+		}
+		if n := r.Stats().TurnedAway; n != 14 {
+			err = fmt.Errorf("%d counted as turned away", n)
+		}
+		overloaded = false
+		if _, perr := s.Put(t.Context(), []byte("a"), nil); perr != nil {
+			err = perr
+		}
+	})
+	return err
 }
 
 // TestTimeIsUp: what the caller gets when nothing helps: the last error, that
