@@ -89,9 +89,8 @@ func (x *benchHost) turn() {
 func (x *benchHost) answer(f func(m *raft.Msg, r *replica)) {
 	x.l.in.mu.Lock()
 	for _, r := range x.l.order {
-		m := raft.Msg{Shard: r.shard, From: 2, FromReplica: 2, To: 1, ToReplica: 1}
-		f(&m, r)
-		x.l.in.in.msgs = append(x.l.in.in.msgs, m)
+		x.l.in.in.msgs = append(x.l.in.in.msgs, raft.Msg{Shard: r.shard, From: 2, FromReplica: 2, To: 1, ToReplica: 1})
+		f(&x.l.in.in.msgs[len(x.l.in.in.msgs)-1], r)
 	}
 	x.l.in.mu.Unlock()
 	x.turn()

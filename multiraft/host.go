@@ -438,7 +438,7 @@ func (h *Host) View(shard raft.ShardID) (View, bool) {
 	if r == nil {
 		return View{}, false
 	}
-	return *r.pub.Load(), true
+	return r.view(r.pub.Load()), true
 }
 
 // Views returns all replicas of this node, in order of shard id.
@@ -446,7 +446,7 @@ func (h *Host) Views() []View {
 	table := *h.table.Load()
 	out := make([]View, 0, len(table))
 	for _, r := range table {
-		out = append(out, *r.pub.Load())
+		out = append(out, r.view(r.pub.Load()))
 	}
 	slices.SortFunc(out, func(a, b View) int {
 		switch {

@@ -8,10 +8,11 @@ import (
 )
 
 // Reads under a lease. What a lease rests on changes seldom (an election, an
-// epoch, a configuration), so the loop publishes it with the commit index, and
+// epoch, a configuration), so the loop publishes it beside the commit index, and
 // every goroutine judges by itself, without the loop:
 //
-//  1. load the View: {lease, commit, applied, generation};
+//  1. load the View {lease, generation}, then commit, then applied: is all that
+//     is committed applied?
 //  2. take a token of the clock (LeaseArm), 3. look at the promises the lease
 //     rests on, 4. read the clock (LeaseNow): is it before the promises' end?
 //  5. read the engine; 6. is the View's generation still the shard's?
@@ -22,7 +23,7 @@ import (
 //     let go of it (rule P1 below), so at step 1 nobody led a later term, and every
 //     write acknowledged by then was acknowledged by this leader or before it led.
 //     The read began before step 1; what was acknowledged before it began is
-//     covered by the commit index of the View (rule P2), which is applied.
+//     covered by the commit index loaded then (rule P2), which is applied.
 //   - Step 5 sees that or more, and nothing that is not committed: the engine only
 //     moves forward. A write that it sees beyond that takes effect before the read
 //     returns, one that it does not see was not acknowledged when the read began.
@@ -33,7 +34,9 @@ import (
 // P1: a round that takes the lease's ground away (StepDown, a vote, a grant, a
 // new configuration) hides it before its messages leave (hideLeases).
 // P2: {commit, lease} are published before any client of that commit is told
-// (commitRound publishes, then flushes the completions).
+// (commitRound publishes, then flushes the completions); and a lease never before
+// the commit index as of which it was taken (replica.publish stores the positions
+// first), since a new leader's predecessor may have answered up to there.
 // P3: whoever takes data away changes the generation, or takes the replica out
 // of the host's table, before the batch that does so becomes visible.
 
@@ -62,7 +65,10 @@ func (h *Host) LeaseRead(shard raft.ShardID) bool {
 		return false
 	}
 	v := r.pub.Load()
-	if v.lease == nil || v.Fenced != nil || v.Applied < v.Commit {
+	if v.lease == nil || v.Fenced != nil {
+		return false
+	}
+	if commit := r.pos.commit.Load(); r.pos.applied.Load() < commit {
 		return false
 	}
 	token := h.leaseClock.LeaseArm()

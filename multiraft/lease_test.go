@@ -219,9 +219,7 @@ func leaseHidden(t *testing.T) error {
 // What is committed and not applied is not served from the store.
 func leaseBehind(t *testing.T) error {
 	r := newLeaseRig(t)
-	v := *r.rep().pub.Load()
-	v.Commit++
-	r.rep().pub.Store(&v)
+	r.rep().pos.commit.Add(1)
 	if r.h.LeaseRead(7) {
 		return errors.New("served without what is committed")
 	}

@@ -66,6 +66,45 @@ type loop struct {
 	readCtx    uint64
 	leaseOK    bool // the clock of this round may be used for leases
 	applyCtx   ApplyContext
+
+	// Memory that is used again, so that a round costs no allocations of its own.
+	cmds    []raft.Command // of the entry being proposed
+	results [][]byte       // of the entry being applied
+	dones   spares[ProposeFunc]
+	held    spares[raft.Msg]
+	marks   spares[shardMark]
+}
+
+// spares are slices that were used and can be used again.
+type spares[T any] struct {
+	free  [][]T
+	elems int // room in all of them
+}
+
+// maxSpareElems bounds the elements for which spares keep memory.
+const maxSpareElems = 1 << 16
+
+// take returns an empty slice.
+func (s *spares[T]) take() []T {
+	n := len(s.free)
+	if n == 0 {
+		return nil
+	}
+	v := s.free[n-1]
+	s.free[n-1] = nil
+	s.free = s.free[:n-1]
+	s.elems -= cap(v)
+	return v
+}
+
+// give takes back a slice to which nobody else refers any more.
+func (s *spares[T]) give(v []T) {
+	if cap(v) == 0 || s.elems+cap(v) > maxSpareElems {
+		return
+	}
+	clear(v)
+	s.free = append(s.free, v[:0])
+	s.elems += cap(v)
 }
 
 // heldMsgs wait until after batches of this loop are durable.
@@ -209,6 +248,8 @@ func (l *loop) onAck(now raft.Time, a *ack) {
 			l.touch(r)
 		}
 	}
+	l.held.give(a.held)
+	l.marks.give(a.marks)
 }
 
 // backlog is messages that did not fit into the round they came in. While there
@@ -330,7 +371,8 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 	for n < len(r.queue) && (l.roundBytes < maxRoundBytes || l.ownBytes < maxRoundBytes/2) {
 		from := n
 		size := 0
-		cmds := make([]raft.Command, 0, min(len(r.queue)-n, raft.CoalesceCmds))
+		clear(l.cmds)
+		cmds := l.cmds[:0]
 		for n < len(r.queue) && len(cmds) < raft.CoalesceCmds && (size == 0 || size+r.queue[n].size <= raft.CoalesceBytes) {
 			cmds = append(cmds, r.queue[n].cmd)
 			size += r.queue[n].size
@@ -341,6 +383,7 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 			ts = wall
 		}
 		mark, err := r.core.Propose(now, raft.EntryHeader{GroupTs: ts}, cmds, &l.out)
+		l.cmds = cmds
 		if err != nil {
 			// Nothing of [from, n) was proposed: a definite answer.
 			if errors.Is(err, raft.ErrTooLarge) {
@@ -359,7 +402,7 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 		r.lastTs = ts
 		l.roundBytes += size
 		l.ownBytes += size
-		w := pendingEntry{mark: mark, bytes: size, dones: make([]ProposeFunc, 0, n-from)}
+		w := pendingEntry{mark: mark, bytes: size, dones: l.dones.take()}
 		for i := from; i < n; i++ {
 			w.dones = append(w.dones, r.queue[i].done)
 		}
@@ -367,6 +410,7 @@ func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 		l.h.stats.entries.Add(1)
 		l.h.stats.commands.Add(uint64(n - from))
 	}
+	clear(l.cmds)
 	rest := copy(r.queue, r.queue[n:])
 	clear(r.queue[rest:])
 	r.queue = r.queue[:rest]
@@ -476,7 +520,7 @@ func (l *loop) commitRound(now raft.Time) {
 	l.wantSync = false
 	switch {
 	case needSync:
-		f := inFlight{batch: b, ack: ack{marks: marksOf(nil, o), held: slices.Clone(o.Held)}}
+		f := inFlight{batch: b, ack: ack{marks: marksOf(l.marks.take(), o), held: append(l.held.take(), o.Held...)}}
 		if s := l.h.stepper; s != nil && s.OnCommit != nil {
 			s.OnCommit(l.id)
 		}
@@ -519,10 +563,10 @@ func (l *loop) commitRound(now raft.Time) {
 		changed := r.publish(now, wall)
 		v := r.pub.Load()
 		if changed && l.h.onRole != nil {
-			l.h.onRole(*old, *v)
+			l.h.onRole(r.view(old), r.view(v))
 		}
 		if l.h.onDesc != nil && (old.Desc.ConfVer != v.Desc.ConfVer || old.Desc.Version != v.Desc.Version) {
-			l.h.onDesc(*v)
+			l.h.onDesc(r.view(v))
 		}
 		l.watch(now, r, v)
 		if r.retiring {
@@ -608,7 +652,8 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 		ac.Header.GroupTs = l.h.clock.Wall()
 	}
 	if len(dones) > 0 {
-		ac.Results = make([][]byte, len(dones))
+		l.results = append(l.results[:0], make([][]byte, len(dones))...)
+		ac.Results = l.results
 	}
 	switch e.Type {
 	case raft.EntryEmpty:
@@ -647,6 +692,8 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	for i, d := range dones {
 		l.done.propose(d, ac.Results[i], e.Index, uint32(i), nil)
 	}
+	l.dones.give(dones)
+	clear(ac.Results)
 	l.h.stats.applied.Add(1)
 	return true
 }

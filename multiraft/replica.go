@@ -51,8 +51,25 @@ type View struct {
 	lease *raft.Lease
 }
 
+// positions are how far a replica is. The loop stores them in one order and
+// everybody else loads them in the other, so that applied <= commit <= last holds
+// in what is loaded, though a round may come in between.
+type positions struct{ last, commit, applied atomic.Uint64 }
+
+func (p *positions) store(last, commit, applied raft.Index) {
+	if uint64(last) != p.last.Load() {
+		p.last.Store(uint64(last))
+	}
+	if uint64(commit) != p.commit.Load() {
+		p.commit.Store(uint64(commit))
+	}
+	if uint64(applied) != p.applied.Load() {
+		p.applied.Store(uint64(applied))
+	}
+}
+
 // replica is one group on this node. Only its loop touches it; the rest of the
-// process reads pub.
+// process reads pub and pos.
 type replica struct {
 	anomalies uint64 // of the core, as counted so far
 
@@ -94,7 +111,8 @@ type replica struct {
 	deadline raft.Time
 	heapPos  int // -1: not in the heap
 
-	pub atomic.Pointer[View]
+	pub atomic.Pointer[View] // but for the positions, which move in most rounds
+	pos positions
 	gen uint64 // View.Generation
 	// leaseBuf is memory for comparing.
 	leaseBuf [raft.MaxReplicas]raft.LeaseVoter
@@ -133,8 +151,18 @@ func (v *View) forgot() int {
 	return len(v.NoQuorum.Forgot)
 }
 
-// publish makes the replica's state visible to other goroutines if it changed.
-// It reports whether leadership changed.
+// view returns v, which is or was r.pub, with the positions of now.
+func (r *replica) view(v *View) View {
+	out := *v
+	out.Applied = raft.Index(r.pos.applied.Load())
+	out.Commit = raft.Index(r.pos.commit.Load())
+	out.Last = raft.Index(r.pos.last.Load())
+	return out
+}
+
+// publish makes the replica's state visible to other goroutines if it changed:
+// the positions first, so that who sees a lease sees no older ones (rule P2 of
+// lease.go). It reports whether leadership changed.
 func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool) {
 	st := r.core.Status()
 	if st.Anomalies != r.anomalies {
@@ -143,22 +171,16 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 	}
 	old := r.pub.Load()
 	lease := r.lease(old)
+	r.pos.store(st.Last, st.Commit, r.as.Applied)
 	if old != nil && old.lease == lease && old.Term == st.Term && old.Leader == st.LeadNode && old.IsLeader == (st.Role == raft.RoleLeader) &&
 		old.IsReady == st.Ready && (old.NoQuorum != nil) == st.QuorumLost && old.forgot() == len(st.Forgot) && old.Fenced == r.fenced &&
 		old.Desc.ConfVer == r.desc.ConfVer && old.Desc.Version == r.desc.Version {
-		// Positions change at every round; they are published in place.
-		if old.Commit == st.Commit && old.Applied == r.as.Applied && old.Last == st.Last {
-			return false
-		}
-		v := *old
-		v.Commit, v.Applied, v.Last = st.Commit, r.as.Applied, st.Last
-		r.pub.Store(&v)
 		return false
 	}
 	v := &View{
 		Shard: r.shard, Replica: r.self, Desc: r.desc, Term: st.Term, Leader: st.LeadNode,
 		IsLeader: st.Role == raft.RoleLeader, IsReady: st.Ready,
-		Commit: st.Commit, Applied: r.as.Applied, Last: st.Last, Fenced: r.fenced, Removed: r.isRemoved(),
+		Fenced: r.fenced, Removed: r.isRemoved(),
 		Generation: r.gen, lease: lease,
 	}
 	if st.QuorumLost {

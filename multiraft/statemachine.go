@@ -14,7 +14,7 @@ type ApplyContext struct {
 	Header raft.EntryHeader
 	// Results has one slot per command and is nil when nobody waits for the
 	// results (a follower). What is stored there is handed to the proposer; it
-	// must not alias memory that is reused.
+	// must not alias memory that is reused. The slice itself must not be kept.
 	Results [][]byte
 	// WrittenBytes and WrittenKeys are counters the machine adds to.
 	WrittenBytes uint64

@@ -23,6 +23,7 @@ func (c *Core) Clone(live Liveness) *Core {
 	// Entries are never rewritten in place, but both would append behind them.
 	n.log.ents = c.log.ents[:len(c.log.ents):len(c.log.ents)]
 	n.log.runs = slices.Clone(c.log.runs)
+	n.log.free = slices.Clone(c.log.free)
 	n.peers = slices.Clone(c.peers)
 	for i := range n.peers {
 		f := &n.peers[i].inflight
@@ -70,6 +71,7 @@ func (c *Core) Freeze(keepTruncate bool) {
 	c.attempts, c.anomalies = 0, 0
 	c.lastSeen, c.appliedAt = c.log.last, c.log.applied
 	c.log.diskBytes = 0
+	c.log.free, c.log.chunk = nil, 0
 	if !keepTruncate {
 		c.truncAt, c.truncNow, c.compactTo = Never, false, c.log.trunc
 		for i := range c.peers {

@@ -26,6 +26,8 @@ var noForm = map[string]string{
 	"asking.tries":  "Freeze resets it",
 	"log.bytes":     "follows from log.ents",
 	"log.diskBytes": "Freeze resets it",
+	"log.free[]":    "Freeze resets it",
+	"log.chunk":     "Freeze resets it",
 
 	"desc.Shard":      "never changes",
 	"desc.Keyspace":   "of no concern to a core",

@@ -339,7 +339,11 @@ func beginRecord(dst []byte, version byte) []byte {
 }
 
 func recordCRC(kind byte, v []byte) uint32 {
-	return crc32.Update(crc32.Checksum([]byte{kind, v[0]}, castagnoli), castagnoli, v[recordFixed:])
+	crc := ^uint32(0) // by hand, as in entryCRC
+	for _, b := range [2]byte{kind, v[0]} {
+		crc = castagnoli[byte(crc)^b] ^ crc>>8
+	}
+	return crc32.Update(^crc, castagnoli, v[recordFixed:])
 }
 
 func endRecord(dst []byte, start int, kind byte) []byte {

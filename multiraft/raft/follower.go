@@ -695,7 +695,7 @@ func (c *Core) takeEntries(term Term, ents []Entry, o *Out) {
 	for i := range ents {
 		size += len(ents[i].Value)
 	}
-	buf := make([]byte, 0, size)
+	buf := l.room(size)
 	for i := range ents {
 		e := ents[i]
 		at := len(buf)

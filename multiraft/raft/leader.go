@@ -80,7 +80,7 @@ func (c *Core) appendOwn(typ EntryType, h EntryHeader, cmds []Command, o *Out) L
 	l := &c.log
 	h.DescVersion = c.desc.Version
 	e := [1]Entry{{Index: l.last + 1, Term: c.hs.Term, Type: typ}}
-	e[0].Value = EncodeEntry(make([]byte, 0, EntrySize(cmds)), l.last+1, c.hs.Term, typ, h, cmds)
+	e[0].Value = EncodeEntry(l.room(EntrySize(cmds)), l.last+1, c.hs.Term, typ, h, cmds)
 	l.accTerm = c.hs.Term
 	l.append(e[:])
 	c.uncommitted += len(e[0].Value)

@@ -39,6 +39,30 @@ type raftLog struct {
 	applied  Index
 
 	diskBytes uint64 // estimate: bytes of (trunc, last]
+
+	free  []byte // zeroes for values to come; nothing else refers to them
+	chunk int    // size of the piece that free is of
+}
+
+// Values of small entries are cut from pieces of memory, so that not each of them
+// costs an allocation. A group that starts to write begins with a small piece.
+const (
+	chunkMin = 1 << 10
+	chunkMax = 8 << 10
+)
+
+// room returns memory for values of n bytes in all: of length zero and capacity n.
+func (l *raftLog) room(n int) []byte {
+	if n > len(l.free) {
+		if n > chunkMax/4 {
+			return make([]byte, 0, n)
+		}
+		l.chunk = max(min(2*l.chunk, chunkMax), chunkMin, 2*n)
+		l.free = make([]byte, l.chunk)
+	}
+	v := l.free[:0:n]
+	l.free = l.free[n:]
+	return v
 }
 
 func newLog(st *State) (raftLog, error) {
