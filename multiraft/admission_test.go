@@ -27,7 +27,6 @@ type bay struct {
 type arrival struct {
 	at   raft.Time
 	size int
-	hung bool // never resolved
 }
 
 func newBay(perSec float64) *bay {
