@@ -472,7 +472,7 @@ func (n *Node) openRouter(self raft.NodeID, form *formation) error {
 	if err != nil {
 		return fmt.Errorf("flotilla: %s: %w", formationFile, err)
 	}
-	n.senders = &senders{self: self, local: n.serveLocal, dial: n.dialClient, addr: n.book.clientAddr}
+	n.senders = &senders{self: self, local: n.serveLocal, start: n.startLocal, dial: n.dialClient, addr: n.book.clientAddr}
 	n.router = router.New(router.Options{Sender: n.senders, Root: &meta, Self: self, Timeout: n.o.timeout()})
 	n.router.SetSource(catalog.Source{KV: n.catalog()})
 	for _, v := range n.host.Views() {
@@ -705,6 +705,15 @@ func (n *Node) serveLocal(ctx context.Context, r *shard.Request) *shard.Response
 		return r.Failed(shard.ErrClosed)
 	}
 	return n.store.Do(ctx, r)
+}
+
+// startLocal is serveLocal without waiting.
+func (n *Node) startLocal(r *shard.Request, a shard.Answerer) {
+	if n.isClosed() {
+		a.Answered(r.Failed(shard.ErrClosed), nil)
+		return
+	}
+	n.store.Start(r, a)
 }
 
 // serve answers a request that came over the network. A request that names no

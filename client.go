@@ -288,6 +288,7 @@ func (c *Client) Close() error {
 	}
 	if c.router != nil {
 		c.router.Close()
+		c.router.Wait()
 	}
 	for _, s := range conns {
 		s.Close()

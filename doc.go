@@ -22,6 +22,9 @@
 // (Node.NewSession, Client.NewSession) such a write is tried again and takes effect
 // exactly once.
 //
+// A goroutine that wants many calls under way starts them at a Pipeline
+// (KV.NewPipeline) and receives them when they are over.
+//
 // Every call takes a context; no deadline is needed (Options.Timeout applies).
 // Key and value slices are copied, both ways. Nothing global is touched: no
 // signal handler, flag, default logger or default registry, and no goroutine is

@@ -111,6 +111,9 @@ type KV interface {
 	// Txn applies t.Then if all conditions hold, else t.Else, atomically. All
 	// keys must be of one shard, else *CrossShardError.
 	Txn(ctx context.Context, t Txn, o ...WriteOption) (TxnResult, error)
+	// NewPipeline returns a way to start operations without waiting for them, for
+	// a goroutine that wants to have many under way.
+	NewPipeline(o PipelineOptions) (*Pipeline, error)
 }
 
 // ReadOption changes how one read is served.

@@ -715,6 +715,9 @@ func (n *Node) close(tell bool) error {
 			<-ended
 		}
 		n.requests.Wait()
+		if n.router != nil {
+			n.router.Wait()
+		}
 		if n.store != nil {
 			n.store.Close()
 		}

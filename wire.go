@@ -11,6 +11,7 @@ import (
 	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/router"
 	"github.com/flotillakv/flotilla/shard"
 	"github.com/flotillakv/flotilla/transport"
 )
@@ -139,6 +140,7 @@ func (d door) Admin(ctx context.Context, method string, in []byte) ([]byte, erro
 type senders struct {
 	self   raft.NodeID // zero: a remote client
 	local  func(ctx context.Context, r *shard.Request) *shard.Response
+	start  func(r *shard.Request, a shard.Answerer) // local, without waiting
 	dial   func(node raft.NodeID, addr string) transport.Caller
 	addr   func(raft.NodeID) string // client address; empty: unknown
 	mu     sync.RWMutex             // guards what follows; not held across calls
@@ -168,6 +170,35 @@ func (s *senders) Send(ctx context.Context, node raft.NodeID, r *shard.Request) 
 		return nil, err
 	}
 	return c.Do(ctx, r)
+}
+
+// starter is a Caller that needs no goroutine to wait for an answer.
+type starter interface {
+	Start(r *shard.Request, a shard.Answerer) (conn shard.Abandoner, id uint64, ok bool)
+}
+
+// Start is Send without waiting (router.Starter).
+func (s *senders) Start(node raft.NodeID, r *shard.Request, a shard.Answerer) (shard.Abandoner, uint64, bool) {
+	if node == s.self && s.start != nil {
+		s.mu.RLock()
+		closed := s.closed
+		s.mu.RUnlock()
+		if closed {
+			a.Answered(nil, shard.ErrClosed)
+		} else {
+			s.start(r, a)
+		}
+		return nil, 0, true
+	}
+	c, err := s.to(node)
+	if err != nil {
+		a.Answered(nil, err)
+		return nil, 0, true
+	}
+	if c, ok := c.(starter); ok {
+		return c.Start(r, a)
+	}
+	return nil, 0, false
 }
 
 // to returns the client of node. Nothing was sent when it fails.
@@ -228,6 +259,7 @@ func (s *senders) Close() {
 
 var (
 	_ multiraft.Clock = (*systemClock)(nil)
+	_ router.Starter  = (*senders)(nil)
 	_ liveness.Clock  = (*systemClock)(nil)
 	_ liveness.Store  = supportStore{}
 )

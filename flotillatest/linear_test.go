@@ -647,6 +647,9 @@ func (w *worker) call(o *linear.Op, f func(ctx context.Context, kv flotilla.KV) 
 	defer cancel()
 	o.Client = w.id
 	kv := w.inSession(w.door())
+	if w.rand.IntN(2) == 0 {
+		kv = piped{kv}
+	}
 	o.Call = w.s.h.Now()
 	w.err = f(ctx, kv)
 	o.Return = w.s.h.Now()

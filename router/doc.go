@@ -16,5 +16,6 @@
 //
 // Files: table.go (the cache), retry.go (whom to ask next and when to stop, a
 // pure step function), router.go (the loop around it), lookup.go (misses),
-// space.go (the operations of a client), batch.go (writes over several shards).
+// space.go (the operations of a client), batch.go (writes over several shards),
+// pipeline.go (many operations of one caller under way).
 package router

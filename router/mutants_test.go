@@ -21,6 +21,37 @@ func checkSessions(t *testing.T) (caught error) {
 	return caught
 }
 
+func checkPipelines(t *testing.T) (caught error) {
+	for _, c := range pipelineCases {
+		synctest.Test(t, func(t *testing.T) {
+			if err := c.run(t); err != nil && caught == nil {
+				caught = fmt.Errorf("%s: %w", c.name, err)
+			}
+		})
+	}
+	return caught
+}
+
+// Shows that each planted bug of the pipelines is found by their checks, and that
+// nothing is found without one.
+func TestPipelineMutants(t *testing.T) {
+	defer mutants.Set("")
+	if err := checkPipelines(t); err != nil {
+		t.Fatalf("without a planted bug: %v", err)
+	}
+	for _, id := range []string{"F9b", "F6d", "S19-pipeline", "H9b"} {
+		t.Run(id, func(t *testing.T) {
+			mutants.Set(id)
+			defer mutants.Set("")
+			err := checkPipelines(t)
+			if err == nil {
+				t.Fatal("survived")
+			}
+			t.Logf("found: %.300v", err)
+		})
+	}
+}
+
 // Shows that each planted bug of this package is found by one of the checks of
 // sessions, and that nothing is found without one.
 func TestMutants(t *testing.T) {

@@ -20,6 +20,16 @@ type Sender interface {
 	Send(ctx context.Context, node raft.NodeID, r *shard.Request) (*shard.Response, error)
 }
 
+// Starter is a Sender that needs no goroutine to wait for an answer.
+type Starter interface {
+	Sender
+	// Start begins what Send does, without waiting: a is told, once, what Send
+	// would return, maybe before Start returns and maybe on a goroutine that must
+	// not be blocked. If ok is false, Start cannot do so now and did nothing. With
+	// conn, unless it is nil, the caller can give up.
+	Start(node raft.NodeID, r *shard.Request, a shard.Answerer) (conn shard.Abandoner, id uint64, ok bool)
+}
+
 // LeaderHint says that Node led Shard in Term. The type has no name of its own,
 // so that package catalog can produce it without importing this one.
 type LeaderHint = struct {

@@ -18,7 +18,8 @@ import (
 
 // Router carries requests to the shards that can serve them. It owns no
 // goroutine except one per catalog lookup under way, which Close ends and waits
-// for. All methods are safe for concurrent use.
+// for, and one per call of a Pipeline that has to be tried again, for which Wait
+// waits. All methods are safe for concurrent use.
 //
 // What is tried again, within the caller's deadline (or Options.Timeout):
 // whatever certainly was not applied, and every read; what an overloaded node
@@ -42,6 +43,7 @@ type Router struct {
 		closed bool
 	}
 	lookups sync.WaitGroup
+	calls   sync.WaitGroup  // of pipelines, that are tried again
 	ctx     context.Context // of lookups, which several requests may share
 	cancel  context.CancelFunc
 }
@@ -95,6 +97,21 @@ func (r *Router) Close() error {
 	r.cancel()
 	r.lookups.Wait()
 	return nil
+}
+
+// Wait waits, after Close, for the calls of pipelines that are being tried again.
+// They end by themselves once the Sender is closed and has answered.
+func (r *Router) Wait() { r.calls.Wait() }
+
+// beginCall counts a goroutine of a Pipeline in, unless the router is closed.
+func (r *Router) beginCall() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.mu.closed {
+		return false
+	}
+	r.calls.Add(1)
+	return true
 }
 
 // Do carries out a request on the one shard that holds its keys; it fills in
@@ -198,16 +215,31 @@ func (r *Router) runIn(ctx context.Context, q *shard.Request, at place, fit fit,
 		ctx, cancel = r.o.Clock.WithTimeout(ctx, r.o.Timeout)
 		defer cancel()
 	}
+	c := r.newChain(q, x)
+	if c.stamp != nil {
+		defer c.stamp.end()
+	}
+	return r.goOn(ctx, q, at, fit, &c, start, deadline, nil)
+}
+
+// newChain begins the memory of a request's tries.
+func (r *Router) newChain(q *shard.Request, x *Session) chain {
 	c := chain{
 		write: q.Kind == shard.KindWrite, local: q.Kind != shard.KindWrite && (q.Consistency == shard.Local || q.Consistency == shard.Follower),
 		forward: r.o.Forward, self: r.o.Self, maxRedirects: r.o.MaxRedirects,
 	}
 	if x != nil {
 		c.stamp = &stamp{x: x}
-		defer c.stamp.end()
 	}
+	return c
+}
+
+// goOn tries until the request is settled or its time is over. first is a try
+// that was made or prepared already; nil: none.
+func (r *Router) goOn(ctx context.Context, q *shard.Request, at place, fit fit, c *chain, start, deadline time.Time, first *attempt) *shard.Response {
 	for {
-		resp, wait, last := r.round(ctx, q, at, fit, &c, deadline)
+		resp, wait, last := r.round(ctx, q, at, fit, c, deadline, first)
+		first = nil
 		if resp != nil {
 			return resp
 		}
@@ -256,84 +288,124 @@ func (r *Router) queueUp(last error) (leave func(), ok bool) {
 	return func() { r.patient.Add(-1) }, true
 }
 
+// attempt is one try of a request: what is sent and to whom, and what came of it.
+type attempt struct {
+	route  Route
+	req    *shard.Request
+	node   raft.NodeID
+	relay  bool   // node shall forward it
+	resume []byte // where a scan goes on behind the range
+	// answered: resp and err are the outcome, as send returns them.
+	answered bool
+	resp     *shard.Response
+	err      error
+}
+
 // round asks nodes one after the other until one of them settles the request
 // (resp is set), or all were asked, or one asks for a pause (resp is nil, last
-// is the error to report if there is no time for another round).
-func (r *Router) round(ctx context.Context, q *shard.Request, at place, fit fit, c *chain, deadline time.Time) (resp *shard.Response, wait time.Duration, last error) {
+// is the error to report if there is no time for another round). The round
+// begins with first, unless that is nil.
+func (r *Router) round(ctx context.Context, q *shard.Request, at place, fit fit, c *chain, deadline time.Time, first *attempt) (resp *shard.Response, wait time.Duration, last error) {
 	for {
-		route, err := r.find(ctx, q.Keyspace, at)
-		if err != nil {
-			if retryLookup(err) {
-				c.tries++
-				return nil, 0, err
-			}
-			return q.Failed(c.stamp.honest(0, err)), 0, nil
-		}
-		try := q
-		if fit != nil || c.tries > 0 || c.stamp != nil { // every try its own: a sender may still read an earlier one
-			again := *q
-			try = &again
-		}
-		try.Shard, try.DescVersion, try.Hop = route.Desc.Shard, route.Desc.Version, shard.MaxHops
-		try.TimeoutNanos = int64(max(deadline.Sub(r.o.Clock.Now()), 1))
-		var resume []byte
-		if fit != nil {
-			if resume, err = fit(route.Desc, try); err != nil {
-				return q.Failed(c.stamp.honest(route.Desc.Shard, err)), 0, nil
+		t := first
+		if first = nil; t == nil {
+			t = new(attempt)
+			if resp, last, ok := r.prepare(ctx, q, at, fit, c, deadline, last, t); !ok {
+				return resp, 0, last
 			}
 		}
-		if c.stamp != nil {
-			if try.Command.Session, err = c.stamp.header(ctx, route.Desc.Shard, at.key); err != nil {
-				return q.Failed(c.stamp.honest(route.Desc.Shard, err)), 0, nil
-			}
+		if !t.answered {
+			r.stats.sends.Add(1)
+			t.resp, t.err = r.send(ctx, t.node, t.req)
 		}
-		leader, _ := route.Leader()
-		if leader == 0 || c.local {
-			c.spread(r.o.Rand)
-		}
-		node, relay, ok := c.pick(route.Desc, leader)
-		if !ok {
-			if c.noQuorum != nil {
-				if c.stamp != nil && c.stamp.unknown { // it may come back in time to tell
-					return nil, 0, c.noQuorum
-				}
-				return q.Failed(c.noQuorum), 0, nil
-			}
-			if c.foreign { // every replica disowns the range: ask the source again
-				r.table.Evict(route)
-			}
-			if last == nil {
-				last = &shard.UnavailableError{Why: fmt.Sprintf("shard %d has no replica to ask", route.Desc.Shard)}
-			}
-			return nil, 0, last
-		}
-		if relay {
-			try.Hop = 0
-		}
-		r.stats.sends.Add(1)
-		resp, err := r.send(ctx, node, try)
-		if err == nil {
-			if !relay && !c.local {
-				route.ConfirmLeader(node)
-			}
-			if resume != nil && !resp.More {
-				resp.More, resp.Resume = true, resume
-			}
-			resp.ID = q.ID
+		if resp, v := r.settle(ctx, q, at, c, t); resp != nil {
 			return resp, 0, nil
+		} else if v.act == actWait || ctx.Err() != nil {
+			return nil, v.after, t.err
 		}
-		v := c.judge(node, err, r.heal(q.Keyspace, route, at, node, err))
-		last = err
-		switch {
-		case v.act == actStop:
-			return q.Failed(c.stamp.honest(route.Desc.Shard, final(err, c.write, route.Desc.Shard))), 0, nil
-		case ctx.Err() != nil && c.noQuorum != nil:
-			// Says more than whoever else could not be reached.
-			return q.Failed(c.stamp.honest(route.Desc.Shard, c.noQuorum)), 0, nil
-		case v.act == actWait || ctx.Err() != nil:
-			return nil, v.after, last
+		last = t.err
+	}
+}
+
+// prepare makes the next try of a round: it finds the range, cuts the request to
+// fit, numbers a session's write and picks the node. If there is none to make, ok
+// is false, and resp and last are what the round returns. last is the error of
+// the try before.
+func (r *Router) prepare(ctx context.Context, q *shard.Request, at place, fit fit, c *chain, deadline time.Time, last error, t *attempt) (_ *shard.Response, _ error, ok bool) {
+	route, err := r.find(ctx, q.Keyspace, at)
+	if err != nil {
+		if retryLookup(err) {
+			c.tries++
+			return nil, err, false
+		}
+		return q.Failed(c.stamp.honest(0, err)), nil, false
+	}
+	try := q
+	if fit != nil || c.tries > 0 || c.stamp != nil { // every try its own: a sender may still read an earlier one
+		again := *q
+		try = &again
+	}
+	try.Shard, try.DescVersion, try.Hop = route.Desc.Shard, route.Desc.Version, shard.MaxHops
+	try.TimeoutNanos = int64(max(deadline.Sub(r.o.Clock.Now()), 1))
+	t.route, t.req = route, try
+	if fit != nil {
+		if t.resume, err = fit(route.Desc, try); err != nil {
+			return q.Failed(c.stamp.honest(route.Desc.Shard, err)), nil, false
 		}
 	}
+	if c.stamp != nil {
+		if try.Command.Session, err = c.stamp.header(ctx, route.Desc.Shard, at.key); err != nil {
+			return q.Failed(c.stamp.honest(route.Desc.Shard, err)), nil, false
+		}
+	}
+	leader, _ := route.Leader()
+	if leader == 0 || c.local {
+		c.spread(r.o.Rand)
+	}
+	if t.node, t.relay, ok = c.pick(route.Desc, leader); !ok {
+		if c.noQuorum != nil {
+			if c.stamp != nil && c.stamp.unknown { // it may come back in time to tell
+				return nil, c.noQuorum, false
+			}
+			return q.Failed(c.noQuorum), nil, false
+		}
+		if c.foreign { // every replica disowns the range: ask the source again
+			r.table.Evict(route)
+		}
+		if last == nil {
+			last = &shard.UnavailableError{Why: fmt.Sprintf("shard %d has no replica to ask", route.Desc.Shard)}
+		}
+		return nil, last, false
+	}
+	if t.relay {
+		try.Hop = 0
+	}
+	return nil, nil, true
+}
+
+// settle takes in the outcome of a try. The response is the request's if that
+// ends with it; else it is nil, and the verdict says how to go on.
+func (r *Router) settle(ctx context.Context, q *shard.Request, at place, c *chain, t *attempt) (*shard.Response, verdict) {
+	if t.err == nil {
+		if !t.relay && !c.local {
+			t.route.ConfirmLeader(t.node)
+		}
+		if t.resume != nil && !t.resp.More {
+			t.resp.More, t.resp.Resume = true, t.resume
+		}
+		t.resp.ID = q.ID
+		return t.resp, verdict{}
+	}
+	id := t.route.Desc.Shard
+	v := c.judge(t.node, t.err, r.heal(q.Keyspace, t.route, at, t.node, t.err))
+	switch {
+	case v.act == actStop:
+		return q.Failed(c.stamp.honest(id, final(t.err, c.write, id))), v
+	case ctx.Err() != nil && c.noQuorum != nil:
+		// Says more than whoever else could not be reached.
+		return q.Failed(c.stamp.honest(id, c.noQuorum)), v
+	}
+	return nil, v
 }
 
 // spread draws where the search for a replica begins, once per chain.
@@ -346,6 +418,11 @@ func (c *chain) spread(random func() uint64) {
 // send makes one try. A response that carries an error comes back as that error.
 func (r *Router) send(ctx context.Context, node raft.NodeID, q *shard.Request) (*shard.Response, error) {
 	resp, err := r.o.Sender.Send(ctx, node, q)
+	return outcome(q, resp, err)
+}
+
+// outcome is what a Sender answered, with the error of a response as error.
+func outcome(q *shard.Request, resp *shard.Response, err error) (*shard.Response, error) {
 	switch {
 	case errors.Is(err, shard.ErrClosed): // of the sender itself, unlike one in a response
 		return nil, senderClosedError{}

@@ -49,21 +49,9 @@ func (s Space) InSession(x *Session) Space {
 // it are under way. Its errors mean that nothing was sent.
 func (x *Session) begin(ctx context.Context, id raft.ShardID, key []byte) (*raft.SessionHeader, error) {
 	for {
-		x.mu.Lock()
-		if x.closed {
-			x.mu.Unlock()
-			return nil, shard.ErrClosed
-		}
-		h, ok := x.client.Begin(id, uint64(x.clock.Now().Add(x.ttl).UnixNano()))
-		if ok {
-			if _, has := x.keys[id]; !has && len(key) > 0 {
-				x.keys[id] = append([]byte(nil), key...)
-			}
-		}
-		freed := x.freed
-		x.mu.Unlock()
-		if ok {
-			return h, nil
+		h, freed, err := x.tryBegin(id, key)
+		if h != nil || err != nil {
+			return h, err
 		}
 		select {
 		case <-freed:
@@ -74,6 +62,24 @@ func (x *Session) begin(ctx context.Context, id raft.ShardID, key []byte) (*raft
 			}
 		}
 	}
+}
+
+// tryBegin is begin without waiting: if too many writes are under way, header and
+// error are nil, and freed is closed when that may have changed.
+func (x *Session) tryBegin(id raft.ShardID, key []byte) (_ *raft.SessionHeader, freed <-chan struct{}, _ error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.closed {
+		return nil, nil, shard.ErrClosed
+	}
+	h, ok := x.client.Begin(id, uint64(x.clock.Now().Add(x.ttl).UnixNano()))
+	if !ok {
+		return nil, x.freed, nil
+	}
+	if _, has := x.keys[id]; !has && len(key) > 0 {
+		x.keys[id] = append([]byte(nil), key...)
+	}
+	return h, nil, nil
 }
 
 // end settles a write: its outcome is known, or nobody waits for it any more.
@@ -131,12 +137,19 @@ type stamp struct {
 	// unknown: the outcome of a try is not known, so that nothing but the
 	// session's record in the shard can settle the request.
 	unknown bool
+	// ahead: h was drawn for the try that is about to be made.
+	ahead bool
 }
 
 // header returns the header for a try at the shard. As long as every try
 // certainly was without effect, the write is counted anew, where it goes; after
 // that it keeps its number, its lineage and its deadline.
 func (t *stamp) header(ctx context.Context, id raft.ShardID, key []byte) (*raft.SessionHeader, error) {
+	if t.ahead {
+		if t.ahead = false; t.h.Lineage == id {
+			return t.h, nil
+		}
+	}
 	if t.h != nil {
 		if mutants.On("F1i") && t.unknown {
 			h := *t.h

@@ -79,6 +79,11 @@ func (s Space) Txn(ctx context.Context, t shard.Txn) (shard.TxnResult, error) {
 		return shard.TxnResult{}, err
 	}
 	resp := s.r.runIn(ctx, q, at, fit, s.session)
+	return txnResult(resp)
+}
+
+// txnResult returns what a response says of a transaction.
+func txnResult(resp *shard.Response) (shard.TxnResult, error) {
 	var gone *shard.ResultGoneError
 	switch {
 	case errors.As(resp.Err, &gone) && !gone.Version.IsZero():

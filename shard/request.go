@@ -138,6 +138,20 @@ type Response struct {
 	Count int
 }
 
+// Answerer is told what came of a request that was handed over without waiting.
+type Answerer interface {
+	// Answered is called once, maybe on a goroutine that must not be blocked. The
+	// error says that there is no response, as the one of a call that waits does.
+	Answered(r *Response, err error)
+}
+
+// Abandoner has requests under way whose answers may cease to be of interest.
+type Abandoner interface {
+	// Abandon drops the request id. Its Answerer is not told any more, unless
+	// that is happening already.
+	Abandon(id uint64)
+}
+
 // Failed returns a response to r that carries err.
 func (r *Request) Failed(err error) *Response { return &Response{ID: r.ID, Err: err} }
 

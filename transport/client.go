@@ -72,7 +72,17 @@ type clientConn struct {
 	sent atomic.Uint64
 
 	mu      sync.Mutex
-	pending map[uint64]*call
+	pending map[uint64]waiter
+}
+
+// waiter is who waits for an answer: a call, or an Answerer.
+type waiter struct {
+	call *call
+	to   shard.Answerer
+	// What an Answerer's request was.
+	id    uint64
+	shard raft.ShardID
+	kind  shard.Kind
 }
 
 // call is a request that waits for its answer.
@@ -155,7 +165,7 @@ func (c *Client) Do(ctx context.Context, r *shard.Request) (*shard.Response, err
 	timeout := timeLeft(ctx, r)
 	id, ok := cn.out.add(
 		func(b []byte, id uint64) []byte { return appendRequest(b, r, id, timeout) },
-		func(id uint64) { cn.register(id, w) })
+		func(id uint64) { cn.register(id, waiter{call: w}) })
 	if !ok {
 		callPool.Put(w)
 		return nil, &shard.UnavailableError{Node: cn.node, Why: "the connection to " + c.addr + " broke"}
@@ -167,7 +177,7 @@ func (c *Client) Do(ctx context.Context, r *shard.Request) (*shard.Response, err
 		if cn.forget(id) {
 			callPool.Put(w)
 			cn.out.addCancel(id)
-			return nil, lostAnswer(r, cn.node, ctx.Err(), "the time ended before the answer came")
+			return nil, lostAnswer(r.Kind, r.Shard, cn.node, ctx.Err(), "the time ended before the answer came")
 		}
 		res = <-w.done // it is coming
 	}
@@ -177,17 +187,55 @@ func (c *Client) Do(ctx context.Context, r *shard.Request) (*shard.Response, err
 		res.resp.ID = r.ID
 		return res.resp, nil
 	case !res.sent:
-		return nil, &shard.UnavailableError{Node: cn.node, Why: "the connection broke before it was sent: " + res.err.Error()}
+		return nil, notSent(cn.node, res.err)
 	}
-	return nil, lostAnswer(r, cn.node, nil, res.err.Error())
+	return nil, lostAnswer(r.Kind, r.Shard, cn.node, nil, res.err.Error())
+}
+
+// Start is Do without waiting: a is told what Do would return, maybe before Start
+// returns, else on the goroutine that receives, which it must not block. ok is
+// false, and nothing was done, when there is no connection yet; Do waits for one.
+// The request can be given up at conn by id. r is encoded before Start returns and
+// not retained.
+func (c *Client) Start(r *shard.Request, a shard.Answerer) (conn shard.Abandoner, id uint64, ok bool) {
+	c.mu.Lock()
+	cn, closed := c.mu.conn, c.mu.closed
+	c.mu.Unlock()
+	switch {
+	case closed:
+		a.Answered(nil, shard.ErrClosed)
+		return nil, 0, true
+	case cn == nil:
+		return nil, 0, false
+	}
+	id, ok = cn.out.add(
+		func(b []byte, id uint64) []byte { return appendRequest(b, r, id, r.TimeoutNanos) },
+		func(id uint64) { cn.register(id, waiter{to: a, id: r.ID, shard: r.Shard, kind: r.Kind}) })
+	if !ok {
+		a.Answered(nil, &shard.UnavailableError{Node: cn.node, Why: "the connection to " + c.addr + " broke"})
+		return nil, 0, true
+	}
+	return cn, id, true
+}
+
+// Abandon implements shard.Abandoner.
+func (cn *clientConn) Abandon(id uint64) {
+	if cn.forget(id) {
+		cn.out.addCancel(id)
+	}
 }
 
 // lostAnswer is the error of a request that was sent and not answered.
-func lostAnswer(r *shard.Request, node raft.NodeID, cause error, why string) error {
-	if r.Kind == shard.KindWrite {
-		return &shard.AmbiguousError{Shard: r.Shard, Why: why, Cause: cause}
+func lostAnswer(kind shard.Kind, id raft.ShardID, node raft.NodeID, cause error, why string) error {
+	if kind == shard.KindWrite {
+		return &shard.AmbiguousError{Shard: id, Why: why, Cause: cause}
 	}
 	return &shard.UnavailableError{Node: node, Why: why, Cause: cause}
+}
+
+// notSent is the error of a request that waited for the stream when it broke.
+func notSent(node raft.NodeID, why error) error {
+	return &shard.UnavailableError{Node: node, Why: "the connection broke before it was sent: " + why.Error()}
 }
 
 // timeLeft is what the server is told as the request's timeout.
@@ -355,7 +403,7 @@ func (c *Client) dial() (_ *clientConn, err error) {
 	if !timer.Stop() {
 		return nil, fmt.Errorf("transport: %s did not answer within %v", c.addr, c.o.DialTimeout)
 	}
-	return &clientConn{node: sh.Node, hello: sh, cc: cc, stream: stream, cancel: cancel, out: newOutbuf(), pending: map[uint64]*call{}}, nil
+	return &clientConn{node: sh.Node, hello: sh, cc: cc, stream: stream, cancel: cancel, out: newOutbuf(), pending: map[uint64]waiter{}}, nil
 }
 
 func (c *Client) dialError(err error, refusal []string) error {
@@ -365,7 +413,7 @@ func (c *Client) dialError(err error, refusal []string) error {
 	return streamError(err, refusal, c.addr)
 }
 
-func (cn *clientConn) register(id uint64, w *call) {
+func (cn *clientConn) register(id uint64, w waiter) {
 	cn.mu.Lock()
 	cn.pending[id] = w
 	cn.mu.Unlock()
@@ -415,8 +463,12 @@ func (cn *clientConn) receive() error {
 			w := cn.pending[resp.ID]
 			delete(cn.pending, resp.ID)
 			cn.mu.Unlock()
-			if w != nil {
-				w.done <- callResult{resp: resp}
+			switch {
+			case w.call != nil:
+				w.call.done <- callResult{resp: resp}
+			case w.to != nil:
+				resp.ID = w.id
+				w.to.Answered(resp, nil)
 			}
 			return nil
 		}, nil)
@@ -432,11 +484,18 @@ func (cn *clientConn) fail(err error) {
 	cn.out.close() // from here on nothing is added, and nothing more is sent
 	cn.mu.Lock()
 	pending := cn.pending
-	cn.pending = map[uint64]*call{}
+	cn.pending = map[uint64]waiter{}
 	cn.mu.Unlock()
 	sent := cn.sent.Load()
 	for id, w := range pending {
-		w.done <- callResult{err: err, sent: id <= sent}
+		switch {
+		case w.call != nil:
+			w.call.done <- callResult{err: err, sent: id <= sent}
+		case id <= sent:
+			w.to.Answered(nil, lostAnswer(w.kind, w.shard, cn.node, nil, err.Error()))
+		default:
+			w.to.Answered(nil, notSent(cn.node, err))
+		}
 	}
 	cn.cc.Close()
 }

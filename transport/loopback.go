@@ -574,9 +574,19 @@ func (c *loopCaller) Do(ctx context.Context, r *shard.Request) (*shard.Response,
 	}
 	out := h.Do(ctx, in)
 	if c.lost() {
-		return nil, lostAnswer(r, c.to, ctx.Err(), "the answer was lost")
+		return nil, lostAnswer(r.Kind, r.Shard, c.to, ctx.Err(), "the answer was lost")
 	}
 	return decodeResponse(appendResponse(nil, out, r.ID))
+}
+
+// Start is Client.Start. It takes a goroutine.
+func (c *loopCaller) Start(r *shard.Request, a shard.Answerer) (shard.Abandoner, uint64, bool) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), max(time.Duration(r.TimeoutNanos), 1))
+		defer cancel()
+		a.Answered(c.Do(ctx, r))
+	}()
+	return nil, 0, true
 }
 
 // Admin implements Caller.

@@ -139,6 +139,22 @@ func (s *Store) DoAsync(r *shard.Request, answer func(*shard.Response)) {
 	c.start()
 }
 
+// Start is DoAsync for a caller that is not a loop of the host: what can be read
+// without asking anybody is read before it returns.
+func (s *Store) Start(r *shard.Request, a shard.Answerer) {
+	c := &call{s: s, req: r, to: a}
+	c.resp.ID = r.ID
+	switch {
+	case !c.check():
+		a.Answered(&c.resp, nil)
+	case c.readableNow():
+		yield()
+		a.Answered(c.readHere(), nil)
+	default:
+		c.start()
+	}
+}
+
 // yield lets other goroutines run now and then. Reads that wait for nothing, by
 // many callers in a loop, would each keep a processor until the scheduler takes
 // it away (10 ms), and everything else would queue behind all of them: measured
@@ -187,6 +203,7 @@ type call struct {
 
 	sync   bool
 	answer func(*shard.Response) // of DoAsync
+	to     shard.Answerer        // of Start
 	done   chan struct{}         // of Do: capacity 1, gets one signal
 	fired  atomic.Bool           // the host completed the call
 }
@@ -321,6 +338,15 @@ func (c *call) complete() {
 		c.done <- struct{}{}
 		return
 	}
+	c.reply()
+}
+
+// reply answers a call that nobody waits for.
+func (c *call) reply() {
+	if c.to != nil {
+		c.to.Answered(&c.resp, nil)
+		return
+	}
 	c.answer(&c.resp)
 }
 
@@ -350,13 +376,13 @@ func (c *call) readAside() {
 	s := c.s
 	if !s.begin() {
 		c.resp.Err = shard.ErrClosed
-		c.answer(&c.resp)
+		c.reply()
 		return
 	}
 	s.goDo(func() {
 		defer s.wg.Done()
 		c.read()
-		c.answer(&c.resp)
+		c.reply()
 	})
 }
 
