@@ -8,7 +8,8 @@
 // operations have planned send times that do not wait for answers, and latency
 // counts from the planned time, so that a stall of the store is charged to
 // every operation it delayed and not only to the one that saw it (Tene, "How
-// not to measure latency").
+// not to measure latency"). In a pipelined loop (Config.Pipelines), a closed one,
+// a goroutine does the work of many clients without waiting for each operation.
 //
 // What goes in is a Target per node or connection; what comes out is a Second
 // for each second and one Result. Only acknowledged operations are counted;
@@ -16,6 +17,6 @@
 // the device of the data directory are read for the whole process and machine
 // (machine_linux.go says how), so other work on the machine shows up in them.
 //
-// Goroutines: Run starts one per client, in an open loop one for the arrivals,
+// Goroutines: Run starts one per client or pipeline, in an open loop one for the arrivals,
 // and returns when all of them have ended. Locks: one per shard of the recorder, held for a histogram update.
 package bench

@@ -21,6 +21,17 @@ type usage struct {
 	objects, bytes uint64
 }
 
+// usage reads what this process and those that count with it have used.
+func (c *Config) usage() usage {
+	u := readUsage(c.DataDir)
+	for _, pid := range c.Processes {
+		cpu, rss := processUsage(pid)
+		u.cpu += cpu
+		u.rssBytes += rss
+	}
+	return u
+}
+
 // since returns what was used after the earlier reading; the resident memory
 // is that of the later one.
 func (u usage) since(earlier usage) usage {

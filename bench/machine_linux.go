@@ -41,6 +41,28 @@ func readUsage(dir string) usage {
 	return u
 }
 
+// ticksPerSecond is the unit of /proc/PID/stat, which is the same on all systems.
+const ticksPerSecond = 100
+
+// processUsage reads CPU time, in steps of ten milliseconds, and resident memory
+// of another process. Zero if there is none.
+func processUsage(pid int) (cpu time.Duration, rssBytes int64) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, 0
+	}
+	// The name, in parentheses, may hold anything; fields are counted from its end.
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 22 {
+		return 0, 0
+	}
+	number := func(i int) int64 {
+		n, _ := strconv.ParseInt(string(f[i]), 10, 64)
+		return n
+	}
+	return time.Duration(number(11)+number(12)) * time.Second / ticksPerSecond, number(21) * int64(os.Getpagesize())
+}
+
 func deviceBytes(dir string) (n int64, name string, ok bool) {
 	var st syscall.Stat_t
 	if dir == "" || syscall.Stat(dir, &st) != nil {

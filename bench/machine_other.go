@@ -2,12 +2,16 @@
 
 package bench
 
+import "time"
+
 // readUsage measures next to nothing on this system, and says so.
 func readUsage(string) usage {
 	u := usage{diskSource: "not measured on this system"}
 	u.objects, u.bytes = heapAllocs()
 	return u
 }
+
+func processUsage(int) (cpu time.Duration, rssBytes int64) { return 0, 0 }
 
 func hardware() (cpu string, memoryMiB int64, load float64) { return "", 0, 0 }
 

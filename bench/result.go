@@ -35,6 +35,7 @@ type Result struct {
 	Shards       int                `json:"shards"`
 	Replicas     int                `json:"replicas"`
 	Clients      int                `json:"clients"`
+	Pipelines    int                `json:"pipelines,omitempty"`      // goroutines that did the work of the clients without waiting; 0: one per client
 	Rate         float64            `json:"rate"`                     // planned per second; 0 in a closed loop
 	PeakPerSec   float64            `json:"peak_ops_per_s,omitempty"` // of the closed loop that set the rate, if one did
 	Keys         uint64             `json:"keys"`
@@ -54,7 +55,7 @@ type Result struct {
 	CPUScope        string  `json:"cpu_scope"` // what the CPU time covers
 	DiskPerOp       float64 `json:"disk_bytes_per_op"`
 	DiskSource      string  `json:"disk_source"`   // where the bytes were counted
-	AllocsPerOp     float64 `json:"allocs_per_op"` // objects on the heap, of the same scope as the CPU time
+	AllocsPerOp     float64 `json:"allocs_per_op"` // objects on the heap of the process that runs the clients
 	AllocBytesPerOp float64 `json:"alloc_bytes_per_op"`
 	RSSMiB          float64 `json:"rss_mib"` // largest of the samples taken each second
 
@@ -73,7 +74,7 @@ func (r *run) result(total *hists, errs map[string]int64, took time.Duration, us
 	ops := total.count(seriesResponse)
 	perOp := 1 / math.Max(float64(ops), 1)
 	res := &Result{
-		Distribution: string(r.Set.Dist()), Loop: "closed", Clients: r.Clients, Rate: r.Rate,
+		Distribution: string(r.Set.Dist()), Loop: "closed", Clients: r.Clients, Pipelines: r.Pipelines, Rate: r.Rate,
 		Keys: r.Set.Records(), KeyBytes: workload.KeySize, ValueBytes: len(r.Set.Value(0)),
 		Ops: ops, Seconds: round(took.Seconds(), 3), OpsPerSec: round(float64(ops)/took.Seconds(), 1),
 		ErrorKinds: errs, LatencyMs: make(map[string]Latency), ServiceMs: latency(total, seriesService),

@@ -18,6 +18,11 @@ type Config struct {
 	// Clients is the number of goroutines that send operations, at least 1. In
 	// an open loop it bounds the operations in flight.
 	Clients int
+	// Pipelines, if not zero, is the number of goroutines that do the work of the
+	// clients without waiting for each operation: each keeps its share of Clients
+	// operations under way at a Piper. Timeout does not apply to them, the
+	// target's own does. For closed loops of reads and writes.
+	Pipelines int
 	// Rate is the number of operations that arrive per second, evenly spaced,
 	// whatever becomes of those before. Zero means a closed loop.
 	Rate float64
@@ -33,6 +38,9 @@ type Config struct {
 	// has to hold a value that its last acknowledged write can have left. Zero:
 	// none. It is not part of the measured time.
 	Verify int
+	// Processes are others whose CPU time and memory count: those of the nodes, if
+	// they run on this machine.
+	Processes []int
 	// DataDir is where the store keeps its files; empty if it is elsewhere.
 	DataDir string
 	// Classify names the kind of an error. Nil means that all are "other".
@@ -65,6 +73,9 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if c.Classify == nil {
 		c.Classify = func(error) string { return "other" }
 	}
+	if err := c.checkPipes(); err != nil {
+		return nil, err
+	}
 	r := &run{Config: c, rec: newRecorder(c.Clients), start: time.Now()}
 	if c.Verify > 0 {
 		r.track = &tracker{all: make(map[uint64]*tracked)}
@@ -76,11 +87,18 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 		r.arrivals = make(chan time.Duration, max(c.Outstanding-c.Clients, 0))
 		wg.Go(func() { r.arrive(work) })
 	}
-	for i := range c.Clients {
+	workers, failed := c.Clients, make([]error, c.Pipelines)
+	if c.Pipelines > 0 {
+		workers = c.Pipelines
+	}
+	for i := range workers {
 		wg.Go(func() {
-			if c.Rate > 0 {
+			switch {
+			case c.Pipelines > 0:
+				failed[i] = r.pipeline(work, i)
+			case c.Rate > 0:
 				r.server(work, i)
-			} else {
+			default:
 				r.client(work, i)
 			}
 		})
@@ -94,6 +112,9 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	stopAfter := time.AfterFunc(c.Timeout, stop)
 	wg.Wait()
 	stopAfter.Stop()
+	if err := errors.Join(failed...); err != nil {
+		return nil, err
+	}
 	if r.track != nil && ctx.Err() == nil {
 		proved, err := r.track.verify(ctx, c.Targets, c.Verify)
 		if err != nil {
@@ -122,7 +143,7 @@ func (r *run) measure(ctx context.Context) *Result {
 	second = hists{}
 	shed := r.shed.Load()
 
-	began, before := time.Now(), readUsage(r.DataDir)
+	began, before := time.Now(), r.usage()
 	last, lastUsage, rss := began, before, before.rssBytes
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -137,7 +158,7 @@ func (r *run) measure(ctx context.Context) *Result {
 			over = true
 		}
 		r.rec.drain(errs, &second, &total)
-		now, usage := time.Now(), readUsage(r.DataDir)
+		now, usage := time.Now(), r.usage()
 		rss = max(rss, usage.rssBytes)
 		if !over || now.Sub(last) > time.Second/2 {
 			r.report(&second, &total, errs, r.shed.Load()-shed, now.Sub(began), now.Sub(last), usage.since(lastUsage))
@@ -264,13 +285,7 @@ func (r *run) one(limited limitedContext, g *workload.Gen, t Target, planned tim
 		err = t.Write(ctx, g.Key, g.Value)
 	}
 	end := time.Now()
-	if g.Value != nil && r.track.follows(g.Record()) {
-		if err == nil {
-			r.track.done(g.Record(), trackedWrite{g.Value, sent, end})
-		} else {
-			r.track.failed(g.Record())
-		}
-	}
+	r.follow(g, sent, end, err)
 	m.service, m.response = end.Sub(sent), end.Sub(planned)
 	m.write = m.service - m.read
 	return m, err

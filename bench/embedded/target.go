@@ -153,16 +153,19 @@ func (t *Leaders) PerNode() []int {
 	return n
 }
 
-func (t *Leaders) at(key []byte) Target {
+func (t *Leaders) at(key []byte) Target { return Target{t.nodes[t.index(key)]} }
+
+// index returns which node leads the key's shard.
+func (t *Leaders) index(key []byte) int {
 	table := t.table.Load()
 	if table == nil || len(table.starts) == 0 {
-		return Target{t.nodes[0]}
+		return 0
 	}
 	i, found := slices.BinarySearchFunc(table.starts, key, bytes.Compare)
 	if !found {
 		i--
 	}
-	return Target{t.nodes[table.node[max(i, 0)]]}
+	return table.node[max(i, 0)]
 }
 
 // Read implements bench.Target.

@@ -75,6 +75,9 @@ func New(c Config) (*Set, error) {
 	return s, nil
 }
 
+// Spec returns the workload.
+func (s *Set) Spec() Spec { return s.spec }
+
 // Dist returns the law of popularity in force.
 func (s *Set) Dist() Dist { return s.dist }
 

@@ -34,6 +34,9 @@ const (
 // benchFlags are what bench run can be told.
 type benchFlags struct {
 	clients, shards int
+	pipelines       int
+	conns           int
+	pids            []int
 	rate            rate
 	outstanding     int
 	value           size
@@ -55,6 +58,9 @@ CPU time, memory and bytes written to disk. Workloads are those of YCSB: A (50%
 read, 50% update), B (95/5), C (100% read), D (95% read of the latest, 5% insert),
 E (95% scan of 1 to 100, 5% insert), F (50% read, 50% read-modify-write). W1 is
 100% update, W2 100% read, W3 90% read and 10% update, all uniform.
+
+With --pipelines the clients are not goroutines that wait: that many goroutines keep
+--clients operations in flight, as a program does that uses Pipeline.
 
 Without --addr it runs on a cluster of three nodes inside this process, with real
 sockets, real files and fsync; calls are made at the node that leads the key's
@@ -89,15 +95,18 @@ With -o json standard output gets one object on one line, and nothing else.`,
 	f.IntVar(&b.clients, "clients", 64, "number of clients; in an open loop the most operations in flight (default then 1024)")
 	f.Var(&b.rate, "rate", "operations that arrive per second (open loop), such as 20000, or 70% of the closed loop's peak; 0: closed loop")
 	f.IntVar(&b.outstanding, "outstanding", 4096, "most operations of an open loop that have arrived and not ended; arrivals beyond are shed and counted")
+	f.IntVar(&b.pipelines, "pipelines", 0, "goroutines that keep the operations in flight without waiting for each; 0: one goroutine per client")
+	f.IntVar(&b.conns, "conns", benchConns, "connections to each node of a cluster given by --addr")
+	f.IntSliceVar(&b.pids, "pids", nil, "processes of the nodes given by --addr, if they run on this machine: their CPU and memory count too")
 	f.IntVar(&b.shards, "shards", 48, "shards of the embedded cluster")
 	f.Var(&value, "value", "size of a value, such as 128 or 1KiB")
 	f.Uint64Var(&b.keys, "keys", 100_000, "records loaded before the run")
 	f.DurationVar(&b.duration, "duration", 30*time.Second, "measured time")
 	f.DurationVar(&b.warm, "warmup", 3*time.Second, "time worked before that, not measured")
 	f.StringVar(&b.dist, "distribution", "", "zipfian, uniform or latest; empty: the workload's own")
-	f.StringVar(&b.dir, "dir", "", "directory of the embedded cluster's data, removed from it at the end; empty: a temporary one")
+	f.StringVar(&b.dir, "dir", "", "directory for the embedded cluster's data, which is removed at the end; with --addr: one on the disk of the nodes, if it is of this machine; empty: a temporary one")
 	f.Uint64Var(&b.seed, "seed", 1, "seed of the generator")
-	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd, newBenchCompare(a)))
+	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd, newBenchRemote(a), newBenchCompare(a)))
 }
 
 // newBenchCompare explains the comparison, which is a module of its own: the
@@ -165,6 +174,12 @@ func (b *benchFlags) check(given interface{ Changed(string) bool }) error {
 	switch {
 	case b.clients < 1 || b.clients > 1<<20:
 		return usageError("--clients %d: must lie between 1 and %d", b.clients, 1<<20)
+	case b.pipelines < 0 || b.pipelines > b.clients:
+		return usageError("--pipelines %d: must lie between 0 and --clients", b.pipelines)
+	case b.pipelines > 0 && b.rate.open():
+		return usageError("--pipelines is for a closed loop: leave --rate away")
+	case b.conns < 1 || b.conns > 1024:
+		return usageError("--conns %d: must lie between 1 and 1024", b.conns)
 	case b.rate.perSec < 0 || b.rate.share < 0:
 		return usageError("--rate %s: must not be negative", &b.rate)
 	case given.Changed("outstanding") && !b.rate.open():
@@ -231,7 +246,7 @@ func (a *app) bench(ctx context.Context, spec workload.Spec, b *benchFlags, remo
 		return err
 	}
 	config := bench.Config{
-		Set: set, Targets: store.targets, Clients: b.clients, Warmup: b.warm, Duration: b.duration,
+		Set: set, Targets: store.targets, Clients: b.clients, Pipelines: b.pipelines, Processes: b.pids, Warmup: b.warm, Duration: b.duration,
 		Timeout: a.timeout, Verify: benchSample, DataDir: store.dir, Classify: errorKind, OnSecond: (&bench.Lines{W: live}).Second,
 	}
 	var peak float64
@@ -266,6 +281,8 @@ func (a *app) bench(ctx context.Context, spec workload.Spec, b *benchFlags, remo
 func (a *app) benchHeader(w io.Writer, spec workload.Spec, set *workload.Set, b *benchFlags, store *benchStore, m *bench.Machine) {
 	loop := fmt.Sprintf("CLOSED LOOP %d clients", b.clients)
 	switch {
+	case b.pipelines > 0:
+		loop = fmt.Sprintf("CLOSED LOOP %d operations in flight from %d goroutines", b.clients, b.pipelines)
 	case b.rate.share > 0:
 		loop = fmt.Sprintf("OPEN LOOP at %s of the peak of %d clients", &b.rate, b.clients)
 	case b.rate.open():
@@ -323,14 +340,17 @@ func (a *app) embedded(ctx context.Context, b *benchFlags) (*benchStore, error) 
 
 // remote connects to a running cluster.
 func (a *app) remote(ctx context.Context, b *benchFlags) (*benchStore, error) {
-	s := &benchStore{scope: "the clients only"}
+	s := &benchStore{scope: "the clients only", dir: b.dir}
+	if len(b.pids) > 0 {
+		s.scope = fmt.Sprintf("the clients and %d processes of nodes", len(b.pids))
+	}
 	var clients []client
 	s.close = func() {
 		for _, c := range clients {
 			c.Close()
 		}
 	}
-	for range min(benchConns, b.clients) {
+	for range min(b.conns, b.clients) {
 		c, err := a.connect(ctx)
 		if err != nil {
 			s.close()

@@ -56,7 +56,7 @@ func TestCommandTree(t *testing.T) {
 	root := newRoot(newApp())
 	root.InitDefaultCompletionCmd()
 	walk(root)
-	want := "flotilla bench compare,flotilla bench run,flotilla cluster status,flotilla completion bash,flotilla completion fish," +
+	want := "flotilla bench compare,flotilla bench remote,flotilla bench run,flotilla cluster status,flotilla completion bash,flotilla completion fish," +
 		"flotilla completion powershell,flotilla completion zsh,flotilla config default,flotilla config show,flotilla demo,flotilla dev," +
 		"flotilla kv cas,flotilla kv del,flotilla kv export,flotilla kv get,flotilla kv import,flotilla kv put,flotilla kv scan," +
 		"flotilla node list,flotilla node remove,flotilla serve,flotilla shard list,flotilla shard replicas,flotilla shard show,flotilla shard transfer," +
@@ -138,6 +138,11 @@ func TestCommandLinesThatCannotBeRight(t *testing.T) {
 		{"bench run A --distribution normal", `distribution "normal" does not exist`},
 		{"bench run A --clients 0", "--clients 0: must lie between"},
 		{"bench run A --rate 70%%", `invalid argument "70%%" for "--rate"`},
+		{"bench run A --clients 4 --pipelines 5", "--pipelines 5: must lie between 0 and --clients"},
+		{"bench run A --rate 5 --pipelines 2", "--pipelines is for a closed loop"},
+		{"bench run A --conns 0", "--conns 0: must lie between"},
+		{"bench remote E", "workload E cannot be pipelined"},
+		{"bench remote --rounds 0", "--rounds 0: must lie between"},
 		{"bench run A --rate -5%", "--rate -5%: must not be negative"},
 		{"bench run A --outstanding 10", "--outstanding is for an open loop: give it a --rate"},
 		{"bench run A --rate 5 --outstanding 0", "--outstanding 0: must lie between"},

@@ -136,3 +136,48 @@ func TestBenchEmbedded(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
+
+// asProgram lets this test's file be the program itself, for commands that start
+// processes of their own.
+const asProgram = "TEST_AS_THE_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// bench remote runs the embedded store, and clients of three processes with and
+// without pipelines, compares them, and leaves nothing behind.
+func TestBenchRemote(t *testing.T) {
+	t.Setenv(asProgram, "1")
+	t.Setenv("FLOTILLA_MEMORY", "not a size") // settings are not of a bench
+	dir := t.TempDir()
+	out, e, code := real(t, "bench", "remote", "w3", "--dir", dir, "--rounds", "1", "--shards", "4", "--keys", "300", "--clients", "8", "--pipelines", "2", "--duration", "200ms", "--warmup", "50ms", "-o", "json")
+	if code != 0 {
+		t.Fatalf("exit code %d: %s", code, e)
+	}
+	var res remoteResult
+	if err := json.Unmarshal([]byte(out), &res); err != nil {
+		t.Fatal(err)
+	}
+	for i, w := range []*wayResult{&res.Embedded, &res.Remote, &res.Pipelined} {
+		if w.Errors > 0 || w.OpsPerSec.Median <= 0 || w.CPUPerOp.Median <= 0 || len(w.Runs) != 1 {
+			t.Fatalf("%s: %s", ways[i], out)
+		}
+		run := w.Runs[0]
+		if run.Shards != 4 || run.Clients != 8 || run.Workload != "W3" || run.Verified == 0 || (run.Pipelines == 2) != (ways[i] == wayPipelined) {
+			t.Errorf("%s: %+v", ways[i], run)
+		}
+		if want := run.OpsPerSec / res.Embedded.Runs[0].OpsPerSec; w.Ratio.Median != want {
+			t.Errorf("%s: ratio %v, want %v", ways[i], w.Ratio, want)
+		}
+	}
+	if res.Embedded.Runs[0].CPUScope == res.Remote.Runs[0].CPUScope {
+		t.Errorf("CPU is of %q both times", res.Remote.Runs[0].CPUScope)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
