@@ -472,7 +472,7 @@ func (n *Node) openRouter(self raft.NodeID, form *formation) error {
 	if err != nil {
 		return fmt.Errorf("flotilla: %s: %w", formationFile, err)
 	}
-	n.senders = &senders{self: self, local: n.serveLocal, start: n.startLocal, dial: n.dialClient, addr: n.book.clientAddr}
+	n.senders = &senders{self: self, local: n.serveLocal, start: n.startLocal, near: n.readNear, dial: n.dialClient, addr: n.book.clientAddr}
 	n.router = router.New(router.Options{Sender: n.senders, Root: &meta, Self: self, Timeout: n.o.timeout()})
 	n.router.SetSource(catalog.Source{KV: n.catalog()})
 	for _, v := range n.host.Views() {
@@ -714,6 +714,14 @@ func (n *Node) startLocal(r *shard.Request, a shard.Answerer) {
 		return
 	}
 	n.store.Start(r, a)
+}
+
+// readNear is serveLocal for what needs no waiting (router.Near).
+func (n *Node) readNear(d *raft.Descriptor, key []byte) (v shard.Value, found, ok bool) {
+	if n.isClosed() {
+		return shard.Value{}, false, false
+	}
+	return n.store.ReadNear(d, key)
 }
 
 // serve answers a request that came over the network. A request that names no

@@ -140,7 +140,8 @@ func (d door) Admin(ctx context.Context, method string, in []byte) ([]byte, erro
 type senders struct {
 	self   raft.NodeID // zero: a remote client
 	local  func(ctx context.Context, r *shard.Request) *shard.Response
-	start  func(r *shard.Request, a shard.Answerer) // local, without waiting
+	start  func(r *shard.Request, a shard.Answerer)                             // local, without waiting
+	near   func(d *raft.Descriptor, key []byte) (v shard.Value, found, ok bool) // nil: a remote client
 	dial   func(node raft.NodeID, addr string) transport.Caller
 	addr   func(raft.NodeID) string // client address; empty: unknown
 	mu     sync.RWMutex             // guards what follows; not held across calls
@@ -199,6 +200,14 @@ func (s *senders) Start(node raft.NodeID, r *shard.Request, a shard.Answerer) (s
 		return c.Start(r, a)
 	}
 	return nil, 0, false
+}
+
+// ReadNear reads from the own store what that may serve at once.
+func (s *senders) ReadNear(d *raft.Descriptor, key []byte) (v shard.Value, found, ok bool) {
+	if s.near == nil {
+		return shard.Value{}, false, false
+	}
+	return s.near(d, key)
 }
 
 // to returns the client of node. Nothing was sent when it fails.

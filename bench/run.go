@@ -215,11 +215,12 @@ func (r *run) client(ctx context.Context, i int) {
 	limited, done := r.limit(ctx)
 	defer func() { done() }()
 	for !r.stopped.Load() && ctx.Err() == nil {
-		if time.Since(limited.since) > r.Timeout/8 {
+		now := time.Now()
+		if now.Sub(limited.since) > r.Timeout/8 {
 			done()
 			limited, done = r.limit(ctx)
 		}
-		if err := r.turn(limited, gen, target, rec, time.Now()); err != nil && !pause(time.Millisecond) {
+		if err := r.turn(limited, gen, target, rec, now); err != nil && !pause(time.Millisecond) {
 			return // do not spin on a store that refuses
 		}
 	}
@@ -267,7 +268,10 @@ func (r *run) kind(err error) string {
 // one sends one operation and waits for its answer.
 func (r *run) one(limited limitedContext, g *workload.Gen, t Target, planned time.Time) (sample, error) {
 	ctx := limited.Context
-	m, sent := sample{op: g.Op}, time.Now()
+	m, sent := sample{op: g.Op}, planned
+	if r.arrivals != nil { // else it is sent as soon as it is planned
+		sent = time.Now()
+	}
 	var err error
 	switch g.Op {
 	case workload.Read, workload.ReadModifyWrite:

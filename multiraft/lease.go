@@ -60,21 +60,51 @@ func (noLeaseClock) LeaseNow(int64) (raft.Time, bool) { return 0, false }
 // The read counts only if Generation(shard), looked at before this and after the
 // read, is the same. False says nothing about the shard; use Read.
 func (h *Host) LeaseRead(shard raft.ShardID) bool {
+	_, ok := h.Grant(shard)
+	return ok
+}
+
+// Grant is LeaseRead that remembers what it rests on: the read counts only if
+// Grant.Stands says so after it.
+func (h *Host) Grant(shard raft.ShardID) (g Grant, ok bool) {
 	r := h.lookup(shard)
 	if r == nil || h.dead.Load() != nil {
-		return false
+		return Grant{}, false
 	}
 	v := r.pub.Load()
 	if v.lease == nil || v.Fenced != nil {
-		return false
+		return Grant{}, false
 	}
 	if commit := r.pos.commit.Load(); r.pos.applied.Load() < commit {
-		return false
+		return Grant{}, false
 	}
 	token := h.leaseClock.LeaseArm()
 	until := v.lease.Until(h.live)
 	now, ok := h.leaseClock.LeaseNow(token)
-	return ok && (now < until || mutants.On("D9h"))
+	return Grant{h, r, v}, ok && (now < until || mutants.On("D9h"))
+}
+
+// Grant lets one read of a shard be served from the engine.
+type Grant struct {
+	h *Host
+	r *replica
+	v *View
+}
+
+// Desc returns the descriptor of the shard as of the grant. It is read-only.
+func (g *Grant) Desc() *raft.Descriptor { return &g.v.Desc }
+
+// Stands reports, after the engine was read, whether what was read counts: the
+// replica is still the one of the grant, and its range is the same.
+func (g *Grant) Stands() bool {
+	if mutants.On("D7c") {
+		return true
+	}
+	if g.h.lookup(g.r.shard) != g.r { // it has another generation, or none
+		return false
+	}
+	v := g.r.pub.Load()
+	return v == g.v || v.Desc.Version == g.v.Desc.Version
 }
 
 // Generation returns the generation of the replica of shard on this node. Zero:

@@ -16,7 +16,7 @@ func TestLeaseMutants(t *testing.T) {
 	}
 	for id, name := range map[string]string{
 		"D8b": "clock of before", "D8c": "published before told",
-		"D9h": "expired", "D9i": "hidden before messages",
+		"D7c": "does not stand", "D9h": "expired", "D9i": "hidden before messages",
 	} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)

@@ -24,6 +24,7 @@ var leaseCases = []struct {
 	{"published before told", leasePublished},
 	{"hidden before messages", leaseHidden},
 	{"behind the commit index", leaseBehind},
+	{"does not stand", leaseStands},
 	{"no clock", leaseNoClock},
 	{"off", leaseIsOff},
 	{"at a follower", readAtFollower},
@@ -222,6 +223,39 @@ func leaseBehind(t *testing.T) error {
 	r.rep().pos.commit.Add(1)
 	if r.h.LeaseRead(7) {
 		return errors.New("served without what is committed")
+	}
+	return nil
+}
+
+// What was read counts while the replica and its range are the same, whatever
+// else happens to it, and not afterwards (P3).
+func leaseStands(t *testing.T) error {
+	r := newLeaseRig(t)
+	g, ok := r.h.Grant(7)
+	if !ok || !g.Stands() || g.Desc().Version != 1 {
+		return errors.New("no grant, or not this shard's")
+	}
+	r.propose("x")
+	r.turn()
+	r.in(raft.Msg{Type: raft.MsgApp, From: 3, Term: 9, Index: 1, LogTerm: 1}) // another leader
+	if r.h.LeaseRead(7) || !g.Stands() {
+		return errors.New("a lease that ended makes a read void that began under it")
+	}
+	r.on(func(raft.Time) { r.rep().desc.Version++ })
+	if g.Stands() {
+		return errors.New("stands although the range is another")
+	}
+	r = newLeaseRig(t)
+	g, _ = r.h.Grant(7)
+	r.h.forget(r.rep())
+	if g.Stands() {
+		return errors.New("stands although the replica is gone")
+	}
+	if err := r.h.AddGroups([]raft.State{{Desc: rigDesc()}}); err != nil {
+		return err
+	}
+	if g.Stands() {
+		return errors.New("stands although the replica is another")
 	}
 	return nil
 }

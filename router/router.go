@@ -36,6 +36,7 @@ type Router struct {
 	source  atomic.Pointer[Source]
 	flights singleflight.Group
 	stats   counters
+	near    Near         // the Sender, if it is one; nil: every read is a request
 	patient atomic.Int64 // requests that wait because a node is overloaded
 
 	mu struct { // guards the start of lookups against Close
@@ -60,11 +61,12 @@ type Stats struct {
 	TurnedAway uint64
 }
 
-type counters struct{ requests, sends, redirects, waits, lookups, turnedAway atomic.Uint64 }
+type counters struct{ requests, sends, redirects, waits, lookups, turnedAway, near atomic.Uint64 }
 
 // New makes a router. It does nothing until it is asked.
 func New(o Options) *Router {
 	r := &Router{o: o.withDefaults()}
+	r.near, _ = o.Sender.(Near)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	if o.Source != nil {
 		r.SetSource(o.Source)
@@ -85,7 +87,8 @@ func (r *Router) Table() *Table { return &r.table }
 // Stats returns the counters.
 func (r *Router) Stats() Stats {
 	c := &r.stats
-	return Stats{c.requests.Load(), c.sends.Load(), c.redirects.Load(), c.waits.Load(), c.lookups.Load(), c.turnedAway.Load()}
+	near := c.near.Load() // each a request and a try in one
+	return Stats{near + c.requests.Load(), near + c.sends.Load(), c.redirects.Load(), c.waits.Load(), c.lookups.Load(), c.turnedAway.Load()}
 }
 
 // Close ends lookups under way and refuses new requests with shard.ErrClosed.

@@ -27,6 +27,14 @@ func (s Space) Get(ctx context.Context, key []byte, c shard.Consistency) (shard.
 	if err := shard.CheckKeySize(key); err != nil {
 		return shard.Value{}, err
 	}
+	if c == shard.Linearizable {
+		switch v, found, ok := s.readNear(ctx, key); {
+		case found:
+			return v, nil
+		case ok:
+			return shard.Value{}, shard.ErrNotFound
+		}
+	}
 	q := &shard.Request{Keyspace: s.id, Kind: shard.KindGet, Consistency: c, Key: key}
 	resp := s.r.run(ctx, q, place{key: key}, nil)
 	switch {

@@ -63,6 +63,21 @@ func BenchmarkDoorStore(b *testing.B) {
 	})
 }
 
+// BenchmarkDoorNear is a get of 128 bytes on the short way, under the lease of a
+// group of one replica.
+func BenchmarkDoorNear(b *testing.B) {
+	d := nearDesc()
+	s := openLeased(b, d)
+	s.do(b, &shard.Request{Shard: 2, Keyspace: 1, Kind: shard.KindWrite, Command: cmd(shard.PutCommand(bs("c"), make([]byte, 128)))})
+	key := bs("c")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, found, ok := s.ReadNear(&d, key); !found || !ok {
+			b.Fatal("not served")
+		}
+	}
+}
+
 // BenchmarkDoorApply is the state machine, per command of an entry of 16 puts of
 // 128 bytes.
 func BenchmarkDoorApply(b *testing.B) {

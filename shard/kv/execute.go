@@ -3,8 +3,6 @@ package kv
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,8 +55,12 @@ type Store struct {
 	engine *engine.Engine
 	addr   func(raft.NodeID) string
 	goDo   func(read func())
+	// granter is host, if it is one; nil: there is no short way.
+	granter granter
+	yielder yielder
 
-	mu struct {
+	ended atomic.Bool // Close has begun
+	mu    struct {
 		sync.RWMutex // guards closed against reads that begin; held briefly
 		closed       bool
 	}
@@ -82,6 +84,8 @@ func (s *Store) Stats() Stats {
 // NewStore returns a store over a host and its engine.
 func NewStore(o Options) *Store {
 	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr, goDo: o.Go}
+	s.granter, _ = o.Host.(granter)
+	s.yielder.init()
 	if s.goDo == nil {
 		s.goDo = func(read func()) { go read() }
 	}
@@ -107,7 +111,7 @@ func (s *Store) Do(ctx context.Context, r *shard.Request) *shard.Response {
 		return &c.resp
 	}
 	if c.readableNow() {
-		yield()
+		s.yielder.read()
 		return c.readHere()
 	}
 	c.done = signals.Get().(chan struct{})
@@ -148,21 +152,10 @@ func (s *Store) Start(r *shard.Request, a shard.Answerer) {
 	case !c.check():
 		a.Answered(&c.resp, nil)
 	case c.readableNow():
-		yield()
+		s.yielder.read()
 		a.Answered(c.readHere(), nil)
 	default:
 		c.start()
-	}
-}
-
-// yield lets other goroutines run now and then. Reads that wait for nothing, by
-// many callers in a loop, would each keep a processor until the scheduler takes
-// it away (10 ms), and everything else would queue behind all of them: measured
-// with 64 callers on two processors, heartbeats were late by seconds and leases
-// were lost.
-func yield() {
-	if rand.Uint32()%32 == 0 {
-		runtime.Gosched()
 	}
 }
 
@@ -182,15 +175,12 @@ func (c *call) readableNow() bool {
 func (s *Store) Close() {
 	s.mu.Lock()
 	s.mu.closed = true
+	s.ended.Store(true)
 	s.mu.Unlock()
 	s.wg.Wait()
 }
 
-func (s *Store) isClosed() bool {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.mu.closed
-}
+func (s *Store) isClosed() bool { return s.ended.Load() }
 
 // call is one request under way. It is never reused, so that a late completion
 // can only find the request it belongs to.

@@ -68,7 +68,7 @@ func (s *realStore) close(t *testing.T) {
 }
 
 // do retries until the shard has its leader.
-func (s *realStore) do(t *testing.T, r *shard.Request) *shard.Response {
+func (s *realStore) do(t testing.TB, r *shard.Request) *shard.Response {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

@@ -16,6 +16,7 @@ func leasePlants() []plant {
 		tested("D8b", "D8", "a round judges leases by the time of its beginning", "multiraft", "TestLeaseMutants", "S15"),
 		tested("D8c", "B0 B5", "clients are told of a write before what covers it is published", "multiraft", "TestLeaseMutants", "S15"),
 		tested("D7b", "D7", "a read does not notice that its replica was replaced", "shard/kv", "TestMutants", "S15"),
+		tested("D7c", "D7", "a read on the short way does not notice that its replica was replaced", "multiraft", "TestLeaseMutants", "S15"),
 		tested("D9h", "D9", "the end of a lease is not looked at", "multiraft", "TestLeaseMutants", "S14"),
 		t0("D9", "D9", "leases are judged by the wall clock", anyProfile),
 		t0("D9b", "D9", "clocks are taken to run at the same rate", anyProfile),

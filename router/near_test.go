@@ -1,0 +1,89 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/shard"
+)
+
+// nearSender serves keys of its own at once, and counts what it is asked.
+type nearSender struct {
+	okSender
+	vals  map[string]*shard.Value // nil: known to be absent
+	asked []raft.ShardID
+}
+
+func (n *nearSender) ReadNear(d *raft.Descriptor, key []byte) (v shard.Value, found, ok bool) {
+	n.asked = append(n.asked, d.Shard)
+	p, ok := n.vals[string(key)]
+	if p == nil {
+		return shard.Value{}, false, ok
+	}
+	return *p, true, true
+}
+
+// TestReadNear: a linearizable get is answered on the short way if there is one,
+// and goes the long one in every other case.
+func TestReadNear(t *testing.T) {
+	n := &nearSender{
+		okSender: okSender{&shard.Response{Found: true, Value: &shard.Value{Bytes: []byte("far")}}},
+		vals:     map[string]*shard.Value{"near": {Bytes: []byte("near")}, "none": nil},
+	}
+	r := New(Options{Sender: n})
+	defer r.Close()
+	ranges := manyRanges(2, func(i int) string { return []string{"", "n"}[i] })
+	r.Table().Merge(ranges...)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for name, c := range map[string]struct {
+		ctx   context.Context
+		key   string
+		level shard.Consistency
+		want  string
+		err   error
+		asked int
+	}{
+		"near":        {t.Context(), "near", shard.Linearizable, "near", nil, 1},
+		"absent":      {t.Context(), "none", shard.Linearizable, "", shard.ErrNotFound, 1},
+		"not served":  {t.Context(), "else", shard.Linearizable, "far", nil, 1},
+		"no clock":    {t.Context(), "near", shard.NoClock, "far", nil, 0},
+		"follower":    {t.Context(), "near", shard.Follower, "far", nil, 0},
+		"local":       {t.Context(), "near", shard.Local, "far", nil, 0},
+		"ended":       {ended, "near", shard.Linearizable, "", context.Canceled, 0},
+		"invalid key": {t.Context(), string(make([]byte, shard.MaxKeyBytes+1)), shard.Linearizable, "", &shard.LimitError{}, 0},
+	} {
+		n.asked = nil
+		before := r.Stats()
+		v, err := r.Space(1).Get(c.ctx, []byte(c.key), c.level)
+		var limit *shard.LimitError
+		if errors.As(c.err, &limit) {
+			if !errors.As(err, &limit) {
+				t.Errorf("%s: %v", name, err)
+			}
+		} else if !errors.Is(err, c.err) || string(v.Bytes) != c.want {
+			t.Errorf("%s: %q, %v", name, v.Bytes, err)
+		}
+		if len(n.asked) != c.asked {
+			t.Errorf("%s: asked %d times", name, len(n.asked))
+		}
+		for _, s := range n.asked {
+			if route, _ := r.Table().Lookup(1, []byte(c.key)); s != route.Desc.Shard {
+				t.Errorf("%s: asked for shard %d", name, s)
+			}
+		}
+		after := r.Stats()
+		if d := after.Requests - before.Requests; d > 1 || d == 0 && (c.want != "" || c.err == shard.ErrNotFound) {
+			t.Errorf("%s: counted as %d requests", name, d)
+		}
+	}
+	if route, _ := r.Table().Lookup(1, []byte("near")); !r.Table().Evict(route) {
+		t.Fatal("not evicted")
+	}
+	n.asked = nil
+	if _, _, ok := r.Space(1).readNear(t.Context(), []byte("near")); ok || len(n.asked) != 0 {
+		t.Error("read by a hole in the table")
+	}
+}
