@@ -180,5 +180,8 @@ func (h *Host) admit(r *replica, size int) error {
 	if r.loop.admission.due(h.clock.Now()) {
 		r.loop.in.signal()
 	}
+	if mutants.On("S19-retry") {
+		retry = 0
+	}
 	return &OverloadedError{RetryAfter: retry, Why: fmt.Sprintf("writes would wait longer than %s on this node", r.loop.admission.wait)}
 }

@@ -24,3 +24,19 @@ func TestAdmissionMutants(t *testing.T) {
 		})
 	}
 }
+
+// TestOverloadedHostMutants: a host that refuses nobody, one that carries out what
+// it refused, and one that does not say when to come back are found.
+func TestOverloadedHostMutants(t *testing.T) {
+	for _, id := range []string{"S19-wait", "S19-effect", "S19-retry"} {
+		t.Run(id, func(t *testing.T) {
+			mutants.Set(id)
+			defer mutants.Set("")
+			err := overloadedHost(t)
+			if err == nil {
+				t.Fatal("survived")
+			}
+			t.Logf("found: %.300v", err)
+		})
+	}
+}

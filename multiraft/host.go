@@ -347,7 +347,10 @@ func (h *Host) Propose(shard raft.ShardID, cmd raft.Command, done func(data []by
 	p := proposal{shard: shard, cmd: cmd, done: done, size: len(cmd.Body) + 32}
 	if err := h.admit(r, p.size); err != nil {
 		done(nil, 0, 0, err)
-		return
+		if !mutants.On("S19-effect") {
+			return
+		}
+		p.done = func([]byte, raft.Index, uint32, error) {}
 	}
 	if !r.loop.in.putProposal(&p) {
 		r.loop.admission.withdraw(p.size)

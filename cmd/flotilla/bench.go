@@ -44,6 +44,7 @@ type benchFlags struct {
 	duration, warm  time.Duration
 	dist, dir       string
 	seed            uint64
+	timing          flotilla.Timing // of the embedded cluster
 }
 
 func newBench(a *app) *cobra.Command {
@@ -106,7 +107,7 @@ With -o json standard output gets one object on one line, and nothing else.`,
 	f.StringVar(&b.dist, "distribution", "", "zipfian, uniform or latest; empty: the workload's own")
 	f.StringVar(&b.dir, "dir", "", "directory for the embedded cluster's data, which is removed at the end; with --addr: one on the disk of the nodes, if it is of this machine; empty: a temporary one")
 	f.Uint64Var(&b.seed, "seed", 1, "seed of the generator")
-	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd, newBenchRemote(a), newBenchCompare(a)))
+	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd, newBenchRemote(a), newBenchOverload(a), newBenchSoak(a), newBenchCompare(a)))
 }
 
 // newBenchCompare explains the comparison, which is a module of its own: the
@@ -322,7 +323,7 @@ func (a *app) embedded(ctx context.Context, b *benchFlags) (*benchStore, error) 
 	if err != nil {
 		return nil, failure(exitUsage, err, "--dir names a directory that can be written", "cannot make a directory for the data: %v", err)
 	}
-	c, err := localcluster.Start(ctx, localcluster.Options{Nodes: benchNodes, Dir: dir, SplitAt: workload.Splits(b.shards), Logger: a.logger("error", "auto")})
+	c, err := localcluster.Start(ctx, localcluster.Options{Nodes: benchNodes, Dir: dir, SplitAt: workload.Splits(b.shards), Timing: b.timing, Logger: a.logger("error", "auto")})
 	if err != nil {
 		os.RemoveAll(dir)
 		return nil, err

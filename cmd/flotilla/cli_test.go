@@ -56,7 +56,7 @@ func TestCommandTree(t *testing.T) {
 	root := newRoot(newApp())
 	root.InitDefaultCompletionCmd()
 	walk(root)
-	want := "flotilla bench compare,flotilla bench remote,flotilla bench run,flotilla cluster status,flotilla completion bash,flotilla completion fish," +
+	want := "flotilla bench compare,flotilla bench overload,flotilla bench remote,flotilla bench run,flotilla bench soak,flotilla cluster status,flotilla completion bash,flotilla completion fish," +
 		"flotilla completion powershell,flotilla completion zsh,flotilla config default,flotilla config show,flotilla demo,flotilla dev," +
 		"flotilla kv cas,flotilla kv del,flotilla kv export,flotilla kv get,flotilla kv import,flotilla kv put,flotilla kv scan," +
 		"flotilla node list,flotilla node remove,flotilla serve,flotilla shard list,flotilla shard replicas,flotilla shard show,flotilla shard transfer," +
@@ -146,6 +146,11 @@ func TestCommandLinesThatCannotBeRight(t *testing.T) {
 		{"bench run A --rate -5%", "--rate -5%: must not be negative"},
 		{"bench run A --outstanding 10", "--outstanding is for an open loop: give it a --rate"},
 		{"bench run A --rate 5 --outstanding 0", "--outstanding 0: must lie between"},
+		{"bench overload --times 2,0", "--times 0: must be above 0 and at most 1000"},
+		{"bench overload --memory much", `--memory: "much" is not a size`},
+		{"bench soak --spin -1", "--spin -1"},
+		{"bench soak --every 1ms", "--every 1ms"},
+		{"bench soak --heartbeat 1s --support 2s", "must be at least four heartbeats (4s)"},
 		{"kv get", "flotilla kv get takes KEY, and 0 were given"},
 		{"kv put a", "flotilla kv put takes KEY and VALUE, and 1 were given"},
 		{"kv put a --from b c", "flotilla kv put takes KEY, and 2 were given"},

@@ -122,6 +122,9 @@ func (s *Store) Do(ctx context.Context, r *shard.Request) *shard.Response {
 	if r.Kind != shard.KindWrite && c.resp.Err == nil {
 		return c.readHere()
 	}
+	if _, busy := c.resp.Err.(*shard.OverloadedError); busy {
+		yieldRefused()
+	}
 	return &c.resp
 }
 

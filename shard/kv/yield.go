@@ -53,3 +53,7 @@ func nextYield(less uint32, took time.Duration) uint32 {
 	}
 	return less
 }
+
+// yieldRefused lets other goroutines run before one that was refused does: callers
+// that try again at once, by the thousand, are what keeps a node overloaded.
+func yieldRefused() { runtime.Gosched() }
