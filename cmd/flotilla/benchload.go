@@ -124,6 +124,7 @@ func (b *loadFlags) common(cmd *cobra.Command, value *settingFlag, duration time
 	f.DurationVar(&b.warm, "warmup", 3*time.Second, "time worked before that, not measured")
 	f.StringVar(&b.dir, "dir", "", "directory of the cluster's data, removed from it at the end; empty: a temporary one")
 	f.Uint64Var(&b.seed, "seed", 1, "seed of the generator")
+	b.conns = 1
 }
 
 // loadRow is what one load did to the cluster.
