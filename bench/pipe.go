@@ -16,8 +16,8 @@ type Piper interface {
 	Pipe(depth int) (Pipe, error)
 }
 
-// Pipe starts operations and receives them when they are over. It is used by one
-// goroutine at a time.
+// Pipe starts operations and receives them when they are over. One goroutine at a
+// time starts operations, and one at a time, perhaps another, receives them.
 type Pipe interface {
 	// Read and Write start what the methods of Target do. Key and value are the
 	// caller's again at once. After an error nothing was started.
@@ -35,9 +35,6 @@ func (c *Config) checkPipes() error {
 	if c.Pipelines == 0 {
 		return nil
 	}
-	if c.Rate > 0 {
-		return fmt.Errorf("bench: a pipelined loop is closed, it cannot keep a rate")
-	}
 	if s := c.Set.Spec().Share; s[workload.Scan]+s[workload.ReadModifyWrite] > 0 {
 		return fmt.Errorf("bench: a pipelined loop has reads and writes only, which workload %s has not", c.Set.Spec().Name)
 	}
@@ -54,9 +51,10 @@ func (c *Config) checkPipes() error {
 
 // inFlight is an operation of a pipelined loop, the place of one client.
 type inFlight struct {
-	gen  *workload.Gen
-	rec  *recorderShard
-	sent time.Time
+	gen     *workload.Gen
+	rec     *recorderShard
+	sent    time.Time
+	planned time.Time // zero: when it was sent
 }
 
 // pipeline is the loop of one goroutine that does the work of every
@@ -121,9 +119,13 @@ func (r *run) received(ctx context.Context, f *inFlight, found bool, err error) 
 	r.follow(f.gen, f.sent, end, err)
 	f.gen.Done()
 	took := end.Sub(f.sent)
+	response := took
+	if !f.planned.IsZero() {
+		response = end.Sub(f.planned)
+	}
 	switch {
 	case err == nil:
-		f.rec.done(sample{op: f.gen.Op, service: took, response: took, write: took})
+		f.rec.done(sample{op: f.gen.Op, service: took, response: response, write: took})
 	case ctx.Err() == nil:
 		f.rec.failed(r.kind(err))
 	}

@@ -19,7 +19,7 @@ type pipedTarget struct {
 
 type memPipe struct {
 	t    *pipedTarget
-	room int
+	room atomic.Int64
 	done chan memCall
 }
 
@@ -30,11 +30,13 @@ type memCall struct {
 }
 
 func (t *pipedTarget) Pipe(depth int) (Pipe, error) {
-	return &memPipe{t, depth, make(chan memCall, depth)}, nil
+	p := &memPipe{t: t, done: make(chan memCall, depth)}
+	p.room.Store(int64(depth))
+	return p, nil
 }
 
 func (p *memPipe) start(tag any, f func() memCall) error {
-	if p.room--; p.room < 0 {
+	if p.room.Add(-1) < 0 {
 		return errors.New("the pipe is full")
 	}
 	n := p.t.under.Add(1)
@@ -63,7 +65,7 @@ func (p *memPipe) Write(ctx context.Context, key, value []byte, tag any) error {
 
 func (p *memPipe) Receive() (any, bool, error) {
 	c := <-p.done
-	p.room++
+	p.room.Add(1)
 	return c.tag, c.found, c.err
 }
 
@@ -117,13 +119,46 @@ func TestPipelinedRefusals(t *testing.T) {
 	piped := &pipedTarget{memTarget: newMemTarget(0)}
 	for name, c := range map[string]Config{
 		"scans":           {Set: newSet(t, "E", 10), Targets: []Target{piped}, Clients: 4, Pipelines: 1},
-		"a rate":          {Set: newSet(t, "A", 10), Targets: []Target{piped}, Clients: 4, Pipelines: 1, Rate: 5},
 		"more than work":  {Set: newSet(t, "A", 10), Targets: []Target{piped}, Clients: 4, Pipelines: 5},
 		"a simple target": {Set: newSet(t, "A", 10), Targets: []Target{piped, piped.memTarget}, Clients: 4, Pipelines: 2},
 	} {
 		t.Run(fmt.Sprint(name), func(t *testing.T) {
 			if res, err := Run(t.Context(), c); err == nil {
 				t.Errorf("%+v", res)
+			}
+		})
+	}
+}
+
+// A pipelined open loop starts operations as they arrive, whatever became of those
+// before; latency counts from the planned arrival; what finds no place is shed.
+func TestPipelinedOpenLoop(t *testing.T) {
+	for _, c := range []struct {
+		took         time.Duration
+		ops, shed    int64
+		p50ms, maxms float64
+	}{
+		{10 * time.Millisecond, 1000, 0, 10, 10.3},   // ten under way
+		{100 * time.Millisecond, 200, 800, 100, 101}, // twenty places, 0.1 s each
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			set, target := newSet(t, "A", 100), &pipedTarget{memTarget: newMemTarget(0)}
+			if err := Load(t.Context(), set, []Target{target}, nil); err != nil {
+				t.Fatal(err)
+			}
+			target.took = c.took
+			res, err := Run(t.Context(), Config{Set: set, Targets: []Target{target}, Clients: 20, Pipelines: 3, Rate: 1000, Verify: 10,
+				Warmup: 505 * time.Millisecond, Duration: time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			near := func(got, want int64) bool { return got >= want-want/10 && got <= want+want/10 }
+			up := res.LatencyMs["update"]
+			if !near(res.Ops, c.ops) || !near(res.Shed, c.shed) || res.Loop != "open" || up.P50 < c.p50ms-0.1 || up.Max > c.maxms || res.Verified == 0 {
+				t.Errorf("%+v", res)
+			}
+			if target.under.Load() != 0 || target.closed.Load() != 3 {
+				t.Errorf("%d are left, %d pipes were closed", target.under.Load(), target.closed.Load())
 			}
 		})
 	}

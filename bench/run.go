@@ -21,7 +21,8 @@ type Config struct {
 	// Pipelines, if not zero, is the number of goroutines that do the work of the
 	// clients without waiting for each operation: each keeps its share of Clients
 	// operations under way at a Piper. Timeout does not apply to them, the
-	// target's own does. For closed loops of reads and writes.
+	// target's own does. For loops of reads and writes. In an open loop they start
+	// operations as they arrive, and none waits beyond Clients.
 	Pipelines int
 	// Rate is the number of operations that arrive per second, evenly spaced,
 	// whatever becomes of those before. Zero means a closed loop.
@@ -83,7 +84,7 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	work, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
-	if c.Rate > 0 {
+	if c.Rate > 0 && c.Pipelines == 0 {
 		r.arrivals = make(chan time.Duration, max(c.Outstanding-c.Clients, 0))
 		wg.Go(func() { r.arrive(work) })
 	}
@@ -94,6 +95,8 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	for i := range workers {
 		wg.Go(func() {
 			switch {
+			case c.Pipelines > 0 && c.Rate > 0:
+				failed[i] = r.openPipeline(work, i)
 			case c.Pipelines > 0:
 				failed[i] = r.pipeline(work, i)
 			case c.Rate > 0:

@@ -177,8 +177,6 @@ func (b *benchFlags) check(given interface{ Changed(string) bool }) error {
 		return usageError("--clients %d: must lie between 1 and %d", b.clients, 1<<20)
 	case b.pipelines < 0 || b.pipelines > b.clients:
 		return usageError("--pipelines %d: must lie between 0 and --clients", b.pipelines)
-	case b.pipelines > 0 && b.rate.open():
-		return usageError("--pipelines is for a closed loop: leave --rate away")
 	case b.conns < 1 || b.conns > 1024:
 		return usageError("--conns %d: must lie between 1 and 1024", b.conns)
 	case b.rate.perSec < 0 || b.rate.share < 0:
@@ -261,6 +259,9 @@ func (a *app) bench(ctx context.Context, spec workload.Spec, b *benchFlags, remo
 		config.OnSecond = (&bench.Lines{W: live}).Second
 	}
 	config.Rate, config.Outstanding = b.rate.perSec+b.rate.share*peak, b.outstanding
+	if b.pipelines > 0 && config.Rate > 0 {
+		config.Clients = max(b.clients, b.outstanding)
+	}
 	res, err := bench.Run(ctx, config)
 	if err != nil {
 		return err
@@ -282,12 +283,12 @@ func (a *app) bench(ctx context.Context, spec workload.Spec, b *benchFlags, remo
 func (a *app) benchHeader(w io.Writer, spec workload.Spec, set *workload.Set, b *benchFlags, store *benchStore, m *bench.Machine) {
 	loop := fmt.Sprintf("CLOSED LOOP %d clients", b.clients)
 	switch {
-	case b.pipelines > 0:
-		loop = fmt.Sprintf("CLOSED LOOP %d operations in flight from %d goroutines", b.clients, b.pipelines)
 	case b.rate.share > 0:
 		loop = fmt.Sprintf("OPEN LOOP at %s of the peak of %d clients", &b.rate, b.clients)
 	case b.rate.open():
 		loop = fmt.Sprintf("OPEN LOOP %s/s", countText(int64(b.rate.perSec)))
+	case b.pipelines > 0:
+		loop = fmt.Sprintf("CLOSED LOOP %d operations in flight from %d goroutines", b.clients, b.pipelines)
 	}
 	fmt.Fprintf(w, "machine  %s\n", m)
 	fmt.Fprintf(w, "load     YCSB %s (%s), %s, %s keys, values of %d bytes, %d shards, 3 replicas, fsync on, %s\n",

@@ -69,7 +69,8 @@ refused, is taken from what can be served.`,
 	}
 	f := cmd.Flags()
 	f.IntVar(&b.clients, "clients", 1024, "number of clients of the closed loop")
-	f.IntVar(&b.outstanding, "outstanding", 65536, "most writes of an open loop in flight, each with a goroutine; arrivals beyond are shed and counted")
+	f.IntVar(&b.outstanding, "outstanding", 65536, "most writes of an open loop in flight; arrivals beyond are shed and counted")
+	f.IntVar(&b.pipelines, "pipelines", 1, "goroutines that start the writes without waiting for each; 0: one goroutine per write in flight")
 	f.Var(&memory, "memory", "bound of the resident memory of the process, three nodes and all clients")
 	f.Float64SliceVar(&b.times, "times", []float64{2, 10}, "multiples of the peak to offer")
 	b.common(cmd, &value, 15*time.Second)
@@ -130,7 +131,7 @@ func (b *loadFlags) common(cmd *cobra.Command, value *settingFlag, duration time
 // loadRow is what one load did to the cluster.
 type loadRow struct {
 	Load      string  `json:"load"`
-	Offered   float64 `json:"offered_per_s"`
+	Offered   float64 `json:"offered_per_s"` // what arrived, which is less than planned if the machine has no time for it
 	Served    float64 `json:"served_per_s"`
 	OfPeak    float64 `json:"of_peak"`       // of the mean of the peaks before and after
 	Refused   float64 `json:"refused_per_s"` // with a typed error that says when to come back
@@ -139,7 +140,7 @@ type loadRow struct {
 	RetryMax  float64 `json:"retry_after_max_ms"`
 	Failed    int64   `json:"failed"`     // in any other way
 	Shed      float64 `json:"shed_per_s"` // by the bench, at its bound
-	P50Ms     float64 `json:"p50_ms"`     // of what was served, from the arrival
+	P50Ms     float64 `json:"p50_ms"`     // of what was served, from when it was sent
 	P99Ms     float64 `json:"p99_ms"`
 	RSSMiB    float64 `json:"rss_mib"`   // largest of the samples taken each second
 	HeapMiB   float64 `json:"heap_mib"`  // the same, of the heap in use
@@ -185,7 +186,7 @@ func (a *app) overload(ctx context.Context, b *loadFlags) error {
 		fmt.Fprintf(live, "\n%s\n", name)
 		c := b.config(a, set, store, live)
 		if rate > 0 {
-			c.Rate, c.Clients, c.Outstanding = rate, b.outstanding, b.outstanding
+			c.Rate, c.Clients, c.Outstanding = rate, max(b.clients, b.outstanding), b.outstanding
 		}
 		row, err := loadOnce(ctx, name, c, cluster)
 		rows = append(rows, row)
@@ -218,7 +219,7 @@ const leastOfPeak = 0.9
 // config is what both loads have in common.
 func (b *loadFlags) config(a *app, set *workload.Set, store *benchStore, live io.Writer) bench.Config {
 	return bench.Config{
-		Set: set, Targets: store.targets, Clients: b.clients, Warmup: b.warm, Duration: b.duration, Timeout: a.timeout,
+		Set: set, Targets: store.targets, Clients: b.clients, Pipelines: b.pipelines, Warmup: b.warm, Duration: b.duration, Timeout: a.timeout,
 		DataDir: store.dir, Classify: errorKind, OnSecond: (&bench.Lines{W: live}).Second,
 	}
 }
@@ -267,15 +268,11 @@ func loadOnce(ctx context.Context, name string, c bench.Config, cluster *embedde
 	}
 	did := after.Since(before)
 	refused := res.ErrorKinds["overloaded"]
-	all := res.LatencyMs["update"]
 	row := loadRow{
-		Load: name, Offered: c.Rate, Served: res.OpsPerSec, Refused: float64(refused) / res.Seconds, Failed: res.Errors - refused,
+		Load: name, Offered: res.OpsPerSec + float64(res.Errors+res.Shed)/res.Seconds, Served: res.OpsPerSec, Refused: float64(refused) / res.Seconds, Failed: res.Errors - refused,
 		RetryMin: asked.min.Seconds() * 1e3, RetryMean: asked.mean().Seconds() * 1e3, RetryMax: asked.max.Seconds() * 1e3,
-		Shed: float64(res.Shed) / res.Seconds, P50Ms: all.P50, P99Ms: all.P99, RSSMiB: res.RSSMiB, HeapMiB: heap, StackMiB: stack,
+		Shed: float64(res.Shed) / res.Seconds, P50Ms: res.ServiceMs.P50, P99Ms: res.ServiceMs.P99, RSSMiB: res.RSSMiB, HeapMiB: heap, StackMiB: stack,
 		CPU: res.CPUPer1M * res.OpsPerSec / 1e6, Withdrawn: did.Withdrawn, Lost: did.Terms, LateBeats: did.LateBeats, Resets: did.Resets, Stalls: did.Stalls,
-	}
-	if row.Offered == 0 {
-		row.Offered = row.Served
 	}
 	return row, nil
 }
