@@ -31,6 +31,6 @@
 //
 // # Goroutines and locks
 //
-// None of its own, except one per read that came in through DoAsync; Store.Close
-// waits for those. Machine is called by the host's loops; Store by any goroutine.
+// Gets that came in through DoAsync are read by a few goroutines of the store
+// (readers.go), scans by one each; Store.Close waits for those. Machine is called by the host's loops; Store by any goroutine.
 package kv

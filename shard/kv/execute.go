@@ -44,8 +44,8 @@ type Options struct {
 	Engine *engine.Engine
 	// Addr returns the client address of a node for hints in errors, or "". Optional.
 	Addr func(raft.NodeID) string
-	// Go runs a read of DoAsync aside from the loop that allowed it. Nil: on a new
-	// goroutine. Simulators run it later by themselves.
+	// Go runs a read of DoAsync aside from the loop that allowed it. Nil: on one of
+	// a few goroutines of the store. Simulators run it later by themselves.
 	Go func(read func())
 }
 
@@ -54,7 +54,8 @@ type Store struct {
 	host   Host
 	engine *engine.Engine
 	addr   func(raft.NodeID) string
-	goDo   func(read func())
+	goDo   func(read func()) // of Options
+	aside  *readers          // nil if goDo was given
 	// granter is host, if it is one; nil: there is no short way.
 	granter granter
 	yielder yielder
@@ -88,6 +89,7 @@ func NewStore(o Options) *Store {
 	s.yielder.init()
 	if s.goDo == nil {
 		s.goDo = func(read func()) { go read() }
+		s.aside = newReaders((*call).readCounted)
 	}
 	if s.addr == nil {
 		s.addr = func(raft.NodeID) string { return "" }
@@ -181,6 +183,9 @@ func (s *Store) Close() {
 	s.ended.Store(true)
 	s.mu.Unlock()
 	s.wg.Wait()
+	if s.aside != nil {
+		s.aside.close()
+	}
 }
 
 func (s *Store) isClosed() bool { return s.ended.Load() }
@@ -372,11 +377,19 @@ func (c *call) readAside() {
 		c.reply()
 		return
 	}
-	s.goDo(func() {
-		defer s.wg.Done()
-		c.read()
-		c.reply()
-	})
+	if s.aside != nil && c.req.Kind == shard.KindGet { // what takes longer must not hold up gets
+		s.aside.push(c)
+		return
+	}
+	s.goDo(c.readCounted)
+}
+
+// readCounted reads and answers for a call that has begun.
+func (c *call) readCounted() {
+	defer c.s.wg.Done()
+	c.s.yielder.read()
+	c.read()
+	c.reply()
 }
 
 // wait returns true once the host completed the call, false if ctx or the
