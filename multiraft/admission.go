@@ -47,6 +47,7 @@ const (
 // The loop calls turn; everybody else only touches the atomics.
 type admission struct {
 	wait time.Duration
+	why  string // told to who is refused
 
 	pending atomic.Int64 // bytes admitted and not resolved
 	drained atomic.Int64 // bytes resolved so far
@@ -74,6 +75,7 @@ func (a *admission) init(wait time.Duration) {
 		wait = DefaultProposalWait
 	}
 	a.wait, a.patience = wait, stuckAfter
+	a.why = fmt.Sprintf("writes would wait longer than %s on this node", wait)
 	a.rate = max(admitStart, admitFloor/wait.Seconds())
 	a.limit.Store(int64(a.rate * wait.Seconds()))
 	a.retry.Store(int64(wait))
@@ -183,5 +185,5 @@ func (h *Host) admit(r *replica, size int) error {
 	if mutants.On("S19-retry") {
 		retry = 0
 	}
-	return &OverloadedError{RetryAfter: retry, Why: fmt.Sprintf("writes would wait longer than %s on this node", r.loop.admission.wait)}
+	return &OverloadedError{RetryAfter: retry, Why: r.loop.admission.why}
 }

@@ -517,6 +517,10 @@ func (f *flight) Answered(resp *shard.Response, err error) {
 	c, t := f.call, &f.try
 	t.answered = true
 	t.resp, t.err = outcome(t.req, resp, err)
+	if r := c.p.s.r; r.noPatience(t.err) { // as goOn would find, on a goroutine
+		c.finish(f.q.Failed(f.chain.stamp.honest(0, t.err)))
+		return
+	}
 	if t.err != nil && !f.chain.ends(t.err) {
 		c.goOn(t)
 		return

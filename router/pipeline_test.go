@@ -633,3 +633,40 @@ func TestPipelineFromManyGoroutines(t *testing.T) {
 		t.Errorf("%d calls came out, %d did not", got, len(started))
 	}
 }
+
+// TestPipelinePatience: of calls of a pipeline that an overloaded node refuses, as
+// many wait as of calls that wait; the others come out at once, as refused.
+func TestPipelinePatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet()
+		s := f.warm(t, func(o *Options) { o.Patience = 3; o.Timeout = 2 * time.Second; startable(o) }).Space(1)
+		f.interfere = func(_ raft.NodeID, q *shard.Request) (*shard.Response, error, bool) {
+			return q.Failed(&shard.OverloadedError{RetryAfter: 400 * time.Millisecond, Why: "queue"}), nil, true
+		}
+		p := s.NewPipeline(100)
+		defer p.Close()
+		begun := time.Now()
+		for i := range 10 {
+			if err := p.Put(t.Context(), []byte("k"), nil, i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		atOnce, late := 0, 0
+		for range 10 {
+			c := <-p.Done()
+			var busy *shard.OverloadedError
+			if !errors.As(c.Err, &busy) || busy.RetryAfter != 400*time.Millisecond || shard.OutcomeOf(c.Err) != shard.NotApplied {
+				t.Errorf("got %v", c.Err)
+			}
+			switch d := time.Since(begun); {
+			case d < time.Millisecond && !errors.Is(c.Err, context.DeadlineExceeded):
+				atOnce++
+			case d > time.Second && errors.Is(c.Err, context.DeadlineExceeded):
+				late++
+			}
+		}
+		if n := s.r.Stats().TurnedAway; atOnce != 7 || late != 3 || n != 7 {
+			t.Errorf("%d were told at once, %d waited, %d counted as turned away; want 7, 3 and 7", atOnce, late, n)
+		}
+	})
+}

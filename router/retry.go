@@ -107,6 +107,9 @@ func (c *chain) pick(d *raft.Descriptor, leader raft.NodeID) (node raft.NodeID, 
 func (c *chain) judge(node raft.NodeID, err error, healed bool) verdict {
 	c.tries++
 	c.tried = append(c.tried, node)
+	if busy, ok := err.(*shard.OverloadedError); ok {
+		return verdict{act: actWait, after: busy.RetryAfter}
+	}
 	var (
 		notLeader   *shard.NotLeaderError
 		epoch       *shard.EpochError

@@ -279,8 +279,7 @@ func (r *Router) goOn(ctx context.Context, q *shard.Request, at place, fit fit, 
 // beyond get their error at once, which costs nobody anything. leave is to be
 // called after the wait. A wait for anything else is not counted.
 func (r *Router) queueUp(last error) (leave func(), ok bool) {
-	var busy *shard.OverloadedError
-	if !errors.As(last, &busy) || mutants.On("S19-patience") {
+	if !isOverloaded(last) || mutants.On("S19-patience") {
 		return func() {}, true
 	}
 	if r.patient.Add(1) > int64(r.o.Patience) {
@@ -289,6 +288,24 @@ func (r *Router) queueUp(last error) (leave func(), ok bool) {
 		return nil, false
 	}
 	return func() { r.patient.Add(-1) }, true
+}
+
+func isOverloaded(err error) bool {
+	if _, busy := err.(*shard.OverloadedError); busy {
+		return true
+	}
+	var busy *shard.OverloadedError
+	return errors.As(err, &busy)
+}
+
+// noPatience reports whether a request that was refused with err would have to wait
+// where enough others do; then it has been turned away.
+func (r *Router) noPatience(err error) bool {
+	if _, busy := err.(*shard.OverloadedError); !busy || r.patient.Load() < int64(r.o.Patience) || mutants.On("S19-patience") {
+		return false
+	}
+	r.stats.turnedAway.Add(1)
+	return true
 }
 
 // attempt is one try of a request: what is sent and to whom, and what came of it.
@@ -476,6 +493,9 @@ func final(err error, write bool, id raft.ShardID) error {
 // heal takes what an error reply says about ranges and leaders into the table,
 // and reports whether the range at the request's place is another one now.
 func (r *Router) heal(keyspace uint32, route Route, at place, node raft.NodeID, err error) bool {
+	if _, busy := err.(*shard.OverloadedError); busy {
+		return false
+	}
 	var (
 		notLeader   *shard.NotLeaderError
 		epoch       *shard.EpochError

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"github.com/flotillakv/flotilla"
 )
 
 // Health counts what load must not do to a cluster, and a few things that show
@@ -15,8 +13,8 @@ type Health struct {
 	// Withdrawn counts promises of support that ended although nobody failed, as
 	// seen by those who gave them or those who had them.
 	Withdrawn uint64 `json:"withdrawn"`
-	// Terms is the sum of the terms of all shards: it grows by at least one for
-	// each leader that was lost.
+	// Terms is the sum of the highest terms seen of all shards: it grows by at least
+	// one for each leader that was lost.
 	Terms uint64 `json:"terms"`
 	// LateBeats counts heartbeats that were put off by a slow disk or loop.
 	LateBeats uint64 `json:"late_beats"`
@@ -51,13 +49,17 @@ func (t *Leaders) Health(ctx context.Context) (Health, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	var all []flotilla.ShardInfo
 	all, err := t.nodes[0].Shards(ctx)
 	if err != nil {
 		return h, fmt.Errorf("asking for the terms of the shards: %w", err)
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for i := range all {
-		h.Terms += all[i].Term
+		t.terms[all[i].ID] = max(t.terms[all[i].ID], all[i].Term) // zero where a leader is not known
+	}
+	for _, term := range t.terms {
+		h.Terms += term
 	}
 	return h, nil
 }

@@ -88,6 +88,9 @@ type Leaders struct {
 	table atomic.Pointer[leaderTable]
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
+
+	mu    sync.Mutex
+	terms map[uint64]uint64 // the highest seen, by shard
 }
 
 // leaderTable lists the shards by range: the first key of each and the index
@@ -100,7 +103,7 @@ type leaderTable struct {
 // NewLeaders returns a target over the nodes of one cluster.
 func NewLeaders(ctx context.Context, nodes []*flotilla.Node) *Leaders {
 	ctx, stop := context.WithCancel(ctx)
-	t := &Leaders{nodes: nodes, stop: stop}
+	t := &Leaders{nodes: nodes, stop: stop, terms: make(map[uint64]uint64)}
 	t.refresh(ctx)
 	t.wg.Go(func() {
 		tick := time.NewTicker(leadersEvery)

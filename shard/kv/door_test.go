@@ -24,6 +24,13 @@ func (h *doorHost) FollowerRead(_ raft.ShardID, done func(raft.Index, error)) { 
 func (h *doorHost) Generation(raft.ShardID) uint64                            { return 1 }
 func (h *doorHost) Descriptor(raft.ShardID) (raft.Descriptor, bool)           { return h.d, true }
 
+// busyHost is overloaded.
+type busyHost struct{ doorHost }
+
+func (h *busyHost) Propose(_ raft.ShardID, _ raft.Command, done func([]byte, raft.Index, uint32, error)) {
+	done(nil, 0, 0, &multiraft.OverloadedError{RetryAfter: time.Second, Why: "writes would wait"})
+}
+
 // BenchmarkDoorStore is the door to a node's shards: a put up to the proposal and
 // back, over a host without Raft, and a get of 128 bytes under a lease.
 func BenchmarkDoorStore(b *testing.B) {
@@ -48,6 +55,17 @@ func BenchmarkDoorStore(b *testing.B) {
 		for b.Loop() {
 			if resp := s.Do(ctx, r); resp.Err != nil {
 				b.Fatal(resp.Err)
+			}
+		}
+	})
+	b.Run("put/refused", func(b *testing.B) {
+		s := NewStore(Options{Host: &busyHost{*s.host.(*doorHost)}, Engine: e})
+		b.Cleanup(s.Close)
+		r := &shard.Request{Shard: 7, Keyspace: 1, DescVersion: 1, Kind: shard.KindWrite, Command: cmd(shard.PutCommand(keys[0], make([]byte, 128)))}
+		b.ReportAllocs()
+		for b.Loop() {
+			if resp := s.Do(ctx, r); resp.Err == nil {
+				b.Fatal("taken in")
 			}
 		}
 	})

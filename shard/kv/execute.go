@@ -434,6 +434,9 @@ func (c *call) failed(err error) *shard.Response {
 // translate turns an error of the host into the typed error a client may act on.
 // What it does not know is ambiguous for a write.
 func (s *Store) translate(r *shard.Request, err error) error {
+	if busy, ok := err.(*multiraft.OverloadedError); ok { // of which there may be many: the rest of the way is long
+		return &shard.OverloadedError{RetryAfter: busy.RetryAfter, Why: busy.Why}
+	}
 	var (
 		notLeader  *multiraft.NotLeaderError
 		noQuorum   *multiraft.NoQuorumError
