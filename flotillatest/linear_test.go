@@ -18,6 +18,7 @@ import (
 
 	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/flotillatest"
+	"github.com/flotillakv/flotilla/internal/piped"
 	"github.com/flotillakv/flotilla/internal/sim/linear"
 )
 
@@ -275,9 +276,11 @@ type storm struct {
 	written atomic.Int64 // bytes of values acknowledged
 	snaps   atomic.Int64 // snapshots installed
 
+	mu sync.Mutex // guards what follows
 	// known is what clients last saw of each group: a swap wants it. Only a hint.
-	mu    sync.Mutex
 	known map[int]seen
+	// pipes are pipelines, shared by the clients that take the same way.
+	pipes map[flotilla.KV]*piped.KV
 }
 
 type seen struct {
@@ -295,7 +298,7 @@ func newStorm(t *testing.T, p profile, seed uint64) *storm {
 	}
 	s := &storm{
 		t: t, p: p, seed: seed, h: linear.NewHistory(), ctx: t.Context(), rand: rand.New(rand.NewPCG(seed, 7)),
-		faults: map[string]int{}, known: map[int]seen{},
+		faults: map[string]int{}, known: map[int]seen{}, pipes: map[flotilla.KV]*piped.KV{},
 	}
 	o = append(o, flotillatest.WithObserver(func(int) flotilla.Observer {
 		return flotilla.Observer{OnSnapshot: func(e flotilla.SnapshotEvent) {
@@ -312,6 +315,7 @@ func newStorm(t *testing.T, p profile, seed uint64) *storm {
 // everything back, and checks.
 func (s *storm) run(d time.Duration) {
 	t := s.t
+	defer s.closePipes()
 	var stop atomic.Bool
 	var wg sync.WaitGroup
 	for i := range clients {
@@ -554,6 +558,30 @@ func (w *worker) inSession(kv flotilla.KV) flotilla.KV {
 	return s
 }
 
+// piped returns the way through a pipeline that all clients that take it share, so
+// that calls of many meet in it.
+func (s *storm) piped(kv flotilla.KV) flotilla.KV {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.pipes[kv]; p != nil {
+		return p
+	}
+	p, err := piped.New(kv, 2*clients)
+	if err != nil {
+		s.t.Error(err)
+		return kv
+	}
+	s.pipes[kv] = p
+	return p
+}
+
+// closePipes ends all pipelines, which nobody uses any more.
+func (s *storm) closePipes() {
+	for _, p := range s.pipes {
+		p.Close()
+	}
+}
+
 // door returns the way this call takes.
 func (w *worker) door() flotilla.KV {
 	switch {
@@ -648,7 +676,7 @@ func (w *worker) call(o *linear.Op, f func(ctx context.Context, kv flotilla.KV) 
 	o.Client = w.id
 	kv := w.inSession(w.door())
 	if w.rand.IntN(2) == 0 {
-		kv = piped{kv}
+		kv = w.s.piped(kv)
 	}
 	o.Call = w.s.h.Now()
 	w.err = f(ctx, kv)

@@ -86,8 +86,11 @@ type inbox struct {
 	heldMsgs  int
 	heldBytes int
 	closed    bool
-	wake      chan struct{} // capacity 1
-	dropped   uint64
+	// light counts the messages in in.msgs that need no sync; looked is how many of
+	// the first of in.msgs are known to be others.
+	light, looked int
+	wake          chan struct{} // capacity 1
+	dropped       uint64
 }
 
 // Bounds of the messages that wait for one loop. A frame is taken whole or not
@@ -152,10 +155,10 @@ func (b *inbox) putRead(r readRequest) bool {
 		b.mu.Unlock()
 		return false
 	}
-	wasEmpty := b.in.empty()
+	first := len(b.in.reads) == 0 // the loop may be waiting with other work at hand
 	b.in.reads = append(b.in.reads, r)
 	b.mu.Unlock()
-	if wasEmpty {
+	if first {
 		b.signal()
 	}
 	return true
@@ -172,14 +175,33 @@ func (b *inbox) putMsgs(msgs []raft.Msg) bool {
 		b.mu.Unlock()
 		return false
 	}
-	wasEmpty := b.in.empty()
+	wake := b.in.empty()
 	b.msgBytes += n
 	b.in.msgs = append(b.in.msgs, msgs...)
+	if light := countLight(msgs); light > 0 {
+		wake = wake || b.light == 0
+		b.light += light
+	}
 	b.mu.Unlock()
-	if wasEmpty {
+	if wake {
 		b.signal()
 	}
 	return true
+}
+
+// isLight reports whether a message can be worked on without a sync, and without
+// regard to those that came before it: it answers one that its receiver sent.
+func isLight(m *raft.Msg) bool {
+	return m.Type == raft.MsgAppResp || m.Type == raft.MsgCommitResp || m.Type == raft.MsgReadReq || m.Type == raft.MsgReadResp
+}
+
+func countLight(msgs []raft.Msg) (n int) {
+	for i := range msgs {
+		if isLight(&msgs[i]) {
+			n++
+		}
+	}
+	return n
 }
 
 // entryBytes counts the bytes of entries in msgs.
@@ -201,10 +223,34 @@ func (b *inbox) swap(spare items, keepMsgs bool) items {
 	if keepMsgs {
 		got.msgs, b.in.msgs = b.in.msgs, got.msgs
 	} else {
-		b.msgBytes = 0
+		b.msgBytes, b.light, b.looked = 0, 0, 0
 	}
 	b.mu.Unlock()
 	return got
+}
+
+// swapLight hands out, in the empty spare, what can be worked on without a sync,
+// and leaves the rest in its order.
+func (b *inbox) swapLight(spare items) items {
+	b.mu.Lock()
+	b.in.acks, spare.acks = spare.acks, b.in.acks
+	b.in.reads, spare.reads = spare.reads, b.in.reads
+	if b.light > 0 {
+		msgs := b.in.msgs
+		keep := msgs[:b.looked]
+		for i := b.looked; i < len(msgs); i++ {
+			if isLight(&msgs[i]) {
+				spare.msgs = append(spare.msgs, msgs[i])
+			} else {
+				keep = append(keep, msgs[i])
+			}
+		}
+		clear(msgs[len(keep):])
+		b.in.msgs, b.light = keep, 0
+	}
+	b.looked = len(b.in.msgs)
+	b.mu.Unlock()
+	return spare
 }
 
 // hold tells what of the messages that were handed out still waits.
@@ -221,11 +267,11 @@ func (b *inbox) waiting() bool {
 	return !b.in.empty()
 }
 
-// acked reports whether acknowledgements wait in the inbox.
-func (b *inbox) acked() bool {
+// waitingLight reports whether anything waits in the inbox that needs no sync.
+func (b *inbox) waitingLight() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.in.acks) > 0
+	return len(b.in.acks)+len(b.in.reads)+b.light > 0
 }
 
 // takeAcks removes only the acknowledgements.

@@ -138,15 +138,7 @@ func (l *loop) step(now raft.Time) bool {
 	clear(acks)
 	l.spareAcks = acks[:0]
 	if l.inFlight >= maxInFlightSyncs {
-		// Work accumulates until a sync returns: natural group commit. What the
-		// acknowledgements caused is carried out with the next round.
-		if worked {
-			l.hideLeases()
-			l.sendMsgs(l.out.Msgs)
-			clear(l.out.Msgs)
-			l.out.Msgs = l.out.Msgs[:0]
-		}
-		return worked
+		return l.stepLight(now, worked)
 	}
 
 	it := l.in.swap(l.spare, !l.backlog.empty())
@@ -202,6 +194,43 @@ func (l *loop) step(now raft.Time) bool {
 	}
 	l.proposeQueued(now)
 	l.askReads(now)
+	l.endRound(now)
+	return true
+}
+
+// stepLight is a round while as many syncs are under way as may be. What would
+// need another one accumulates until one of them returns: natural group commit.
+// But answers of followers, and reads, need none: what became committed is
+// applied, and its clients are told, while the disk is at work.
+func (l *loop) stepLight(now raft.Time, worked bool) bool {
+	it := l.in.swapLight(l.spare)
+	l.spare = items{}
+	for i := range it.acks { // they came since
+		l.onAck(now, &it.acks[i])
+	}
+	worked = worked || len(it.acks)+len(it.msgs)+len(it.reads) > 0
+	if worked {
+		token := l.h.leaseClock.LeaseArm()
+		now, l.leaseOK = l.leaseTime(now, token)
+	}
+	for i := range it.msgs {
+		l.stepMsg(now, &it.msgs[i])
+	}
+	for i := range it.reads {
+		l.takeRead(&it.reads[i])
+	}
+	it.reset()
+	l.spare = it
+	if worked {
+		l.askReads(now)
+		l.endRound(now)
+	}
+	return worked
+}
+
+// endRound lets the cores that were touched give out what they have gathered, and
+// carries it out.
+func (l *loop) endRound(now raft.Time) {
 	for i := 0; i < len(l.touched); i++ {
 		r := l.touched[i]
 		if r.fenced != nil {
@@ -210,7 +239,6 @@ func (l *loop) step(now raft.Time) bool {
 		r.core.Flush(now, &l.out)
 	}
 	l.commitRound(now)
-	return true
 }
 
 // next returns when step has to run again even if nothing arrives, and whether
@@ -277,26 +305,9 @@ func (l *loop) stepMsgs(now raft.Time, fresh []raft.Msg, limit int) {
 		size := entryBytes(msgs[n : n+1])
 		n++
 		bytes += size
-		if l.stepMember(now, m) {
-			continue
-		}
-		r := l.byID[m.Shard]
-		if r == nil {
-			if l.dying[m.Shard] == nil {
-				l.h.onUnknownShard(l, m, &l.out)
-			}
-			continue
-		}
-		if m.ToReplica > r.self && r.quest.at > now.Add(askFirst) {
-			// Somebody sees a newer replica of the group on this node.
-			r.quest.at, r.quest.wait = now, askFirst
-			l.touch(r)
-		}
-		if m.Type == raft.MsgApp {
+		if l.stepMsg(now, m) && m.Type == raft.MsgApp {
 			l.roundBytes += size
 		}
-		r.core.Step(now, m, &l.out)
-		l.touch(r)
 	}
 	switch {
 	case late:
@@ -312,6 +323,28 @@ func (l *loop) stepMsgs(now raft.Time, fresh []raft.Msg, limit int) {
 		return
 	}
 	l.in.hold(len(b.msgs)-b.next, b.bytes)
+}
+
+// stepMsg hands a message to its core, and reports whether there is one.
+func (l *loop) stepMsg(now raft.Time, m *raft.Msg) bool {
+	if l.stepMember(now, m) {
+		return false
+	}
+	r := l.byID[m.Shard]
+	if r == nil {
+		if l.dying[m.Shard] == nil {
+			l.h.onUnknownShard(l, m, &l.out)
+		}
+		return false
+	}
+	if m.ToReplica > r.self && r.quest.at > now.Add(askFirst) {
+		// Somebody sees a newer replica of the group on this node.
+		r.quest.at, r.quest.wait = now, askFirst
+		l.touch(r)
+	}
+	r.core.Step(now, m, &l.out)
+	l.touch(r)
+	return true
 }
 
 func (l *loop) takeProposal(p *proposal) {

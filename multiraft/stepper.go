@@ -80,7 +80,7 @@ func (s *Stepper) Next(loop int) (deadline raft.Time, has, busy bool) {
 		}
 	}
 	deadline, has, busy = l.next()
-	if l.in.waiting() && (l.inFlight < maxInFlightSyncs || l.in.acked()) {
+	if l.in.waiting() && (l.inFlight < maxInFlightSyncs || l.in.waitingLight()) {
 		busy = true
 	}
 	return deadline, has, busy

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 	"github.com/flotillakv/flotilla/transport/transportpb"
@@ -69,7 +70,8 @@ type clientConn struct {
 	out    *outbuf
 	// sent is the highest id that was handed to the stream: up to it the outcome
 	// of a write is unknown when the stream breaks.
-	sent atomic.Uint64
+	sent   atomic.Uint64
+	frames atomic.Uint64 // handed to the stream
 
 	mu      sync.Mutex
 	pending map[uint64]waiter
@@ -440,6 +442,7 @@ func (cn *clientConn) send() {
 				return
 			}
 		}
+		cn.frames.Add(1)
 		if err := cn.stream.SendMsg(&outFrame{body: buf}); err != nil {
 			cn.cancel() // the receiver tells why
 			return
@@ -487,6 +490,9 @@ func (cn *clientConn) fail(err error) {
 	cn.pending = map[uint64]waiter{}
 	cn.mu.Unlock()
 	sent := cn.sent.Load()
+	if mutants.On("F9c") {
+		sent = 0
+	}
 	for id, w := range pending {
 		switch {
 		case w.call != nil:

@@ -46,6 +46,7 @@ var layers = []struct {
 	{"internal/sim/...", 6, "all", "github.com/cockroachdb/pebble/v2 github.com/anishathalye/porcupine"},
 	{"flotillatest", 7, "all", ""},
 	{"internal/localcluster", 7, "all", ""},
+	{"internal/piped", 7, "all", ""},
 	{"internal/testca", 0, "", ""},
 	{"internal/house", 10, "", ""},
 	{"internal/nemesis", 8, "all", ""},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla"
+	"github.com/flotillakv/flotilla/internal/piped"
 	"github.com/flotillakv/flotilla/internal/sim/linear"
 	"github.com/flotillakv/flotilla/shard"
 )
@@ -180,6 +181,7 @@ func (x *run) storm(ctx context.Context, l *load, r *Round, length time.Duration
 		return nil, err
 	}
 	var wg sync.WaitGroup
+	pipes := map[flotilla.KV]*piped.KV{} // shared by the workers of one client
 	for i := range workers {
 		c := kv[i%len(kv)]
 		w := &worker{l: l, id: i, rand: stream(l.seed, 100+uint64(i)), kv: c}
@@ -190,6 +192,17 @@ func (x *run) storm(ctx context.Context, l *load, r *Round, length time.Duration
 			}
 			defer session.Close()
 			w.kv = session
+		}
+		if i%2 == 0 { // every other one through a pipeline
+			p := pipes[w.kv]
+			if p == nil {
+				if p, err = piped.New(w.kv, workers); err != nil {
+					return nil, err
+				}
+				defer p.Close()
+				pipes[w.kv] = p
+			}
+			w.kv = p
 		}
 		if i%4 == 3 {
 			w.reads = x.doors[i/4%len(x.doors)]

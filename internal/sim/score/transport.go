@@ -12,6 +12,7 @@ func transportPlants() []plant {
 	return []plant{
 		in("B18e", "B18", "a copy of a store that reaches the boot epoch of the original gets in", "^TestInboundForks$", "F1"),
 		in("E16", "E16", "a receiver stops reading in the midst of a snapshot and does not say so", "^TestBubble", "F2"),
+		in("F9c", "F9", "after a break, writes that were sent pass for not sent", "^TestClientStartConnectionLost$", "S16"),
 		in("H6", "H6", "a queue that is half full takes no heartbeats", "^TestBubble", "L1"),
 		in("H7", "H7", "heartbeats queue behind bulk data", "^TestBubble", "L2"),
 		in("H8", "H8", "a peer that could not be reached a few times is given up", "^TestBubble", "L3"),
