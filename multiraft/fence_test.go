@@ -43,7 +43,7 @@ func TestFenceAnswersEverybody(t *testing.T) {
 	read := r.read()
 	r.turn()
 	conf := &outcome{}
-	r.rep().queue = append(r.rep().queue, proposal{shard: 7, done: func(_ []byte, _ raft.Index, _ uint32, err error) { conf.n++; conf.err = err }})
+	r.rep().queue = append(r.rep().queue, proposal{shard: 7, done: ProposeFunc(func(_ []byte, _ raft.Index, _ uint32, err error) { conf.n++; conf.err = err })})
 	r.ack(2)
 	for name, o := range map[string]*outcome{"poison": poison, "behind": behind} {
 		if o.n != 1 || !errors.Is(o.err, ErrAmbiguous) {

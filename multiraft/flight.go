@@ -19,7 +19,7 @@ type flightKey struct {
 // saves work only; what makes a command take effect once is its session's record
 // in the state machine.
 type flight struct {
-	more  []ProposeFunc
+	more  []Waiter
 	bytes int // of the tries in more: they count as waiting on this node
 }
 
@@ -44,23 +44,23 @@ func (r *replica) joinFlight(p *proposal, l *loop) bool {
 	}
 	r.flights[key] = f
 	done := p.done
-	p.done = func(data []byte, index raft.Index, slot uint32, err error) {
+	p.done = ProposeFunc(func(data []byte, index raft.Index, slot uint32, err error) {
 		if r.flights[key] == f {
 			delete(r.flights, key)
 		}
 		if done != nil {
-			done(data, index, slot, err)
+			done.Proposed(data, index, slot, err)
 		}
 		for _, d := range f.more {
 			if mutants.On("F6b") {
 				break
 			}
 			if d != nil {
-				d(bytes.Clone(data), index, slot, err)
+				d.Proposed(bytes.Clone(data), index, slot, err)
 			}
 		}
 		l.release(f.bytes)
 		f.more, f.bytes = nil, 0
-	}
+	})
 	return false
 }

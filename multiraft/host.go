@@ -335,27 +335,32 @@ func (h *Host) lookup(s raft.ShardID) *replica { return (*h.table.Load())[s] }
 // *RefusedError, ErrUnknownShard, ErrFenced, ErrClosed. ErrDropped: proposed and certainly not applied.
 // ErrAmbiguous: unknown.
 func (h *Host) Propose(shard raft.ShardID, cmd raft.Command, done func(data []byte, index raft.Index, slot uint32, err error)) {
+	h.ProposeFor(shard, cmd, ProposeFunc(done))
+}
+
+// ProposeFor is Propose on behalf of w.
+func (h *Host) ProposeFor(shard raft.ShardID, cmd raft.Command, w Waiter) {
 	r := h.lookup(shard)
 	if err := h.refuse(shard, r); err != nil {
-		done(nil, 0, 0, err)
+		w.Proposed(nil, 0, 0, err)
 		return
 	}
 	if h.clockOK != nil && !h.clockOK() && !mutants.On("B0-C6b") {
-		done(nil, 0, 0, &OverloadedError{RetryAfter: time.Second, Why: "this node's clock is too far ahead of the others'; set it right"})
+		w.Proposed(nil, 0, 0, &OverloadedError{RetryAfter: time.Second, Why: "this node's clock is too far ahead of the others'; set it right"})
 		return
 	}
-	p := proposal{shard: shard, cmd: cmd, done: done, size: len(cmd.Body) + 32}
+	p := proposal{shard: shard, cmd: cmd, done: w, size: len(cmd.Body) + 32}
 	if err := h.admit(r, p.size); err != nil {
-		done(nil, 0, 0, err)
+		w.Proposed(nil, 0, 0, err)
 		if !mutants.On("S19-effect") {
 			return
 		}
-		p.done = func([]byte, raft.Index, uint32, error) {}
+		p.done = nil
 	}
 	if !r.loop.in.putProposal(&p) {
 		r.loop.admission.withdraw(p.size)
 		h.release(p.size)
-		done(nil, 0, 0, ErrClosed)
+		w.Proposed(nil, 0, 0, ErrClosed)
 	}
 }
 
@@ -655,7 +660,7 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 			return r.loop.proposeError(r, err)
 		}
 		r.lastTs = ts
-		r.await(pendingEntry{mark: mark, dones: []ProposeFunc{done}})
+		r.await(pendingEntry{mark: mark, dones: []Waiter{done}})
 		return nil
 	})
 }

@@ -13,6 +13,18 @@ import (
 // the caller's) and must not block.
 type ProposeFunc func(data []byte, index raft.Index, slot uint32, err error)
 
+// Proposed calls f, unless that is nil.
+func (f ProposeFunc) Proposed(data []byte, index raft.Index, slot uint32, err error) {
+	if f != nil {
+		f(data, index, slot, err)
+	}
+}
+
+// Waiter is told the outcome of a proposal by its method, as by a ProposeFunc.
+type Waiter interface {
+	Proposed(data []byte, index raft.Index, slot uint32, err error)
+}
+
 // ReadFunc is told, exactly once, that a linearizable read may be served from
 // the engine now (the state machine has applied everything up to index), or why
 // not. It must not block.
@@ -22,7 +34,7 @@ type proposal struct {
 	shard raft.ShardID
 	size  int
 	cmd   raft.Command
-	done  ProposeFunc
+	done  Waiter // nil: nobody asks
 }
 
 type readRequest struct {

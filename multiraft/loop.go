@@ -70,7 +70,7 @@ type loop struct {
 	// Memory that is used again, so that a round costs no allocations of its own.
 	cmds    []raft.Command // of the entry being proposed
 	results [][]byte       // of the entry being applied
-	dones   spares[ProposeFunc]
+	dones   spares[Waiter]
 	held    spares[raft.Msg]
 	marks   spares[shardMark]
 }
@@ -735,7 +735,7 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 // behind it is applied, and everybody who waits is answered. dones wait for that
 // entry itself. The replica goes on to vote and to store, but does not lead if
 // another one can.
-func (l *loop) fence(r *replica, index raft.Index, err error, dones []ProposeFunc) {
+func (l *loop) fence(r *replica, index raft.Index, err error, dones []Waiter) {
 	r.fenced = &fenceError{index, err}
 	r.handOffAt, r.handOffWait = 0, handOffMin
 	l.h.logger.Error("replica fenced: an entry cannot be applied", "shard", r.shard, "index", index, "err", err)

@@ -13,7 +13,7 @@ import (
 type pendingEntry struct {
 	mark  raft.LogMark
 	bytes int
-	dones []ProposeFunc
+	dones []Waiter
 }
 
 // readGroup is all reads of one round behind one read index request.
@@ -218,7 +218,7 @@ func (r *replica) await(w pendingEntry) {
 // takeWaiters removes what waits at the index of e, which is applied now, and
 // returns those who proposed e itself. Who proposed another entry at that index
 // is told that it will never be applied.
-func (r *replica) takeWaiters(e raft.Entry, c *completions) (dones []ProposeFunc) {
+func (r *replica) takeWaiters(e raft.Entry, c *completions) (dones []Waiter) {
 	if len(r.waiting) == 0 || !r.mixed && r.waiting[0].mark.Index != e.Index {
 		return nil
 	}
@@ -319,7 +319,7 @@ type completions struct {
 }
 
 type propDone struct {
-	f     ProposeFunc
+	w     Waiter
 	data  []byte
 	index raft.Index
 	slot  uint32
@@ -332,9 +332,9 @@ type readDone struct {
 	err   error
 }
 
-func (c *completions) propose(f ProposeFunc, data []byte, index raft.Index, slot uint32, err error) {
-	if f != nil {
-		c.props = append(c.props, propDone{f, data, index, slot, err})
+func (c *completions) propose(w Waiter, data []byte, index raft.Index, slot uint32, err error) {
+	if w != nil {
+		c.props = append(c.props, propDone{w, data, index, slot, err})
 	}
 }
 
@@ -360,7 +360,7 @@ func (c *completions) spoil() {
 func (c *completions) flush() {
 	for i := range c.props {
 		p := &c.props[i]
-		p.f(p.data, p.index, p.slot, p.err)
+		p.w.Proposed(p.data, p.index, p.slot, p.err)
 	}
 	if len(c.reads) > 0 && c.waiting != nil && !(mutants.On("S19-reads") && c.reads[0].err != nil) {
 		c.waiting.Add(-int64(len(c.reads)))

@@ -16,8 +16,8 @@ func TestWaitersOfSeveralTerms(t *testing.T) {
 	r.loop.h.pending.Store(6)
 	var log []string
 	wait := func(term raft.Term, index raft.Index, name string) {
-		r.await(pendingEntry{mark: raft.LogMark{Term: term, Index: index}, bytes: 1, dones: []ProposeFunc{
-			func(_ []byte, _ raft.Index, _ uint32, err error) {
+		r.await(pendingEntry{mark: raft.LogMark{Term: term, Index: index}, bytes: 1, dones: []Waiter{
+			ProposeFunc(func(_ []byte, _ raft.Index, _ uint32, err error) {
 				what := name + " applied"
 				if errors.Is(err, ErrDropped) {
 					what = name + " dropped"
@@ -25,7 +25,7 @@ func TestWaitersOfSeveralTerms(t *testing.T) {
 					what = name + " " + err.Error()
 				}
 				log = append(log, what)
-			}}})
+			})}})
 	}
 	apply := func(term raft.Term, index raft.Index) {
 		var c completions

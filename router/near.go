@@ -7,7 +7,8 @@ import (
 	"github.com/flotillakv/flotilla/shard"
 )
 
-// Near is a Sender that can read some shards by itself, at once.
+// Near is a Sender that can read some shards by itself, at once. Its Send to
+// Options.Self keeps to the TimeoutNanos of a request if the context has no deadline.
 type Near interface {
 	Sender
 	// ReadNear returns the value of key as a linearizable read that began before

@@ -3,7 +3,10 @@ package router
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
@@ -86,4 +89,63 @@ func TestReadNear(t *testing.T) {
 	if _, _, ok := r.Space(1).readNear(t.Context(), []byte("near")); ok || len(n.asked) != 0 {
 		t.Error("read by a hole in the table")
 	}
+}
+
+// ownStore is a node's own way to the fleet: node 1's store is here.
+type ownStore struct {
+	*fleet
+	bounded []bool // of each try: whether its context had a deadline
+}
+
+func (o *ownStore) ReadNear(*raft.Descriptor, []byte) (shard.Value, bool, bool) {
+	return shard.Value{}, false, false
+}
+
+func (o *ownStore) Send(ctx context.Context, node raft.NodeID, q *shard.Request) (*shard.Response, error) {
+	_, has := ctx.Deadline()
+	o.bounded = append(o.bounded, has)
+	if has || node != 1 {
+		return o.fleet.Send(ctx, node, q)
+	}
+	// As a store does: by the request's own time.
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(q.TimeoutNanos))
+	defer cancel()
+	return o.fleet.Send(ctx, node, q)
+}
+
+// TestTryHere: a caller without a deadline pays for none while the own store
+// serves, and has one as soon as anything else is needed, with the time that is left.
+func TestTryHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet("m")
+		o := &ownStore{fleet: f}
+		s := f.warm(t, func(opt *Options) { opt.Sender, opt.Self, opt.Timeout = o, 1, time.Second }).Space(1)
+		want := func(what, key string, bounded ...bool) {
+			t.Helper()
+			o.bounded = nil
+			if _, err := s.Put(t.Context(), []byte(key), []byte("v")); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			if !slices.Equal(o.bounded, bounded) {
+				t.Errorf("%s: tries with deadlines %v, want %v", what, o.bounded, bounded)
+			}
+		}
+		want("led here", "a", false)
+		want("led elsewhere", "n", true)
+		f.move(2, 3)
+		want("moved away", "a", false, true)
+		f.move(2, 1)
+		want("moved back", "a", true, true)
+		if v, err := s.Get(t.Context(), []byte("a"), shard.Linearizable); err != nil || string(v.Bytes) != "v" {
+			t.Errorf("%q, %v", v.Bytes, err)
+		}
+		f.interfere = func(node raft.NodeID, q *shard.Request) (*shard.Response, error, bool) {
+			time.Sleep(300 * time.Millisecond)
+			return nil, &shard.UnavailableError{Node: node, Why: "asleep"}, true
+		}
+		var err error
+		if d := took(func() { _, err = s.Put(t.Context(), []byte("a"), nil) }); err == nil || d < time.Second/2 || d > 1300*time.Millisecond { // the last try began in time
+			t.Errorf("gave up after %v with %v, time was 1 s", d, err)
+		}
+	})
 }

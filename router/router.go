@@ -212,17 +212,53 @@ func (r *Router) runIn(ctx context.Context, q *shard.Request, at place, fit fit,
 	}
 	start := r.o.Clock.Now()
 	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = start.Add(r.o.Timeout)
-		var cancel context.CancelFunc
-		ctx, cancel = r.o.Clock.WithTimeout(ctx, r.o.Timeout)
-		defer cancel()
-	}
 	c := r.newChain(q, x)
 	if c.stamp != nil {
 		defer c.stamp.end()
 	}
-	return r.goOn(ctx, q, at, fit, &c, start, deadline, nil)
+	var t attempt
+	var first *attempt
+	if !ok {
+		deadline = start.Add(r.o.Timeout)
+		left := r.o.Timeout
+		if fit == nil && r.tryHere(ctx, q, at, &c, deadline, &t) {
+			if t.answered && t.err == nil {
+				resp, _ := r.settle(ctx, q, at, &c, &t)
+				return resp
+			}
+			first = &t
+			left = deadline.Sub(r.o.Clock.Now())
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = r.o.Clock.WithTimeout(ctx, left)
+		defer cancel()
+	}
+	return r.goOn(ctx, q, at, fit, &c, start, deadline, first)
+}
+
+// tryHere makes the first try of a request if its shard is led by this process's
+// own store: that keeps to the time the request states, so that ctx needs no
+// deadline, which would cost more than the request. It reports whether t is a try.
+func (r *Router) tryHere(ctx context.Context, q *shard.Request, at place, c *chain, deadline time.Time, t *attempt) bool {
+	if r.near == nil || c.local || c.stamp != nil {
+		return false
+	}
+	route, ok := r.lookup(q.Keyspace, at)
+	if !ok {
+		return false
+	}
+	if leader, _ := route.Leader(); leader == 0 || leader != r.o.Self {
+		return false
+	}
+	if _, _, ok := r.prepare(ctx, q, at, nil, c, deadline, nil, t); !ok {
+		return false
+	}
+	if t.node == r.o.Self { // else leadership has just moved
+		r.stats.sends.Add(1)
+		t.resp, t.err = r.send(ctx, t.node, t.req)
+		t.answered = true
+	}
+	return true
 }
 
 // newChain begins the memory of a request's tries.

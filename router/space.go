@@ -48,11 +48,30 @@ func (s Space) Get(ctx context.Context, key []byte, c shard.Consistency) (shard.
 
 // Put stores value under key.
 func (s Space) Put(ctx context.Context, key, value []byte) (shard.Receipt, error) {
-	cmd, err := shard.PutCommand(key, value)
-	if err != nil {
+	var (
+		q    *shard.Request
+		body []byte
+		err  error
+	)
+	if shard.PutBytes(key, value) <= smallPut {
+		p := new(putRequest)
+		q, body = &p.q, p.body[:0]
+	} else {
+		q = new(shard.Request)
+	}
+	if q.Command, err = shard.PutCommandIn(body, key, value); err != nil {
 		return shard.Receipt{}, err
 	}
-	return s.write(ctx, &shard.Request{Command: cmd}, place{key: key}, nil)
+	return s.write(ctx, q, place{key: key}, nil)
+}
+
+// smallPut is the length up to which the body of a put lies beside its request, in
+// one piece of memory.
+const smallPut = 192
+
+type putRequest struct {
+	q    shard.Request
+	body [smallPut]byte
 }
 
 // Delete removes key. An absent key is no error.

@@ -179,12 +179,22 @@ func (v Version) Append(dst []byte) []byte {
 }
 
 // PutCommand returns a checked command that stores value under key.
-func PutCommand(key, value []byte) (raft.Command, error) {
+func PutCommand(key, value []byte) (raft.Command, error) { return PutCommandIn(nil, key, value) }
+
+// PutCommandIn is PutCommand, with the body in the memory behind dst's length if
+// it has room for PutBytes.
+func PutCommandIn(dst, key, value []byte) (raft.Command, error) {
 	if err := (Op{Kind: OpPut, Key: key, Value: value}).check(false); err != nil {
 		return raft.Command{}, err
 	}
-	return raft.Command{Op: OpPut, Body: AppendPut(make([]byte, 0, 3+len(key)+len(value)), key, value)}, nil
+	if n := PutBytes(key, value); cap(dst)-len(dst) < n {
+		dst = make([]byte, 0, n)
+	}
+	return raft.Command{Op: OpPut, Body: AppendPut(dst[len(dst):], key, value)}, nil
 }
+
+// PutBytes returns how long the body of a put may be at most.
+func PutBytes(key, value []byte) int { return 3 + len(key) + len(value) }
 
 // DeleteCommand returns a checked command that removes key.
 func DeleteCommand(key []byte) (raft.Command, error) {

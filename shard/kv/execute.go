@@ -36,7 +36,16 @@ type Host interface {
 	Descriptor(shard raft.ShardID) (raft.Descriptor, bool)
 }
 
-var _ Host = (*multiraft.Host)(nil)
+// proposer is a Host that takes proposals of somebody who is told by a method.
+type proposer interface {
+	ProposeFor(raft.ShardID, raft.Command, multiraft.Waiter)
+}
+
+var (
+	_ Host     = (*multiraft.Host)(nil)
+	_ proposer = (*multiraft.Host)(nil)
+	_ granter  = (*multiraft.Host)(nil)
+)
 
 // Options are what a Store is made of. Host and Engine are required.
 type Options struct {
@@ -58,7 +67,9 @@ type Store struct {
 	aside  *readers          // nil if goDo was given
 	// granter is host, if it is one; nil: there is no short way.
 	granter granter
-	yielder yielder
+	// proposer is host, if it is one; nil: each proposal carries a closure.
+	proposer proposer
+	yielder  yielder
 
 	ended atomic.Bool // Close has begun
 	mu    struct {
@@ -86,6 +97,7 @@ func (s *Store) Stats() Stats {
 func NewStore(o Options) *Store {
 	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr, goDo: o.Go}
 	s.granter, _ = o.Host.(granter)
+	s.proposer, _ = o.Host.(proposer)
 	s.yielder.init()
 	if s.goDo == nil {
 		s.goDo = func(read func()) { go read() }
@@ -116,7 +128,7 @@ func (s *Store) Do(ctx context.Context, r *shard.Request) *shard.Response {
 		s.yielder.read()
 		return c.readHere()
 	}
-	c.done = signals.Get().(chan struct{})
+	c.done = signals.Get().(*signal)
 	c.start()
 	if !c.wait(ctx) {
 		return c.gaveUp(ctx.Err())
@@ -202,13 +214,29 @@ type call struct {
 	sync   bool
 	answer func(*shard.Response) // of DoAsync
 	to     shard.Answerer        // of Start
-	done   chan struct{}         // of Do: capacity 1, gets one signal
+	done   *signal               // of Do: gets one
 	fired  atomic.Bool           // the host completed the call
+}
+
+// signal is what a caller of Do waits with.
+type signal struct {
+	ch    chan struct{} // capacity 1
+	timer *time.Timer   // nil until it is first needed; stopped
+}
+
+// after starts the timer.
+func (s *signal) after(d time.Duration) <-chan time.Time {
+	if s.timer == nil {
+		s.timer = time.NewTimer(d)
+	} else {
+		s.timer.Reset(d)
+	}
+	return s.timer.C
 }
 
 // signals holds channels without a signal in them. A channel comes back only
 // after its one signal was received.
-var signals = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
+var signals = sync.Pool{New: func() any { return &signal{ch: make(chan struct{}, 1)} }}
 
 // check validates the request and everything that needs no waiting. It reports
 // false when the answer is ready; nothing was done then.
@@ -260,7 +288,11 @@ func checkAgainst(d *raft.Descriptor, r *shard.Request) error {
 // makes the outcome definite.
 func (c *call) start() {
 	if c.req.Kind == shard.KindWrite {
-		c.s.host.Propose(c.req.Shard, c.req.Command, c.proposed)
+		if c.s.proposer != nil {
+			c.s.proposer.ProposeFor(c.req.Shard, c.req.Command, c)
+		} else {
+			c.s.host.Propose(c.req.Shard, c.req.Command, c.Proposed)
+		}
 		return
 	}
 	switch c.req.Consistency {
@@ -273,8 +305,8 @@ func (c *call) start() {
 	}
 }
 
-// proposed is the host's completion of a write.
-func (c *call) proposed(data []byte, index raft.Index, slot uint32, err error) {
+// Proposed is the host's completion of a write (multiraft.Waiter).
+func (c *call) Proposed(data []byte, index raft.Index, slot uint32, err error) {
 	if !c.fired.CompareAndSwap(false, true) {
 		return
 	}
@@ -333,7 +365,7 @@ func (c *call) readable(_ raft.Index, err error) {
 
 func (c *call) complete() {
 	if c.sync {
-		c.done <- struct{}{}
+		c.done.ch <- struct{}{}
 		return
 	}
 	c.reply()
@@ -398,19 +430,23 @@ func (c *call) wait(ctx context.Context) bool {
 	var expired <-chan time.Time
 	if c.req.TimeoutNanos > 0 {
 		if _, has := ctx.Deadline(); !has {
-			t := time.NewTimer(time.Duration(c.req.TimeoutNanos))
-			defer t.Stop()
-			expired = t.C
+			expired = c.done.after(time.Duration(c.req.TimeoutNanos))
 		}
 	}
+	ok := false
 	select {
-	case <-c.done:
-		signals.Put(c.done)
-		return true
+	case <-c.done.ch:
+		ok = true
 	case <-ctx.Done():
 	case <-expired:
 	}
-	return false
+	if expired != nil {
+		c.done.timer.Stop()
+	}
+	if ok {
+		signals.Put(c.done) // the next one has it from here on
+	}
+	return ok
 }
 
 // gaveUp answers a call whose time ended while the host has it. It does not

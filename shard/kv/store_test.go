@@ -208,6 +208,25 @@ func TestStoreContextEnds(t *testing.T) {
 	if r := s.Do(bg, read); shard.OutcomeOf(r.Err) != shard.NotApplied || !errors.Is(r.Err, context.DeadlineExceeded) {
 		t.Errorf("a read's time ended: %v", r.Err)
 	}
+	for range 10 { // the timers of calls that end in time do not end later ones
+		h.mu.Lock()
+		h.hold = false
+		h.mu.Unlock()
+		quick := write(put("q", "1"))
+		quick.TimeoutNanos = int64(time.Millisecond)
+		if r := s.Do(bg, quick); r.Err != nil && !errors.Is(r.Err, context.DeadlineExceeded) {
+			t.Errorf("a quick write: %v", r.Err)
+		}
+		h.mu.Lock()
+		h.hold = true
+		h.mu.Unlock()
+		slow := write(put("q", "2"))
+		slow.TimeoutNanos = int64(20 * time.Millisecond)
+		began := time.Now()
+		if r := s.Do(bg, slow); !errors.Is(r.Err, context.DeadlineExceeded) || time.Since(began) < 20*time.Millisecond {
+			t.Errorf("a slow write ended after %v: %v", time.Since(began), r.Err)
+		}
+	}
 	h.release() // the late completions find their own calls, nobody else's
 	if r := s.Do(bg, get("k")); r.Err != nil || string(r.Value.Bytes) != "3" {
 		t.Errorf("afterwards: %+v", r)
