@@ -79,7 +79,7 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	}
 	r := &run{Config: c, rec: newRecorder(c.Clients), start: time.Now()}
 	if c.Verify > 0 {
-		r.track = &tracker{all: make(map[uint64]*tracked)}
+		r.track = newTracker(c.Set.Records())
 	}
 	work, stop := context.WithCancel(ctx)
 	defer stop()

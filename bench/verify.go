@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// trackOneIn says which records are followed through a run, so that its
+	// trackOneIn says which of many records are followed through a run, so that its
 	// writes can be proved afterwards.
 	trackOneIn = 64
 	// trackPerRecord bounds the writes kept per record; older ones that cannot
@@ -21,8 +21,9 @@ const (
 
 // tracker keeps, for some records, the writes that may be the last one.
 type tracker struct {
-	mu  sync.Mutex
-	all map[uint64]*tracked
+	oneIn uint64
+	mu    sync.Mutex
+	all   map[uint64]*tracked
 }
 
 type tracked struct {
@@ -36,7 +37,12 @@ type trackedWrite struct {
 	sent, ended time.Time
 }
 
-func (t *tracker) follows(record uint64) bool { return t != nil && record%trackOneIn == 0 }
+func (t *tracker) follows(record uint64) bool { return t != nil && record%t.oneIn == 0 }
+
+// newTracker follows all of few records, and one in many of many.
+func newTracker(records uint64) *tracker {
+	return &tracker{oneIn: max(1, min(trackOneIn, records/64)), all: make(map[uint64]*tracked)}
+}
 
 // done keeps an acknowledged write, and forgets those that were over before it began.
 func (t *tracker) done(record uint64, w trackedWrite) {
