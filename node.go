@@ -1,6 +1,7 @@
 package flotilla
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -151,8 +152,10 @@ func (n *Node) openEngine() error {
 	}
 	eo := engine.Options{
 		Dir: n.dir, Create: true, CacheBytes: mem / 2, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
-		MemTableBytes: max(4<<20, min(64<<20, mem/16)),
+		MemTableBytes: max(4<<20, min(64<<20, mem/8)), DeferBytes: max(2<<20, min(256<<20, mem/8)),
 	}
+	eo.DeferLogLimit = cmp.Or(o.Limits.Log, 256<<20)
+	eo.DeferLogBytes = min(eo.MemTableBytes*3/4, eo.DeferLogLimit/2)
 	if o.FS != engine.OSFS() {
 		eo.FS = o.FS
 	}

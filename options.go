@@ -105,7 +105,8 @@ type Options struct {
 
 // Limits bound what a node uses. Zero fields have defaults.
 type Limits struct {
-	// Memory is shared out over the block cache and memtables. Zero: 256 MiB. At least 16 MiB.
+	// Memory is shared out over the block cache, memtables, and what is applied but
+	// not in tables yet. Zero: 256 MiB. At least 16 MiB.
 	Memory int64
 	// Proposals bounds the writes waiting on the node. Zero: 256 MiB.
 	Proposals int64
@@ -120,6 +121,10 @@ type Limits struct {
 	// away; one that was away for longer is sent a snapshot. A replica that is
 	// merely slow may hold back sixteen times as much. Zero: 16 MiB. At least 4 KiB.
 	LogKeep int64
+	// Log bounds how much of the write-ahead log may be needed as redo of what was
+	// applied in memory only: it is what a restart may have to apply again. Writes
+	// wait while it is reached. Zero: 256 MiB. At least 4 MiB.
+	Log int64
 }
 
 // Timing holds durations. Zero fields have defaults.
@@ -234,6 +239,9 @@ func (o *Options) Validate() error {
 	}
 	if o.Limits.LogKeep < 0 || o.Limits.LogKeep > 0 && o.Limits.LogKeep < 4<<10 || o.Limits.LogKeep > 1<<40 {
 		bad("Limits.LogKeep", o.Limits.LogKeep, "must be 0 or between 4 KiB and 1 TiB")
+	}
+	if o.Limits.Log < 0 || o.Limits.Log > 0 && o.Limits.Log < 4<<20 || o.Limits.Log > 1<<40 {
+		bad("Limits.Log", o.Limits.Log, "must be 0 or between 4 MiB and 1 TiB")
 	}
 	t := o.Timing.withDefaults()
 	if t.Heartbeat < time.Millisecond || t.Heartbeat > time.Minute {

@@ -187,7 +187,7 @@ func oldEntriesDeleted(t *testing.T) error {
 	b = e.NewBatch()
 	defer b.Close()
 	b.Append(1, 3, entries(3, 4, 2))
-	b.Truncate(1, 0, 2)
+	b.Truncate(1, 0, 2, 1)
 	if got := kinds(b); got != "DEL:3 SET:3 SET:4 DEL:1 DEL:2" {
 		return fmt.Errorf("entries from before a restart: %s", got)
 	}

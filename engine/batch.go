@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/batchrepr"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
+	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
 // Batch collects the writes of one round over many groups and commits them
@@ -21,10 +22,16 @@ import (
 // Wait (if synced), Close. Close before Commit throws it away. A committed
 // batch accepts no further writes.
 type Batch struct {
-	e   *Engine
-	b   *pebble.Batch
+	e *Engine
+	b *pebble.Batch
+	// d takes what belongs to the applied side: b itself, or, where applying is
+	// deferred, a batch that only carries it to memory.
+	d   *pebble.Batch
 	key []byte // scratch
 	val []byte // scratch
+
+	// through are the descriptors written: with them goes the whole group.
+	through []raft.Descriptor
 
 	undo    []trackUndo
 	overlay overlay
@@ -44,23 +51,37 @@ func (e *Engine) NewBatch() *Batch {
 	if b.b == nil {
 		b.b = e.db.NewBatch(pebble.WithInitialSizeBytes(4<<10), pebble.WithMaxRetainedSizeBytes(batchRetain))
 	}
+	switch {
+	case e.def == nil:
+		b.d = b.b
+	case b.d == nil:
+		b.d = e.db.NewBatch(pebble.WithInitialSizeBytes(4<<10), pebble.WithMaxRetainedSizeBytes(batchRetain))
+	}
 	return b
 }
 
+// part returns the batch that a raw key belongs into.
+func (b *Batch) part(key []byte) *pebble.Batch {
+	if deferrable(key) {
+		return b.d
+	}
+	return b.b
+}
+
 func (b *Batch) set(key, val []byte) {
-	op := b.b.SetDeferred(len(key), len(val))
+	op := b.part(key).SetDeferred(len(key), len(val))
 	copy(op.Key, key)
 	copy(op.Value, val)
 }
 
 func (b *Batch) delete(key []byte) {
-	op := b.b.DeleteDeferred(len(key))
+	op := b.part(key).DeleteDeferred(len(key))
 	copy(op.Key, key)
 }
 
 // Set writes a user key.
 func (b *Batch) Set(ks uint32, key, val []byte) {
-	op := b.b.SetDeferred(dataHead+len(key), len(val))
+	op := b.d.SetDeferred(dataHead+len(key), len(val))
 	op.Key[0] = prefixData
 	binary.BigEndian.PutUint32(op.Key[1:], ks)
 	copy(op.Key[dataHead:], key)
@@ -69,7 +90,7 @@ func (b *Batch) Set(ks uint32, key, val []byte) {
 
 // Delete deletes a user key.
 func (b *Batch) Delete(ks uint32, key []byte) {
-	op := b.b.DeleteDeferred(dataHead + len(key))
+	op := b.d.DeleteDeferred(dataHead + len(key))
 	op.Key[0] = prefixData
 	binary.BigEndian.PutUint32(op.Key[1:], ks)
 	copy(op.Key[dataHead:], key)
@@ -89,7 +110,7 @@ func (b *Batch) DeleteRange(ks uint32, start, end []byte) {
 
 // deleteRange deletes raw keys [start, end).
 func (b *Batch) deleteRange(start, end []byte) {
-	op := b.b.DeleteRangeDeferred(len(start), len(end))
+	op := b.part(start).DeleteRangeDeferred(len(start), len(end))
 	copy(op.Key, start)
 	copy(op.Value, end)
 	_ = op.Finish()
@@ -100,26 +121,32 @@ func (b *Batch) Len() int {
 	if b.Empty() {
 		return 0
 	}
+	if b.d != b.b && !b.d.Empty() {
+		return b.b.Len() + b.d.Len()
+	}
 	return b.b.Len()
 }
 
 // Empty reports whether nothing was written.
-func (b *Batch) Empty() bool { return b.b == nil || b.b.Empty() }
+func (b *Batch) Empty() bool { return (b.b == nil || b.b.Empty()) && (b.d == nil || b.d.Empty()) }
 
 // Mark returns the present position for RollbackTo.
-func (b *Batch) Mark() int { return b.b.Len() }
+func (b *Batch) Mark() int { return b.d.Len() }
 
-// RollbackTo drops everything written since Mark returned mark. Values that
-// Get returned since are no longer valid.
+// RollbackTo drops everything of the applied side that was written since Mark
+// returned mark; nothing else may have been written since. Values that Get returned
+// since are no longer valid.
 func (b *Batch) RollbackTo(mark int) {
-	data := b.b.Repr()
+	data := b.d.Repr()
 	if mark >= len(data) {
 		return
 	}
-	b.undoTracks(mark)
+	if b.d == b.b {
+		b.undoTracks(mark)
+	}
 	b.overlay.reset()
 	if mark <= batchrepr.HeaderLen {
-		b.b.Reset()
+		b.d.Reset()
 		return
 	}
 	// The header counts the operations; count those that stay.
@@ -136,7 +163,7 @@ func (b *Batch) RollbackTo(mark int) {
 		}
 	}
 	binary.LittleEndian.PutUint32(data[8:], n)
-	if err := b.b.SetRepr(data[:mark]); err != nil {
+	if err := b.d.SetRepr(data[:mark]); err != nil {
 		panic(fmt.Sprintf("engine: rollback to %d: %v", mark, err))
 	}
 }
@@ -150,17 +177,33 @@ func (b *Batch) Commit(sync bool) (err error) {
 		return errors.New("engine: batch was committed before")
 	}
 	b.committed = true
-	if b.b.Empty() {
-		if !sync {
-			return nil
-		}
-		_ = b.b.LogData(nil, nil) // never fails
+	if b.Empty() && !sync {
+		return nil
+	}
+	if b.e.def != nil {
+		b.e.room()
 	}
 	if err := b.e.enter(); err != nil {
 		b.abandon()
 		return err
 	}
 	defer b.e.leave()
+	switch {
+	case len(b.through) > 0:
+		d := b.e.def
+		d.flushMu.Lock()
+		defer d.flushMu.Unlock()
+		if err := b.writeThrough(); err != nil {
+			b.abandon()
+			return b.e.fail(fmt.Errorf("commit: %w", err))
+		}
+	case b.b.Empty() && !sync: // the applied side alone
+		b.e.stats.batches.Add(1)
+		b.e.def.applyBatch(b)
+		return nil
+	case b.b.Empty():
+		_ = b.b.LogData(nil, nil) // never fails
+	}
 	defer func() {
 		// Pebble panics when the log cannot be rotated or written.
 		if p := recover(); p != nil {
@@ -181,6 +224,9 @@ func (b *Batch) Commit(sync bool) (err error) {
 		return b.e.fail(fmt.Errorf("commit: %w", err))
 	}
 	b.undo = b.undo[:0]
+	if b.e.def != nil {
+		b.e.def.applyBatch(b)
+	}
 	return nil
 }
 
@@ -218,7 +264,7 @@ func (b *Batch) Flushed() error {
 }
 
 // abandon leaves the Pebble batch to the garbage collector.
-func (b *Batch) abandon() { b.b = nil }
+func (b *Batch) abandon() { b.b, b.d = nil, nil }
 
 // Close gives the batch back; it waits first if Wait has not been called. The
 // batch and the values that Get returned must not be used afterwards.
@@ -233,6 +279,10 @@ func (b *Batch) Close() {
 	if b.b != nil {
 		b.b.Reset()
 	}
+	if b.d != nil && b.d != b.b {
+		b.d.Reset()
+	}
+	b.through = b.through[:0]
 	b.overlay.reset()
 	b.undo = b.undo[:0]
 	b.arena = b.arena[:0]

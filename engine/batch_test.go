@@ -144,7 +144,7 @@ func TestDeleteKinds(t *testing.T) {
 	step(e, "SET:1 SET:2 SET:3 SET:4", true, func(b *Batch) { b.Append(1, 0, entries(1, 4, 1)) })
 	step(e, "SINGLEDEL:3 SINGLEDEL:4 SET:3", true, func(b *Batch) { b.Append(1, 4, entries(3, 3, 2)) })
 	step(e, "SINGLEDEL:1", true, func(b *Batch) {
-		b.Truncate(1, 0, 1)
+		b.Truncate(1, 0, 1, 1)
 		b.SetApplied(1, raft.AppliedState{Applied: 1, TruncIndex: 1, AppliedTerm: 1, TruncTerm: 1})
 	})
 	must(t, e.Close())
@@ -154,7 +154,7 @@ func TestDeleteKinds(t *testing.T) {
 	e = openTest(t, fs)
 	step(e, "SET:4 SET:5", true, func(b *Batch) { b.Append(1, 3, entries(4, 5, 2)) })
 	step(e, "DEL:2 DEL:3 SINGLEDEL:4", true, func(b *Batch) {
-		b.Truncate(1, 1, 4)
+		b.Truncate(1, 1, 4, 2)
 		b.SetApplied(1, raft.AppliedState{Applied: 4, TruncIndex: 4, AppliedTerm: 2, TruncTerm: 2})
 	})
 	must(t, e.Close())
@@ -173,7 +173,7 @@ func TestDeleteKinds(t *testing.T) {
 	// A long span is one range deletion.
 	step(e, "SET:6 RANGEDEL:5", true, func(b *Batch) {
 		b.Append(1, 5, entries(6, 6, 5))
-		b.Truncate(1, 4, 4+pointDeletes+1)
+		b.Truncate(1, 4, 4+pointDeletes+1, 5)
 	})
 	st, _, err := e.Load(1)
 	if err != nil || st.Last != 4 {

@@ -63,7 +63,7 @@ func benchRound(b *testing.B, fs FS, dir string, n int, sync bool) {
 			if idx > 1 {
 				bt.Set(1, keys[s], val)
 				bt.SetApplied(shard, raft.AppliedState{Applied: idx - 1, AppliedTerm: 1, TruncIndex: idx - 1, TruncTerm: 1})
-				bt.Truncate(shard, idx-2, idx-1)
+				bt.Truncate(shard, idx-2, idx-1, 1)
 			}
 		}
 		if err := bt.Commit(sync); err != nil {

@@ -37,6 +37,8 @@ type modelGroup struct {
 	as   raft.AppliedState
 	log  []raft.Entry // (TruncIndex, last]
 	sess string
+	// flushed is through where the log may be cut if applying is deferred.
+	flushed raft.Index
 }
 
 func (g *modelGroup) last() raft.Index { return g.as.TruncIndex + raft.Index(len(g.log)) }
@@ -64,7 +66,7 @@ func (m *model) String() string {
 		printGroup(&b, g.desc, g.hard, g.as, g.log, g.sess)
 	}
 	for _, k := range keysOf(m.data) {
-		fmt.Fprintf(&b, "%s=%s\n", k, m.data[k])
+		fmt.Fprintf(&b, "%s=%s\n", k, short(m.data[k]))
 	}
 	for _, s := range keysOf(m.tombs) {
 		fmt.Fprintf(&b, "tombstone %d %d\n", s, m.tombs[s])
@@ -110,7 +112,7 @@ func printStore(e *Engine, groups []GroupState) (string, error) {
 		return "", err
 	}
 	for ok := it.First(); ok; ok = it.Next() {
-		fmt.Fprintf(&b, "%s=%s\n", it.Key(), it.Value())
+		fmt.Fprintf(&b, "%s=%s\n", it.Key(), short(string(it.Value())))
 	}
 	if err := it.Close(); err != nil {
 		return "", err
@@ -123,6 +125,20 @@ func printStore(e *Engine, groups []GroupState) (string, error) {
 		}
 	}
 	return b.String(), nil
+}
+
+// loadGroups reads the groups of a store that runs.
+func loadGroups(e *Engine) (groups []GroupState, err error) {
+	for s := raft.ShardID(1); s <= 4; s++ {
+		st, ok, err := e.Load(s)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			groups = append(groups, GroupState{st})
+		}
+	}
+	return groups, nil
 }
 
 // step is one act on a store. do returns when the step is complete; durable
@@ -138,7 +154,8 @@ type script struct {
 	rng    *rand.Rand
 	m      *model
 	steps  []step
-	prints []string // prints[k]: after k steps
+	prints []string        // prints[k]: after k steps
+	def    *deferredScript // nil: applying is not deferred
 }
 
 func newScript(seed uint64) *script {
@@ -150,6 +167,9 @@ func newScript(seed uint64) *script {
 func (s *script) add(name string, durable bool, do func(e *Engine) error) {
 	s.steps = append(s.steps, step{name, durable, do})
 	s.prints = append(s.prints, s.m.String())
+	if s.def != nil {
+		s.def.note(s.m)
+	}
 }
 
 // batch adds one batch of ops as a step.
@@ -172,8 +192,19 @@ func userKey(s raft.ShardID, i raft.Index) string { return fmt.Sprintf("s%04d/%0
 // body is the value that applying an entry writes: long enough that some tens
 // of them fill a small memtable.
 func body(e raft.Entry) string {
-	return fmt.Sprintf("%d@%d", e.Index, e.Term) + strings.Repeat("x", 300)
+	return fmt.Sprintf("%d@%d", e.Index, e.Term) + bulk
 }
+
+// short is a value as it is printed: a body without its bulk.
+func short(v string) string {
+	if head, ok := strings.CutSuffix(v, bulk); ok {
+		return head + "+"
+	}
+	return v
+}
+
+// bulk makes values so large that a few hundred fill a memtable.
+var bulk = strings.Repeat("x", 300)
 
 func (s *script) create(shard raft.ShardID) {
 	g := &modelGroup{desc: testDesc(shard), hard: raft.HardState{Term: 1}}
@@ -228,6 +259,9 @@ func (s *script) applyOp(shard raft.ShardID, n int) func(*Batch) {
 				delete(s.m.data, k)
 			}
 		}
+		if s.def != nil {
+			s.def.cuts[fmt.Sprint(shard, to)] = cut
+		}
 	}
 	g.as.Applied, g.as.AppliedTerm = to, g.at(to).Term
 	g.sess = fmt.Sprint(to)
@@ -248,7 +282,10 @@ func (s *script) applyOp(shard raft.ShardID, n int) func(*Batch) {
 func (s *script) truncateOp(shard raft.ShardID, keep int) func(*Batch) {
 	g := s.m.groups[shard]
 	from, to := g.as.TruncIndex, g.as.Applied
-	if int(to-from) <= keep {
+	if s.def != nil {
+		to = min(to, g.flushed)
+	}
+	if int(to)-int(from) <= keep {
 		return func(*Batch) {}
 	}
 	to -= raft.Index(keep)
@@ -257,7 +294,7 @@ func (s *script) truncateOp(shard raft.ShardID, keep int) func(*Batch) {
 	g.as.TruncIndex, g.as.TruncTerm = to, term
 	as := g.as
 	return func(b *Batch) {
-		b.Truncate(shard, from, to)
+		b.Truncate(shard, from, to, term)
 		b.SetApplied(shard, as)
 	}
 }
@@ -312,7 +349,7 @@ func (s *script) install(shard raft.ShardID, tables bool) {
 	g.hard.Term++
 	idx := g.last() + 10
 	g.as = raft.AppliedState{Applied: idx, AppliedTerm: g.hard.Term, TruncIndex: idx, TruncTerm: g.hard.Term}
-	g.log, g.sess = nil, fmt.Sprint("snap", idx)
+	g.log, g.sess, g.flushed = nil, fmt.Sprint("snap", idx), idx
 	var kvs []KV
 	for i := idx - 3; i <= idx; i++ {
 		k, v := userKey(shard, i), fmt.Sprintf("snap%d", i)
@@ -399,7 +436,7 @@ func runScript(s *script, modes []simfs.Mode, every int, opts func(FS) Options) 
 			acked.Store(int64(k + 1))
 		}
 	}
-	groups, err := e.Boot()
+	groups, err := loadGroups(e)
 	if err != nil {
 		return nil, err
 	}
@@ -433,6 +470,15 @@ func recoverShot(s *script, sh shot, opts func(FS) Options) (k int, err error) {
 	e, err := Open(o)
 	if err != nil {
 		return 0, err
+	}
+	if s.def != nil {
+		defer func() {
+			err = errors.Join(err, e.Close(), fatal)
+		}()
+		if e.BootEpoch() <= sh.epoch {
+			return 0, fmt.Errorf("boot epoch %d again", e.BootEpoch())
+		}
+		return s.def.recovered(s, sh, e)
 	}
 	defer func() {
 		err = errors.Join(err, e.Close(), fatal)

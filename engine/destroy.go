@@ -118,12 +118,22 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 		minReplica = max(minReplica, have)
 	}
 	in := intent{Keyspace: desc.Keyspace, Replica: minReplica, Start: desc.Start, End: desc.End}
+	if d := e.def; d != nil {
+		// Nothing of the group comes to the tables from here on.
+		d.flushMu.Lock()
+		defer d.flushMu.Unlock()
+		d.mu.Lock()
+		sp := StatePrefix(s)
+		d.takeLocked(pebble.KeyRange{Start: sp, End: PrefixEnd(sp)})
+		d.mu.Unlock()
+	}
 	pb := e.db.NewBatch()
 	write := func(errs ...error) error { return errors.Join(errs...) }
 	err := write(
 		pb.Set(tombstoneKey(nil, s), encodeTombstone(nil, minReplica), nil),
 		pb.Set(intentKey(nil, s), in.encode(nil), nil),
 		pb.Delete(hardKey(nil, s), nil),
+		pb.Delete(truncKey(nil, s), nil),
 		pb.DeleteRange(StatePrefix(s), PrefixEnd(StatePrefix(s)), nil),
 	)
 	if !mutants.On("G14") {
@@ -160,6 +170,11 @@ func (e *Engine) carryOut(s raft.ShardID, in intent) error {
 	}
 	if mutants.On("G14c") {
 		spans = nil
+	}
+	if d := e.def; d != nil {
+		d.mu.Lock()
+		d.takeLocked(spans...)
+		d.mu.Unlock()
 	}
 	for _, sp := range spans {
 		if err := e.db.Excise(context.Background(), sp); err != nil {

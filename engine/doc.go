@@ -31,6 +31,14 @@
 //	    removal of staged files) is preceded by a synced record that makes it
 //	    legal: Destroy syncs tombstone, deletions and intent first.
 //
+// # Deferred applying
+//
+// With Options.DeferBytes the applied side does not go through the write-ahead log.
+// It gathers in memory, in front of the tables, and is written to them in bulk; the
+// Raft log in Pebble is its redo. I2 and I3 then hold for the log alone, and
+// J1 to J4 (deferred.go) for the rest: a group comes back as it was applied at some
+// earlier moment, whole, with every later entry in its log.
+//
 // # Failing
 //
 // A failed sync, a failed write of the log or the MANIFEST, and corruption
@@ -42,10 +50,13 @@
 // # Goroutines and locks
 //
 // Pebble owns its flush, compaction and log-writer goroutines; they end with
-// Close. The engine itself starts none while it is open. Batches are owned by
+// Close. The engine itself starts one for each flush of what is applied in memory,
+// for which Close waits. Batches are owned by
 // one goroutine at a time. Engine methods may be called from any goroutine.
 // Engine locks are leaves: none is held while another one is taken, or across
-// I/O, except identMu and markMu (the identity file and the watermark).
+// I/O, except identMu and markMu (the identity file and the watermark), and
+// deferred.flushMu, which is held across the end of a flush, an install or a
+// destruction and taken before deferred.mu.
 //
 // The idea of deleting log entries by SINGLEDEL in the batch that applies them
 // so that they die in the memtable, and the care it takes, come from

@@ -58,6 +58,10 @@ type Engine struct {
 	mark   marker
 	sums   summer
 
+	onFlush atomic.Pointer[func(uint64, []Flushed)]
+
+	def *deferred // nil: batches are applied at once
+
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *[]byte
 	tracks  [trackStripes]trackStripe
@@ -85,6 +89,9 @@ func Open(o Options) (*Engine, error) {
 	}
 	e.dir = canonicalDir(e.fs, o.Dir)
 	e.batches.New = func() any { return &Batch{e: e} }
+	if o.DeferBytes > 0 {
+		e.def = &deferred{mem: newTable(e.opts.Now())}
+	}
 	e.keys.New = func() any { b := make([]byte, 0, 64); return &b }
 	if o.Dir == "" {
 		return nil, e.openErr(NotAStore, "name a directory", errors.New("no directory given"))
@@ -430,6 +437,15 @@ func (e *Engine) closeDB() (err error) {
 			err = fmt.Errorf("engine: close: %v", p)
 		}
 	}()
+	if e.def != nil {
+		if err := e.flushAll(); err != nil {
+			return err
+		}
+		e.def.mu.Lock()
+		e.def.closing = true
+		e.def.mu.Unlock()
+		e.def.running.Wait()
+	}
 	seq, err := e.syncLogSeq()
 	if err != nil {
 		return err

@@ -91,7 +91,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 	b.SetGroup(7, []byte("sess"), []byte("x"))
 	b.SetApplied(7, raft.AppliedState{Applied: 6, AppliedTerm: 1, TruncIndex: 4, TruncTerm: 1})
-	b.Truncate(7, 0, 4)
+	b.Truncate(7, 0, 4, 1)
 	must(t, b.Commit(true))
 	must(t, b.Wait())
 	b.Close()

@@ -27,6 +27,7 @@ const fileOnlyBytes = 4 << 20
 type View struct {
 	e       *Engine
 	base    *pebble.Iterator // small groups: clones of it share the view
+	mem     *memView         // what memory held when base was made; nil: nothing
 	efos    *pebble.EventuallyFileOnlySnapshot
 	desc    raft.Descriptor
 	applied raft.AppliedState
@@ -88,11 +89,22 @@ func (e *Engine) view(d *raft.Descriptor) (*View, error) {
 	}
 	var it *pebble.Iterator
 	if size >= fileOnlyBytes || mutants.On("B0-D1") {
+		// Such a cut sees tables only: what is in memory goes there first.
+		if err := e.flushAll(); err != nil {
+			return nil, err
+		}
 		v.efos = e.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{{Start: sp, End: PrefixEnd(sp)}, {Start: lower, End: upper}})
 		it, err = v.efos.NewIter(bounds(sp, PrefixEnd(sp)))
 	} else {
+		if e.def != nil {
+			e.def.mu.Lock()
+			v.mem = e.def.viewLocked()
+		}
 		it, err = e.newRawIter(sp, PrefixEnd(sp))
 		v.base = it
+		if e.def != nil {
+			e.def.mu.Unlock()
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(e.iterError(err), v.Close())
@@ -112,7 +124,11 @@ func (e *Engine) view(d *raft.Descriptor) (*View, error) {
 		return nil, errors.Join(&GroupError{Shard: d.Shard, Err: err}, v.Close())
 	}
 	v.desc = got.Clone()
-	if v.applied, _, err = e.readApplied(itGetter(it), d.Shard); err != nil {
+	get := itGetter(it)
+	if v.mem != nil { // the cut is as of the view of memory, not of now
+		get = v.memGetter(it, sp)
+	}
+	if v.applied, _, err = e.readApplied(get, d.Shard); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
 	return v, nil
@@ -150,12 +166,32 @@ func (v *View) Iter(part ViewPart) (*Iter, error) {
 	if err != nil {
 		return nil, v.e.iterError(err)
 	}
-	return &Iter{it: it, e: v.e, head: head}, nil
+	i := &Iter{it: it, e: v.e, head: head}
+	if v.mem != nil {
+		i.merge(v.mem, lower, upper, nil)
+	}
+	return i, nil
+}
+
+// memGetter reads through memory, as of the view.
+func (v *View) memGetter(it *pebble.Iterator, sp []byte) getter {
+	return func(key []byte) ([]byte, bool, error) {
+		m := newMerged(v.mem, it, sp, PrefixEnd(sp), nil)
+		if !m.seekGE(key) || string(m.cur) != string(key) {
+			return nil, false, it.Error()
+		}
+		b, err := m.layers[m.at].value()
+		return b, err == nil, err
+	}
 }
 
 // Close releases the cut. It is idempotent.
 func (v *View) Close() error {
 	var err error
+	if v.mem != nil {
+		v.mem.close()
+		v.mem = nil
+	}
 	if v.base != nil {
 		err = v.base.Close()
 		v.base = nil
@@ -182,12 +218,17 @@ func (e *Engine) NewSSTWriter(path string) (*SSTWriter, error) {
 	if err := e.usable(); err != nil {
 		return nil, err
 	}
+	// Level 6: where the data of a snapshot ends up.
+	return e.newTableWriter(path, 6)
+}
+
+// newTableWriter is NewSSTWriter with the options of a level.
+func (e *Engine) newTableWriter(path string, level int) (*SSTWriter, error) {
 	f, err := e.fs.Create(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return nil, fmt.Errorf("engine: create table: %w", err)
 	}
-	// Level 6: where the data of a snapshot ends up.
-	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), e.po.MakeWriterOptions(6, e.db.TableFormat()))
+	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), e.po.MakeWriterOptions(level, e.db.TableFormat()))
 	return &SSTWriter{w: w, fs: e.fs, path: path}, nil
 }
 
@@ -247,6 +288,10 @@ func (e *Engine) InstallSnapshot(in Install) error {
 		return err
 	}
 	defer e.leave()
+	if e.def != nil {
+		e.def.flushMu.Lock()
+		defer e.def.flushMu.Unlock()
+	}
 	if err := e.checkInstall(&in, node); err != nil {
 		return err
 	}
@@ -321,6 +366,7 @@ func (e *Engine) installSmall(in *Install) error {
 			{Start: lower, End: upper},
 			{Start: StatePrefix(s), End: PrefixEnd(StatePrefix(s))},
 			{Start: LogPrefix(s), End: PrefixEnd(LogPrefix(s))},
+			{Start: truncKey(nil, s), End: PrefixEnd(truncKey(nil, s))},
 		} {
 			if mutants.On("E11") && sp.Start[0] == prefixLog {
 				continue
@@ -362,7 +408,39 @@ func (e *Engine) installSmall(in *Install) error {
 	if mutants.On("B0-A7") {
 		return e.db.Apply(pb, pebble.NoSync)
 	}
-	return e.applySynced(pb)
+	return e.applyTaking(pb, &in.Desc)
+}
+
+// applyTaking commits pb durably, and takes what memory holds of the group out in
+// the same step: nobody sees the one without the other. Called with flushMu held.
+func (e *Engine) applyTaking(pb *pebble.Batch, desc *raft.Descriptor) error {
+	if e.def == nil {
+		return e.applySynced(pb)
+	}
+	err := e.taking(desc, func() error { return e.commitUnsynced(pb) })
+	if err != nil {
+		return err
+	}
+	if err := pb.Close(); err != nil {
+		return err
+	}
+	return e.syncLog()
+}
+
+// taking runs f, which replaces the applied side of a group in Pebble, and takes
+// what memory holds of it out, as one step. Called with flushMu held.
+func (e *Engine) taking(desc *raft.Descriptor, f func() error) error {
+	if e.def == nil {
+		return f()
+	}
+	e.def.mu.Lock()
+	defer e.def.mu.Unlock()
+	if err := f(); err != nil {
+		return err
+	}
+	sp := groupSpans(desc)
+	e.def.takeLocked(sp[:]...)
+	return nil
 }
 
 func (e *Engine) hasKeys(sp pebble.KeyRange) (bool, error) {
@@ -466,7 +544,11 @@ func (e *Engine) installTables(in *Install) error {
 	if mutants.On("E17") {
 		upper = lower // what was there stays
 	}
-	if _, err := e.db.IngestAndExcise(context.Background(), paths, nil, nil, pebble.KeyRange{Start: lower, End: upper}); err != nil {
+	err = e.taking(&in.Desc, func() error {
+		_, err := e.db.IngestAndExcise(context.Background(), paths, nil, nil, pebble.KeyRange{Start: lower, End: upper})
+		return err
+	})
+	if err != nil {
 		return e.fail(fmt.Errorf("ingest shard %d: %w", s, err))
 	}
 	e.opts.OnDurable()

@@ -29,6 +29,7 @@ func goldenKeys() []Key {
 		{Kind: KindDesc, Shard: 7},
 		{Kind: KindGroup, Shard: 7, Rest: []byte("sess")},
 		{Kind: KindData, Keyspace: 0x01020304, Rest: []byte("key")},
+		{Kind: KindTrunc, Shard: 7},
 	}
 }
 
@@ -52,6 +53,7 @@ func TestGolden(t *testing.T) {
 	line("requester", encodeRequester(nil, 4))
 	line("support", SupportRecord{Node: 1, Epoch: 3<<32 | 2, Withdrawn: true}.encode(nil))
 	line("tombstone", encodeTombstone(nil, 6))
+	line("trunc", encodeTrunc(nil, 9, 3))
 	line("intent", intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
 	line("watermark", watermark{Seq: 100, BootEpoch: 4}.encode(nil))
 	line("checksum", manifestSum{Seq: 9, Number: 11, Length: 300, CRC: 0x01020304}.encode(nil))
@@ -140,6 +142,7 @@ func FuzzRecords(tf *testing.F) {
 	f.Add(encodeRequester(nil, 4))
 	f.Add(SupportRecord{Epoch: 5, Withdrawn: true}.encode(nil))
 	f.Add(encodeTombstone(nil, 6))
+	f.Add(encodeTrunc(nil, 9, 3))
 	f.Add(watermark{Seq: 100, BootEpoch: 4}.encode(nil))
 	f.Add(manifestSum{Seq: 9, Number: 11, Length: 300, CRC: 0x01020304}.encode(nil))
 	f.Add(intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
@@ -164,6 +167,8 @@ func FuzzRecords(tf *testing.F) {
 		if s, err := decodeManifestSum(b); err == nil && len(b) == sumLen && [7]byte(b[9:16]) == [7]byte{} {
 			same("checksum", nil, func() []byte { return s.encode(nil) })
 		}
+		i, term, err := decodeTrunc(b)
+		same("truncation", err, func() []byte { return encodeTrunc(nil, i, term) })
 		in, err := decodeIntent(b)
 		same("intent", err, func() []byte { return in.encode(nil) })
 	})

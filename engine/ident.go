@@ -16,8 +16,13 @@ import (
 )
 
 // LayoutVersion is the version of the key table and of the identity file that
-// this package writes. A store with a higher one is refused.
-const LayoutVersion = 1
+// this package writes. A store with a higher one is refused; one with a lower one is
+// raised to it as it is opened.
+//
+//	1  the first one
+//	2  how far a log is cut stands beside the hard state, too (key 02 shard 't'),
+//	   since the applied state may come to the disk later
+const LayoutVersion = 2
 
 // Ident says whom a store belongs to.
 type Ident struct {
@@ -318,7 +323,7 @@ func (e *Engine) loadIdent() error {
 		}
 		epoch = max(epoch, fromDB)
 	}
-	rec.BootEpoch = epoch + 1
+	rec.BootEpoch, rec.Layout = epoch+1, LayoutVersion
 	rec.Nonce, rec.Before = e.opts.Nonce()|1, rec.Nonce
 	if epoch != e.identRec.BootEpoch {
 		rec.Before = 0 // the file does not know the boot before

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -13,21 +14,16 @@ func (e *Engine) EachKey(f func(key, val []byte) error) error {
 		return err
 	}
 	defer e.leave()
-	it, err := e.newRawIter(nil, nil)
+	it, err := e.newIter(nil, nil, nil, nil)
 	if err != nil {
 		return err
 	}
-	defer it.Close()
 	for ok := it.First(); ok; ok = it.Next() {
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return e.iterError(err)
-		}
-		if err := f(it.Key(), v); err != nil {
-			return err
+		if err := f(it.Key(), it.Value()); err != nil {
+			return errors.Join(err, it.Close())
 		}
 	}
-	return e.iterError(it.Error())
+	return errors.Join(it.Err(), it.Close())
 }
 
 // Flush writes what is in memory to tables and waits for that.
@@ -36,6 +32,9 @@ func (e *Engine) Flush() error {
 		return err
 	}
 	defer e.leave()
+	if err := e.flushAll(); err != nil {
+		return err
+	}
 	if err := e.db.Flush(); err != nil {
 		return e.fail(fmt.Errorf("flush: %w", err))
 	}
@@ -49,6 +48,9 @@ func (e *Engine) Compact(ctx context.Context) error {
 		return err
 	}
 	defer e.leave()
+	if err := e.flushAll(); err != nil {
+		return err
+	}
 	err := e.db.Compact(ctx, []byte{prefixStore}, []byte{prefixData + 1}, false)
 	if err != nil && ctx.Err() == nil {
 		return e.fail(fmt.Errorf("compaction: %w", err))

@@ -22,6 +22,7 @@ import (
 //	| 01 | shard(8) index(8)           | log entry; the value is the entry as on the wire  |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 02 | shard(8) 'h'                | hard state (never part of a snapshot's source)    |
+//	| 02 | shard(8) 't'                | how far the log is cut (if applying is deferred)  |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 03 | shard(8) 'a'                | applied state: applied and truncated index, ...   |
 //	| 03 | shard(8) 'd'                | descriptor                                        |
@@ -50,6 +51,7 @@ const (
 	tagTombstone byte = 'T'
 
 	suffixHard    byte = 'h'
+	suffixTrunc   byte = 't'
 	suffixApplied byte = 'a'
 	suffixDesc    byte = 'd'
 
@@ -133,6 +135,10 @@ func hardKey(dst []byte, s raft.ShardID) []byte {
 	return append(appendGroup(dst, prefixHard, s), suffixHard)
 }
 
+func truncKey(dst []byte, s raft.ShardID) []byte {
+	return append(appendGroup(dst, prefixHard, s), suffixTrunc)
+}
+
 func appliedKey(dst []byte, s raft.ShardID) []byte {
 	return append(appendGroup(dst, prefixApplied, s), suffixApplied)
 }
@@ -178,6 +184,7 @@ const (
 	KindDesc                         // descriptor: Shard
 	KindGroup                        // other key of the applied side: Shard, Rest
 	KindData                         // user key: Keyspace, Rest
+	KindTrunc                        // how far the log is cut: Shard
 )
 
 // Key is a raw key taken apart. Rest aliases the raw key.
@@ -220,6 +227,9 @@ func ParseKey(raw []byte) (Key, error) {
 		if len(raw) == groupKeyLen+1 && raw[9] == suffixHard {
 			return Key{Kind: KindHard, Shard: raft.ShardID(u64(1))}, nil
 		}
+		if len(raw) == groupKeyLen+1 && raw[9] == suffixTrunc {
+			return Key{Kind: KindTrunc, Shard: raft.ShardID(u64(1))}, nil
+		}
 	case prefixApplied:
 		if len(raw) <= groupKeyLen {
 			break
@@ -259,6 +269,8 @@ func (k Key) Raw() []byte {
 		return appendLogKey(nil, k.Shard, k.Index)
 	case KindHard:
 		return hardKey(nil, k.Shard)
+	case KindTrunc:
+		return truncKey(nil, k.Shard)
 	case KindApplied:
 		return appliedKey(nil, k.Shard)
 	case KindDesc:

@@ -36,11 +36,18 @@ func (b *Batch) Append(s raft.ShardID, oldLast raft.Index, ents []raft.Entry) {
 	b.noteSets(s, first)
 }
 
-// Truncate deletes the entries (from, to] of the log of s. The applied state
-// with TruncIndex = to belongs into the same batch.
-func (b *Batch) Truncate(s raft.ShardID, from, to raft.Index) {
-	if to > from {
-		b.deleteLog(s, from, to)
+// Truncate deletes the entries (from, to] of the log of s; term is that of to. The
+// applied state with TruncIndex = to belongs into the same batch. Where applying is
+// deferred, to must not be above what a flush has made durable (J3).
+func (b *Batch) Truncate(s raft.ShardID, from, to raft.Index, term raft.Term) {
+	if to <= from {
+		return
+	}
+	b.deleteLog(s, from, to)
+	if b.e.def != nil && !mutants.On("E4") {
+		b.key = truncKey(b.key[:0], s)
+		b.val = encodeTrunc(b.val[:0], to, term)
+		b.set(b.key, b.val)
 	}
 }
 
@@ -219,6 +226,17 @@ func (e *Engine) Term(s raft.ShardID, i raft.Index) (raft.Term, error) {
 	}
 	if ok && i == as.TruncIndex {
 		return as.TruncTerm, nil
+	}
+	if b, ok, err := e.getRaw(truncKey(nil, s)); err != nil {
+		return 0, err
+	} else if ok {
+		at, t, err := decodeTrunc(b)
+		if err != nil {
+			return 0, &GroupError{Shard: s, Err: err}
+		}
+		if at == i {
+			return t, nil
+		}
 	}
 	return 0, fmt.Errorf("engine: term of entry %d of shard %d: %w", i, s, ErrCompacted)
 }

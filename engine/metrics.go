@@ -30,14 +30,17 @@ type Metrics struct {
 	FsyncP99       time.Duration
 	FsyncMax       time.Duration
 	CacheHitRate   float64
+	DeferredBytes  int64  // applied in memory, not in tables yet
+	RedoBytes      int64  // of the write-ahead log since the last flush of those
+	Flushes        uint64 // of what was applied in memory
 }
 
 // stats are the counters the engine keeps itself.
 type stats struct {
-	batches, syncs, stalls, slowWrites, misuse atomic.Uint64
-	stalled                                    atomic.Bool
-	maxNanos                                   atomic.Int64
-	buckets                                    [64 * 4]atomic.Uint64
+	batches, syncs, stalls, slowWrites, misuse, flushes atomic.Uint64
+	stalled                                             atomic.Bool
+	maxNanos                                            atomic.Int64
+	buckets                                             [64 * 4]atomic.Uint64
 }
 
 func (s *stats) now() time.Time { return time.Now() }
@@ -104,6 +107,15 @@ func (e *Engine) Metrics() Metrics {
 		return m
 	}
 	defer e.leave()
+	if d := e.def; d != nil {
+		d.mu.RLock()
+		m.DeferredBytes, m.RedoBytes = int64(d.mem.bytes), int64(d.logBytes)
+		if d.imm != nil {
+			m.DeferredBytes += int64(d.imm.bytes)
+		}
+		d.mu.RUnlock()
+		m.Flushes = e.stats.flushes.Load()
+	}
 	p := e.db.Metrics()
 	m.DiskBytes = p.DiskSpaceUsage()
 	m.LiveBytes = p.Table.Local.LiveSize

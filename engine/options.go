@@ -51,6 +51,21 @@ type Options struct {
 	// DefaultMemTableBytes. A batch of half that size rotates the memtable, so
 	// keep rounds well below it.
 	MemTableBytes int64
+	// DeferBytes, if not zero, keeps the applied side of the groups in memory until
+	// that many bytes have gathered, and writes it to tables in bulk: see deferred.
+	// Up to twice as much is held. Owners of groups cut their logs by OnFlush then.
+	// Zero: it goes through the write-ahead log with each batch.
+	DeferBytes int64
+	// DeferLogBytes is how much is written to the write-ahead log before what is in
+	// memory is written to tables, so that the Raft logs can be cut. Zero: three
+	// quarters of MemTableBytes, so that most entries are deleted in the memtable they
+	// are in.
+	DeferLogBytes int64
+	// DeferLogLimit is how much of the write-ahead log may be needed as redo of what is
+	// in memory: beyond it writes wait for a flush. Zero: three times DeferLogBytes.
+	DeferLogLimit int64
+	// FlushInline makes flushes part of the commit that begins them. Simulators use it.
+	FlushInline bool
 	// Cache is a block cache shared by several stores of the process.
 	Cache *Cache
 	// Logger receives what the store has to say. Nil: discarded.
@@ -97,6 +112,13 @@ func (o Options) withDefaults() Options {
 	if o.MemTableBytes <= 0 {
 		o.MemTableBytes = DefaultMemTableBytes
 	}
+	if o.DeferLogBytes <= 0 {
+		o.DeferLogBytes = o.MemTableBytes * 3 / 4
+	}
+	if o.DeferLogLimit <= 0 {
+		o.DeferLogLimit = 3 * o.DeferLogBytes
+	}
+	o.DeferLogLimit = max(o.DeferLogLimit, o.DeferLogBytes)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

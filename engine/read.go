@@ -24,6 +24,12 @@ func (e *Engine) Get(ks uint32, key, dst []byte) (val []byte, ok bool, err error
 	defer e.leave()
 	kb := e.keys.Get().(*[]byte)
 	*kb = appendData((*kb)[:0], ks, key)
+	if e.def != nil {
+		if val, kind := e.def.get(*kb, dst[:0]); kind != entryNone {
+			e.keys.Put(kb)
+			return val, kind == entrySet, nil
+		}
+	}
 	v, c, err := e.db.Get(*kb)
 	e.keys.Put(kb)
 	if err != nil {
@@ -42,6 +48,11 @@ func (e *Engine) Get(ks uint32, key, dst []byte) (val []byte, ok bool, err error
 // getRaw returns a copy of the value of a raw key. It is called between enter
 // and leave.
 func (e *Engine) getRaw(key []byte) ([]byte, bool, error) {
+	if e.def != nil && deferrable(key) {
+		if val, kind := e.def.get(key, []byte{}); kind != entryNone {
+			return val, kind == entrySet, nil
+		}
+	}
 	v, c, err := e.db.Get(key)
 	if err != nil {
 		if errors.Is(err, pebble.ErrNotFound) {
@@ -89,6 +100,8 @@ func (e *Engine) newRawIter(lower, upper []byte) (*pebble.Iterator, error) {
 // goroutine and must be closed before the Engine.
 type Iter struct {
 	it    *pebble.Iterator
+	m     *merged  // over it; nil: nothing in memory is in the way
+	mem   *memView // to be closed with it; nil: none, or another's
 	e     *Engine
 	head  []byte // what is cut off and put before keys
 	batch *pebble.Batch
@@ -103,11 +116,37 @@ func (e *Engine) NewIter(ks uint32, start, end []byte) (*Iter, error) {
 	}
 	defer e.leave()
 	lower, upper := DataSpan(ks, start, end)
+	return e.newIter(lower, upper, lower[:dataHead:dataHead], nil)
+}
+
+// newIter returns an iterator over raw keys [lower, upper) of the applied side; own
+// are operations that come on top (nil: none). It is called between enter and leave.
+func (e *Engine) newIter(lower, upper, head []byte, own *table) (*Iter, error) {
+	if e.def == nil {
+		it, err := e.newRawIter(lower, upper)
+		if err != nil {
+			return nil, err
+		}
+		return &Iter{it: it, e: e, head: head}, nil
+	}
+	e.def.mu.Lock()
+	v := e.def.viewLocked()
 	it, err := e.newRawIter(lower, upper)
+	e.def.mu.Unlock()
 	if err != nil {
+		v.close()
 		return nil, err
 	}
-	return &Iter{it: it, e: e, head: lower[:dataHead:dataHead]}, nil
+	i := &Iter{it: it, e: e, head: head, mem: v}
+	i.merge(v, lower, upper, own)
+	return i, nil
+}
+
+// merge puts what a view of memory, and own, hold of [lower, upper) on top.
+func (i *Iter) merge(v *memView, lower, upper []byte, own *table) {
+	if m := newMerged(v, i.it, lower, upper, own); len(m.layers) > 1 {
+		i.m = m
+	}
 }
 
 // NewGroupIter returns an iterator over the records that SetGroup wrote for a
@@ -118,30 +157,56 @@ func (e *Engine) NewGroupIter(s raft.ShardID) (*Iter, error) {
 	}
 	defer e.leave()
 	head := StatePrefix(s)
-	it, err := e.newRawIter(append(head[:groupKeyLen:groupKeyLen], suffixDesc+1), PrefixEnd(head))
-	if err != nil {
-		return nil, err
-	}
-	return &Iter{it: it, e: e, head: head}, nil
+	return e.newIter(append(head[:groupKeyLen:groupKeyLen], suffixDesc+1), PrefixEnd(head), head, nil)
 }
 
 // First moves to the first key and reports whether there is one.
-func (i *Iter) First() bool { return i.it.First() }
+func (i *Iter) First() bool {
+	if i.m != nil {
+		return i.m.seekGE(nil)
+	}
+	return i.it.First()
+}
 
 // Last moves to the last key and reports whether there is one.
-func (i *Iter) Last() bool { return i.it.Last() }
+func (i *Iter) Last() bool {
+	if i.m != nil {
+		return i.m.seekLT(nil)
+	}
+	return i.it.Last()
+}
 
 // Next moves to the next key and reports whether there is one.
-func (i *Iter) Next() bool { return i.it.Next() }
+func (i *Iter) Next() bool {
+	if i.m != nil {
+		return i.m.next()
+	}
+	return i.it.Next()
+}
 
 // Prev moves to the previous key and reports whether there is one.
-func (i *Iter) Prev() bool { return i.it.Prev() }
+func (i *Iter) Prev() bool {
+	if i.m != nil {
+		return i.m.prev()
+	}
+	return i.it.Prev()
+}
 
 // SeekGE moves to the first key >= key.
-func (i *Iter) SeekGE(key []byte) bool { return i.it.SeekGE(i.raw(key)) }
+func (i *Iter) SeekGE(key []byte) bool {
+	if i.m != nil {
+		return i.m.seekGE(i.raw(key))
+	}
+	return i.it.SeekGE(i.raw(key))
+}
 
 // SeekLT moves to the last key < key.
-func (i *Iter) SeekLT(key []byte) bool { return i.it.SeekLT(i.raw(key)) }
+func (i *Iter) SeekLT(key []byte) bool {
+	if i.m != nil {
+		return i.m.seekLT(i.raw(key))
+	}
+	return i.it.SeekLT(i.raw(key))
+}
 
 func (i *Iter) raw(key []byte) []byte {
 	i.key = append(append(i.key[:0], i.head...), key...)
@@ -149,13 +214,33 @@ func (i *Iter) raw(key []byte) []byte {
 }
 
 // Valid reports whether the iterator is at a key.
-func (i *Iter) Valid() bool { return i.it.Valid() }
+func (i *Iter) Valid() bool {
+	if i.m != nil {
+		return i.m.at >= 0
+	}
+	return i.it.Valid()
+}
 
 // Key returns the key without its keyspace. It is valid until the next move.
-func (i *Iter) Key() []byte { return i.it.Key()[len(i.head):] }
+func (i *Iter) Key() []byte {
+	if i.m != nil {
+		return i.m.cur[len(i.head):]
+	}
+	return i.it.Key()[len(i.head):]
+}
 
 // Value returns the value. It is valid until the next move.
 func (i *Iter) Value() []byte {
+	if i.m != nil {
+		if i.m.at < 0 {
+			return nil
+		}
+		v, err := i.m.layers[i.m.at].value()
+		if err != nil {
+			return nil // shows in Err
+		}
+		return v
+	}
 	v, err := i.it.ValueAndErr()
 	if err != nil {
 		return nil // shows in Err
@@ -172,7 +257,11 @@ func (i *Iter) Close() error {
 		return nil
 	}
 	err := i.e.iterError(i.it.Close())
-	i.it = nil
+	i.it, i.m = nil, nil
+	if i.mem != nil {
+		i.mem.close()
+		i.mem = nil
+	}
 	if i.batch != nil {
 		err = errors.Join(err, i.batch.Close())
 		i.batch = nil
@@ -198,13 +287,24 @@ func (b *Batch) GetGroup(s raft.ShardID, suffix []byte) (val []byte, ok bool, er
 
 // getKey reads the raw key in b.key.
 func (b *Batch) getKey() (val []byte, ok bool, err error) {
-	if v, state := b.overlay.lookup(b.b, b.key); state != unknown {
+	if v, state := b.overlay.lookup(b.d, b.key); state != unknown {
 		return v, state == present, nil
 	}
 	if err := b.e.enter(); err != nil {
 		return nil, false, err
 	}
 	defer b.e.leave()
+	if b.e.def != nil {
+		at := len(b.arena)
+		v, kind := b.e.def.get(b.key, b.arena)
+		if kind == entrySet {
+			b.arena = v
+			return v[at:len(v):len(v)], true, nil
+		}
+		if kind == entryDelete {
+			return nil, false, nil
+		}
+	}
 	v, c, err := b.e.db.Get(b.key)
 	if err != nil {
 		if errors.Is(err, pebble.ErrNotFound) {
@@ -225,13 +325,17 @@ func (b *Batch) getKey() (val []byte, ok bool, err error) {
 // the batch. It copies the batch into an indexed one, so it is for rare use.
 // It does not see writes made after it.
 func (b *Batch) Iter(ks uint32, start, end []byte) (*Iter, error) {
-	if b.b.Empty() {
+	if b.d.Empty() {
 		return b.e.NewIter(ks, start, end)
 	}
 	if err := b.e.enter(); err != nil {
 		return nil, err
 	}
 	defer b.e.leave()
+	if b.e.def != nil {
+		lower, upper := DataSpan(ks, start, end)
+		return b.e.newIter(lower, upper, lower[:dataHead:dataHead], batchTable(b.d.Repr()))
+	}
 	ib := b.e.db.NewIndexedBatchWithSize(b.b.Len())
 	if err := ib.Apply(b.b, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("engine: index batch: %w", err), ib.Close())

@@ -50,6 +50,9 @@ func (b *Batch) SetDescriptor(d *raft.Descriptor) {
 	b.key = descKey(b.key[:0], d.Shard)
 	b.val = d.Encode(b.val[:0])
 	b.set(b.key, b.val)
+	if b.e.def != nil && !slices.ContainsFunc(b.through, func(o raft.Descriptor) bool { return o.Shard == d.Shard }) {
+		b.through = append(b.through, d.Clone())
+	}
 }
 
 // SetGroup writes a record of the applied side of a group other than applied
@@ -86,13 +89,12 @@ type getter func(key []byte) ([]byte, bool, error)
 // has a descriptor, ordered by shard. It is called once, before any batch.
 // A store whose records are damaged, or do not belong together, is refused with an
 // *OpenError, which wraps a *GroupError if it is about one group; nothing was changed.
-func (e *Engine) Boot() ([]GroupState, error) {
-	if err := e.enter(); err != nil {
-		return nil, err
+func (e *Engine) Boot() (out []GroupState, err error) {
+	if err = e.enter(); err == nil {
+		defer e.leave()
+		out, err = e.boot()
 	}
-	defer e.leave()
-	out, err := e.boot()
-	if err != nil && e.usable() == nil {
+	if err != nil && (e.usable() == nil || pebble.IsCorruptionError(err)) {
 		return nil, e.openErr(Corrupt, e.replaceHint(), err)
 	}
 	return out, err
@@ -174,7 +176,24 @@ func (e *Engine) Load(s raft.ShardID) (st raft.State, ok bool, err error) {
 		return st, false, err
 	}
 	defer e.leave()
-	state, err := e.newRawIter(StatePrefix(s), PrefixEnd(StatePrefix(s)))
+	var state *pebble.Iterator
+	var get getter
+	if d := e.def; d != nil {
+		// What is in memory is newer than what is in tables, and was applied after what
+		// the log says: the iterators are made before anything else goes to memory.
+		d.mu.RLock()
+		val, kind := d.getLocked(appliedKey(nil, s), nil)
+		state, err = e.newRawIter(StatePrefix(s), PrefixEnd(StatePrefix(s)))
+		d.mu.RUnlock()
+		get = func(key []byte) ([]byte, bool, error) {
+			if kind == entrySet && len(key) == groupKeyLen+1 && key[groupKeyLen] == suffixApplied {
+				return val, true, nil
+			}
+			return itGetter(state)(key)
+		}
+	} else if state, err = e.newRawIter(StatePrefix(s), PrefixEnd(StatePrefix(s))); err == nil {
+		get = itGetter(state)
+	}
 	if err != nil {
 		return st, false, err
 	}
@@ -189,7 +208,7 @@ func (e *Engine) Load(s raft.ShardID) (st raft.State, ok bool, err error) {
 		return st, false, err
 	}
 	defer logs.Close()
-	st, ok, err = e.loadGroup(s, itGetter(state), itGetter(hard), logs)
+	st, ok, err = e.loadGroup(s, get, itGetter(hard), logs)
 	if err == nil {
 		err = e.iterError(errors.Join(state.Error(), hard.Error(), logs.Error()))
 	}
@@ -237,6 +256,17 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 	if mutants.On("F4") { // what is in the log is applied once more
 		st.Applied.Applied, st.Applied.AppliedTerm = st.Applied.TruncIndex, st.Applied.TruncTerm
 	}
+	if b, ok, err = hard(truncKey(kb[:0], s)); err != nil {
+		return st, false, err
+	} else if ok {
+		i, term, err := decodeTrunc(b)
+		if err != nil {
+			return bad(0, "truncation: %w", err)
+		}
+		if i > st.Applied.TruncIndex {
+			st.Applied.TruncIndex, st.Applied.TruncTerm = i, term
+		}
+	}
 	as := st.Applied
 	if as.TruncIndex > as.Applied {
 		return bad(0, "truncated through %d, applied only through %d: %w", as.TruncIndex, as.Applied, raft.ErrCorrupt)
@@ -276,6 +306,9 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 		}
 		st.Last = k.Index
 	}
+	if err := logs.Error(); err != nil { // it ended there, not the log
+		return st, false, e.iterError(err)
+	}
 	if st.Last < as.Applied {
 		return bad(0, "log ends at %d, applied through %d: %w", st.Last, as.Applied, raft.ErrCorrupt)
 	}
@@ -283,6 +316,21 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 		return bad(0, "log ends at %d, committed through %d: %w", st.Last, st.Hard.Commit, raft.ErrCorrupt)
 	}
 	return st, true, nil
+}
+
+// How far a log is cut, where applying is deferred: version u8, index u64, term
+// u64. It goes with the deletions, since the applied state that says so too comes
+// to the disk later.
+func encodeTrunc(dst []byte, i raft.Index, t raft.Term) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, 1), uint64(i))
+	return binary.BigEndian.AppendUint64(dst, uint64(t))
+}
+
+func decodeTrunc(b []byte) (raft.Index, raft.Term, error) {
+	if len(b) != 17 || b[0] != 1 {
+		return 0, 0, fmt.Errorf("record %x is damaged: %w", b, raft.ErrCorrupt)
+	}
+	return raft.Index(binary.BigEndian.Uint64(b[1:])), raft.Term(binary.BigEndian.Uint64(b[9:])), nil
 }
 
 // The boot epoch as stored in Pebble: version u8, epoch u64.

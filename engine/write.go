@@ -29,6 +29,7 @@ func (e *Engine) SyncNow() error {
 	if err := e.noteDurable(seq, false); err != nil {
 		return e.fail(fmt.Errorf("write watermark: %w", err))
 	}
+	e.flushIfOld()
 	return nil
 }
 
@@ -76,6 +77,19 @@ func (e *Engine) commitSynced(pb *pebble.Batch) (err error) {
 	}
 	e.stats.noteSync(e.stats.now().Sub(t))
 	e.opts.OnDurable()
+	return nil
+}
+
+// commitUnsynced commits pb without waiting for the disk.
+func (e *Engine) commitUnsynced(pb *pebble.Batch) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = e.fail(fmt.Errorf("commit: %v", p))
+		}
+	}()
+	if err := e.db.Apply(pb, pebble.NoSync); err != nil {
+		return e.fail(fmt.Errorf("commit: %w", err))
+	}
 	return nil
 }
 

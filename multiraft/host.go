@@ -182,7 +182,22 @@ func New(c Config) (*Host, error) {
 		h.loops = append(h.loops, l)
 	}
 	h.table.Store(&map[raft.ShardID]*replica{})
+	h.engine.OnFlush(h.onFlush)
 	return h, nil
+}
+
+// onFlush hands the news of a flush to the loops of its groups.
+func (h *Host) onFlush(n uint64, groups []engine.Flushed) {
+	byLoop := make(map[*loop][]engine.Flushed)
+	for _, g := range groups {
+		l := h.loopOf(g.Shard)
+		byLoop[l] = append(byLoop[l], g)
+	}
+	for l, groups := range byLoop {
+		l.in.put(func(it *items) {
+			it.funcs = append(it.funcs, func(raft.Time) { l.onFlush(n, groups) })
+		})
+	}
 }
 
 func (h *Host) loopOf(s raft.ShardID) *loop {
@@ -247,7 +262,10 @@ func (h *Host) addGroups(states []raft.State, restarted bool) error {
 		r := &replica{
 			shard: id, self: me.ID, loop: h.loopOf(id), core: core, desc: st.Desc, as: st.Applied,
 			hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1, gen: h.gens.Add(1),
-			quest: quest{at: raft.Never},
+			quest: quest{at: raft.Never}, flushFrom: h.engine.NextFlush(),
+		}
+		if h.engine.DefersApply() {
+			core.Hold(st.Applied.Applied)
 		}
 		r.publish(now, time.Unix(0, int64(h.clock.Wall())))
 		table[id] = r

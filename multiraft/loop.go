@@ -54,6 +54,9 @@ type loop struct {
 	roundAt atomic.Int64
 	idle    atomic.Bool
 
+	// through are replicas whose whole applied side goes to the disk with this round.
+	through []*replica
+
 	dying     map[raft.ShardID]*replica // being destroyed
 	wantSync  bool                      // this round's batch has to be synced, whatever is in it
 	sweepAt   raft.Time
@@ -561,6 +564,7 @@ func (l *loop) commitRound(now raft.Time) {
 			l.fatal(err)
 			return
 		}
+		l.holdLogs()
 		l.inFlight++
 		l.submitted++
 		l.h.stats.syncs.Add(1)
@@ -571,6 +575,7 @@ func (l *loop) commitRound(now raft.Time) {
 			l.fatal(err)
 			return
 		}
+		l.holdLogs()
 		b.Close()
 		l.batch = nil
 		l.sendHeldAfterEarlier(o.Held)
@@ -615,6 +620,29 @@ func (l *loop) commitRound(now raft.Time) {
 	l.roundBytes, l.ownBytes = 0, 0
 	o.Reset()
 	l.done.flush()
+}
+
+// holdLogs says of the replicas that were written as a whole that their logs are
+// not needed as redo any more: where applying is deferred, a descriptor takes the
+// whole group with it.
+func (l *loop) holdLogs() {
+	for _, r := range l.through {
+		if l.h.engine.DefersApply() {
+			r.core.Hold(r.as.Applied)
+		}
+	}
+	clear(l.through)
+	l.through = l.through[:0]
+}
+
+// onFlush lets the logs of groups be cut up to where a flush has made them durable.
+func (l *loop) onFlush(n uint64, groups []engine.Flushed) {
+	for _, g := range groups {
+		if r := l.byID[g.Shard]; r != nil && !r.removed && n >= r.flushFrom {
+			r.core.Hold(g.Index)
+			l.touch(r)
+		}
+	}
 }
 
 // sendHeld sends what was held, but for promises that newer ones have outdated.
@@ -814,6 +842,7 @@ func (l *loop) applyConf(now raft.Time, r *replica, e raft.Entry, results [][]by
 		l.noteConf(now, r, &next)
 		r.desc = next
 		r.as.ConfIndex = e.Index
+		l.through = append(l.through, r)
 		if !mutants.On("C5") || !r.isRemoved() {
 			l.batch.SetDescriptor(&r.desc)
 		}
@@ -920,7 +949,7 @@ func (l *loop) truncateAll() {
 		if r == nil || t.Index <= r.as.TruncIndex || t.Index > r.as.Applied {
 			continue
 		}
-		l.batch.Truncate(t.Shard, r.as.TruncIndex, t.Index)
+		l.batch.Truncate(t.Shard, r.as.TruncIndex, t.Index, t.Term)
 		r.as.TruncIndex, r.as.TruncTerm = t.Index, t.Term
 		r.asDirty = !mutants.On("E4")
 		r.core.Truncated(t.Index, t.Term)

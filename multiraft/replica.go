@@ -93,6 +93,9 @@ type replica struct {
 
 	lastTs uint64 // newest group time proposed or applied, nanoseconds
 
+	// flushFrom is the first flush that can hold anything of this replica.
+	flushFrom uint64
+
 	touched   bool
 	asDirty   bool
 	fenced    error // nil or a *fenceError

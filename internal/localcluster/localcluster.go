@@ -31,8 +31,9 @@ type Options struct {
 	ClientListen string
 	// MemoryPerNode as flotilla.Limits.Memory. Zero: the default.
 	MemoryPerNode int64
-	// LogKeep as flotilla.Limits.LogKeep. Zero: the default.
+	// LogKeep and Log as in flotilla.Limits. Zero: the default.
 	LogKeep  int64
+	Log      int64
 	Timing   flotilla.Timing
 	Logger   *slog.Logger
 	Observer flotilla.Observer
@@ -152,7 +153,7 @@ func (c *Cluster) options(i int, peer, client net.Listener) flotilla.Options {
 		Dir: filepath.Join(c.o.Dir, fmt.Sprintf("n%d", i+1)), NodeID: uint32(i + 1),
 		PeerListener: peer, ClientListener: client,
 		Shards: c.o.Shards, SplitAt: c.o.SplitAt, Cache: c.cache, Observer: c.o.Observer, Timing: c.o.Timing,
-		Limits: flotilla.Limits{Memory: c.o.MemoryPerNode, LogKeep: c.o.LogKeep}, Bootstrap: c.o.Nodes,
+		Limits: flotilla.Limits{Memory: c.o.MemoryPerNode, LogKeep: c.o.LogKeep, Log: c.o.Log}, Bootstrap: c.o.Nodes,
 	}
 	if c.o.Logger != nil {
 		o.Logger = c.o.Logger.With("node", i+1)

@@ -69,6 +69,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 	var installed atomic.Int64
 	c, err := Start(ctx, Options{
 		Dir: t.TempDir(), SplitAt: [][]byte{[]byte("m")}, LogKeep: 32 << 10,
+		MemoryPerNode: 16 << 20, Log: 4 << 20, // logs are cut after 2 MiB
 		Timing: flotilla.Timing{Heartbeat: 100 * time.Millisecond},
 		Observer: flotilla.Observer{OnSnapshot: func(e flotilla.SnapshotEvent) {
 			if !e.Sent && e.Err == nil {
@@ -101,7 +102,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	write("a", 600, 4096) // 2.4 MiB: tables
-	for range 4 {         // 200 KiB: a list, behind a log of 800 KiB
+	for range 12 {        // 200 KiB: a list, behind a log of 2.4 MiB
 		write("x", 200, 1024)
 	}
 	if _, err := c.Node(0).Delete(ctx, []byte("a00003")); err != nil {

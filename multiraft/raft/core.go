@@ -234,6 +234,8 @@ type Core struct {
 	quorumSince Time
 
 	compactTo  Index
+	redo       Index // see Hold
+	redoes     bool
 	truncAt    Time
 	truncNow   bool
 	lastSeen   Index // log end and applied index when truncAt was set
@@ -521,6 +523,19 @@ func (c *Core) Applied(idx Index, _ Term, bytes int, _ *Out) {
 // being built. Memory may still hold entries below.
 func (c *Core) Truncated(idx Index, term Term) { c.log.truncated(idx, term) }
 
+// Hold says that the entries behind idx are needed after a restart, as redo of what
+// was applied in memory only: the log is cut through idx at most, until Hold says
+// more. Without a call, what is applied is not needed any more.
+func (c *Core) Hold(idx Index) {
+	if c.redoes && idx <= c.redo {
+		return
+	}
+	c.redoes, c.redo = true, idx
+	if c.truncAt == Never {
+		c.truncAt = c.now.Add(c.tun.IdleTruncate)
+	}
+}
+
 // Flush ends a round: it emits what follows from everything handed in since
 // the last one. The owner calls it once per round for every touched core.
 func (c *Core) Flush(now Time, o *Out) {
@@ -580,6 +595,9 @@ func (c *Core) flushTruncate(now Time, o *Out) {
 	to := min(c.compactTo, l.applied)
 	if mutants.On("T1") {
 		to = min(c.compactTo, l.commit)
+	}
+	if c.redoes && !mutants.On("J3") {
+		to = min(to, c.redo)
 	}
 	if l.last != c.lastSeen || l.applied != c.appliedAt {
 		c.lastSeen, c.appliedAt = l.last, l.applied

@@ -77,7 +77,7 @@ type booted struct {
 // is called when the store is open and its epoch is known to others.
 func (n *node) recover(img *simfs.FS, b bounds, exposed func(epoch uint64)) (out booted, err error) {
 	var fatal error
-	o := storeOptions(img, n.dir, n.id)
+	o := storeOptions(img, n.dir, n.id, n.r.deferred)
 	o.OnFatal = func(err error) { fatal = err }
 	e, err := engine.Open(o)
 	if err != nil {
@@ -134,10 +134,34 @@ func (n *node) recover(img *simfs.FS, b bounds, exposed func(epoch uint64)) (out
 	return out, e.Close()
 }
 
+// same reports whether a recovered state is that of moment k. Where applying is
+// deferred, each group may have been applied as far as it was at an earlier moment:
+// its log, which is as long as at moment k, makes up for that.
+func (n *node) same(s *State, k int) bool {
+	if n.r.deferred == 0 {
+		return n.moments[k].s.text == s.text
+	}
+	if n.moments[k].s.raft != s.raft {
+		return false
+	}
+	for id, g := range s.Groups {
+		j := k
+		for ; j >= 0; j-- {
+			if was := n.moments[j].s.Groups[id]; was != nil && was.side == g.side {
+				break
+			}
+		}
+		if j < 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // find tells which moment a recovered state is.
 func (n *node) find(s *State, b bounds) (int, error) {
 	for k := b.most; k >= 0 && k >= b.least; k-- {
-		if n.moments[k].s.text == s.text {
+		if n.same(s, k) {
 			return k, nil
 		}
 	}
@@ -146,7 +170,7 @@ func (n *node) find(s *State, b bounds) (int, error) {
 		return -1, nil
 	}
 	for k := range n.moments {
-		if n.moments[k].s.text != s.text {
+		if !n.same(s, k) {
 			continue
 		}
 		if k < b.least {

@@ -37,6 +37,8 @@ type Options struct {
 	// SecondEvery is after how many images the recovery itself is crashed, at up
 	// to four of its operations. Zero: 8.
 	SecondEvery int
+	// Defer says whether the stores defer applying.
+	Defer Defer
 	// At, Mode and Draw, if Only is set, choose a single image.
 	Only bool
 	At   int
@@ -49,6 +51,16 @@ type Options struct {
 	// Progress is told of every scenario that is complete.
 	Progress func(name string, t Tally)
 }
+
+// Defer chooses the runs in which stores defer applying.
+type Defer uint8
+
+// By default it is two runs of three.
+const (
+	DeferSome Defer = iota
+	DeferNever
+	DeferAlways
+)
 
 // Tally counts what was done.
 type Tally struct {
@@ -127,8 +139,8 @@ func Explore(o Options) (Tally, error) {
 }
 
 // Record runs a scenario without a crash.
-func Record(s Scenario, seed uint64) (*Run, error) {
-	r := newRun(s.Name, seed)
+func Record(s Scenario, seed uint64, d Defer) (*Run, error) {
+	r := newRun(s.Name, seed, d)
 	err := s.Run(r)
 	for _, n := range r.nodes {
 		if n.fatal != nil && !n.mayFail {
@@ -172,7 +184,7 @@ type explorer struct {
 }
 
 func explore(o *Options, s Scenario, seed uint64) (Tally, error) {
-	r, err := Record(s, seed)
+	r, err := Record(s, seed, o.Defer)
 	x := &explorer{o: o, r: r, seed: seed, seen: map[uint64]known{}}
 	x.t.Scenarios, x.t.Runs = 1, 1
 	if err != nil {

@@ -187,8 +187,13 @@ func (h *hand) truncate(id raft.ShardID, keep int) func(b *engine.Batch) error {
 			return nil
 		}
 		to := g.as.Applied - raft.Index(keep)
+		if h.e.DefersApply() {
+			if to = min(to, h.flushed[id]); to <= from {
+				return nil
+			}
+		}
 		term := g.at(to).Term
-		b.Truncate(id, from, to)
+		b.Truncate(id, from, to, term)
 		g.log = slices.Clone(g.log[to-from:])
 		g.as.TruncIndex, g.as.TruncTerm = to, term
 		b.SetApplied(id, g.as)
@@ -226,6 +231,7 @@ func (h *hand) flush() error { return h.step("flush", h.e.Flush) }
 func (h *hand) destroy(id raft.ShardID) error {
 	g := h.groups[id]
 	delete(h.groups, id)
+	delete(h.flushed, id)
 	return h.step(fmt.Sprintf("destroy %d", id), func() error { return h.e.Destroy(id, &g.desc, g.desc.Replicas[0].ID+1) })
 }
 
@@ -245,6 +251,7 @@ func (h *hand) install(id raft.ShardID, keys int, tables bool) error {
 	at := g.last() + 10
 	g.as = raft.AppliedState{Applied: at, AppliedTerm: g.hard.Term, TruncIndex: at, TruncTerm: g.hard.Term, GroupTs: uint64(at)}
 	g.log = nil
+	h.flushed[id] = at
 	var kvs []engine.KV
 	for i := range keys {
 		v := shard.AppendRecord(nil, shard.Version{Lineage: id, Index: at}, 0, []byte(fmt.Sprintf("snapshot %d", at)+strings.Repeat("v", h.value)))

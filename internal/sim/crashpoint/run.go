@@ -23,6 +23,8 @@ type Run struct {
 	note  []noted
 	// What replicas of a shard held at an applied index: equal for all of them.
 	held map[appliedAt]content
+	// deferred is how much of what is applied stays in memory between flushes; 0: none.
+	deferred int64
 }
 
 type appliedAt struct {
@@ -77,6 +79,8 @@ type node struct {
 	epochs   []epochMark
 	fatal    error
 	mayFail  bool // the scenario breaks the disk
+	// flushed is through where a log that is needed as redo may be cut.
+	flushed map[raft.ShardID]raft.Index
 }
 
 // epochMark: from operation at on, others may know of boot epoch.
@@ -85,9 +89,12 @@ type epochMark struct {
 	epoch uint64
 }
 
-func newRun(name string, seed uint64) *Run {
+func newRun(name string, seed uint64, d Defer) *Run {
 	r := &Run{name: name, rng: rand.New(rand.NewPCG(seed, hashOf(name))), fs: simfs.New(), now: time.Unix(1<<30, 0), held: map[appliedAt]content{}}
 	r.j = r.fs.Record()
+	if k := hashOf(name) + seed; d != DeferNever && (k%3 > 0 || d == DeferAlways) {
+		r.deferred = 1 << 10 << (k % 5)
+	}
 	return r
 }
 
@@ -105,6 +112,11 @@ func (r *Run) Restart() error {
 		if n.e != nil {
 			if err := n.e.SyncNow(); err != nil {
 				return err
+			}
+			if r.deferred > 0 { // what the disk holds was seen after this
+				if err := n.e.Flush(); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -127,8 +139,9 @@ func (r *Run) Restart() error {
 }
 
 // storeOptions rotate everything often.
-func storeOptions(fs engine.FS, dir string, id raft.NodeID) engine.Options {
+func storeOptions(fs engine.FS, dir string, id raft.NodeID, deferred int64) engine.Options {
 	return engine.Options{
+		DeferBytes: deferred, DeferLogBytes: 4 * deferred, FlushInline: true,
 		Dir: dir, FS: fs, Create: true, Node: id, Cluster: [16]byte{7}, CacheBytes: 256 << 10, MemTableBytes: 64 << 10,
 		ManifestBytes: 1, NoDiskWatch: true, Nonce: func() uint64 { return uint64(id) },
 	}
@@ -136,14 +149,14 @@ func storeOptions(fs engine.FS, dir string, id raft.NodeID) engine.Options {
 
 // AddNode opens a store on the disk, or makes it.
 func (r *Run) AddNode(id raft.NodeID) (*node, error) {
-	n := &node{r: r, id: id, dir: fmt.Sprintf("/n%d", id)}
+	n := &node{r: r, id: id, dir: fmt.Sprintf("/n%d", id), flushed: map[raft.ShardID]raft.Index{}}
 	r.nodes = append(r.nodes, n)
 	return n, n.open()
 }
 
 func (n *node) open() error {
 	from := n.r.j.Len()
-	o := storeOptions(n.r.fs, n.dir, n.id)
+	o := storeOptions(n.r.fs, n.dir, n.id, n.r.deferred)
 	o.OnFatal = func(err error) { n.fatal = err }
 	o.Now = func() time.Time { n.r.now = n.r.now.Add(time.Second); return n.r.now }
 	e, err := engine.Open(o)
@@ -151,6 +164,11 @@ func (n *node) open() error {
 		return err
 	}
 	n.e = e
+	e.OnFlush(func(_ uint64, groups []engine.Flushed) {
+		for _, g := range groups {
+			n.flushed[g.Shard] = max(n.flushed[g.Shard], g.Index)
+		}
+	})
 	n.epochs = append(n.epochs, epochMark{n.r.j.Len(), e.BootEpoch()})
 	if _, err := e.Boot(); err != nil {
 		return err

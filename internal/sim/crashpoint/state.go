@@ -1,6 +1,7 @@
 package crashpoint
 
 import (
+	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"hash/fnv"
@@ -19,6 +20,7 @@ type State struct {
 	// Stray are keys that belong to nothing that lives.
 	Stray []string
 	text  string
+	raft  string // text without the applied sides
 }
 
 // Group is one replica in a State.
@@ -32,6 +34,7 @@ type Group struct {
 	// applied side.
 	Data, Records uint64
 	Keys          int
+	side          string // the applied side, printed
 }
 
 // LogEntry is an entry by its term and its checksum.
@@ -68,7 +71,10 @@ func Capture(e *engine.Engine) (*State, error) {
 		has     []string
 		g       Group
 		hasDesc bool
-		records uint64
+		// through where the log is cut, as the record of it says
+		trunc     raft.Index
+		truncTerm raft.Term
+		records   uint64
 	}
 	groups := map[raft.ShardID]*found{}
 	group := func(id raft.ShardID) *found {
@@ -104,6 +110,12 @@ func Capture(e *engine.Engine) (*State, error) {
 				return fmt.Errorf("shard %d: %w", k.Shard, err)
 			}
 			g.has = append(g.has, "hard state")
+		case engine.KindTrunc:
+			if len(val) != 17 {
+				return fmt.Errorf("shard %d: truncation %x", k.Shard, val)
+			}
+			g.trunc, g.truncTerm = raft.Index(binary.BigEndian.Uint64(val[1:])), raft.Term(binary.BigEndian.Uint64(val[9:]))
+			g.has = append(g.has, "truncation")
 		case engine.KindApplied:
 			if g.g.Applied, err = raft.DecodeAppliedState(val); err != nil {
 				return fmt.Errorf("shard %d: %w", k.Shard, err)
@@ -135,6 +147,9 @@ func Capture(e *engine.Engine) (*State, error) {
 		}
 		g := f.g
 		g.Records = f.records
+		if f.trunc > g.Applied.TruncIndex {
+			g.Applied.TruncIndex, g.Applied.TruncTerm = f.trunc, f.truncTerm
+		}
 		as := g.Applied
 		for i := as.TruncIndex + 1; ; i++ {
 			en, ok := f.log[i]
@@ -168,7 +183,7 @@ func Capture(e *engine.Engine) (*State, error) {
 	if err := s.readStore(e, groups2ids(groups)); err != nil {
 		return nil, err
 	}
-	s.text = s.print()
+	s.print()
 	return s, nil
 }
 
@@ -218,17 +233,29 @@ func mix(h uint64, parts ...[]byte) uint64 {
 // String prints the state; equal states have equal prints.
 func (s *State) String() string { return s.text }
 
-func (s *State) print() string {
-	var b strings.Builder
+func (s *State) print() {
+	var b, raft strings.Builder
 	for _, id := range groups2ids(s.Groups) {
 		g := s.Groups[id]
-		fmt.Fprintf(&b, "shard %d [%q, %q) conf %d version %d replicas %v\n  hard %+v\n  applied %+v\n  data %d keys %x, records %x\n  log",
-			id, g.Desc.Start, g.Desc.End, g.Desc.ConfVer, g.Desc.Version, g.Desc.Replicas, g.Hard, g.Applied, g.Keys, g.Data, g.Records)
+		as := g.Applied
+		as.TruncIndex, as.TruncTerm = 0, 0
+		desc := fmt.Sprintf("shard %d [%q, %q) conf %d version %d replicas %v\n", id, g.Desc.Start, g.Desc.End, g.Desc.ConfVer, g.Desc.Version, g.Desc.Replicas)
+		g.side = desc + fmt.Sprintf("  applied %+v\n  data %d keys %x, records %x\n", as, g.Keys, g.Data, g.Records)
+		log := fmt.Sprintf("  hard %+v\n  truncated %d@%d\n  log", g.Hard, g.Applied.TruncIndex, g.Applied.TruncTerm)
 		for i, en := range g.Log {
-			fmt.Fprintf(&b, " %d@%d/%x", g.Applied.TruncIndex+1+raft.Index(i), en.Term, en.Sum)
+			log += fmt.Sprintf(" %d@%d/%x", uint64(g.Applied.TruncIndex)+1+uint64(i), en.Term, en.Sum)
 		}
-		b.WriteString("\n")
+		log += "\n"
+		b.WriteString(g.side + log)
+		raft.WriteString(desc + log)
 	}
+	common := s.printStore()
+	s.text, s.raft = b.String()+common, raft.String()+common
+}
+
+// printStore prints what belongs to the node as a whole.
+func (s *State) printStore() string {
+	var b strings.Builder
 	for _, id := range groups2ids(s.Tombs) {
 		fmt.Fprintf(&b, "tombstone of shard %d: %d\n", id, s.Tombs[id])
 	}

@@ -17,6 +17,7 @@ var Plants = []Plant{
 	{"B17b", "B1", "an overwritten suffix of the log stays on disk", []string{"net", "crash"}},
 	{"A16b", "D11", "a read is served before its index is applied", []string{"snap", "swarm"}},
 	{"E4", "E4", "a truncation of the log is not recorded beside it", []string{"swarm"}},
+	{"J3", "E5", "what is applied in memory only is cut from the log", []string{"crash", "swarm"}},
 	{"F6c", "F6", "the answer of an entry goes to who proposed another one at its index", []string{"net", "snap"}},
 	{"E6", "E6", "a snapshot says an index beyond its content", []string{"snap", "conf"}},
 	{"B10b", "B10", "the bytes of proposals that the core refuses count as pending for ever", []string{"crash", "net"}},

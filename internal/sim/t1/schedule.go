@@ -56,6 +56,8 @@ type Params struct {
 	Recovery float64 `json:"recovery"` // probability of a crash in the recovery
 	Reuse    bool    `json:"reuse"`    // Pebble recycles its logs
 	MemTable int64   `json:"mem_table"`
+	// Defer is how much of what is applied stays in memory between flushes; 0: none.
+	Defer int64 `json:"defer,omitempty"`
 
 	Payload    int           `json:"payload"` // bytes of a value, at most
 	Timeout    time.Duration `json:"timeout"` // of a client's operation, mean
@@ -149,6 +151,9 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 	}
 	s := Schedule{Seed: seed, Profile: profile, Duration: duration, Params: drawParams(rng, profile)}
 	p := &s.Params
+	if k := seed % 8; k > 0 { // not drawn, so that the rest is what it was
+		p.Defer = 1 << 10 << (k * 3 / 2)
+	}
 	n := p.Nodes
 	// Each fault is off in half of the seeds.
 	rate := func(hi float64) float64 {
