@@ -741,14 +741,14 @@ func (n *Node) serve(ctx context.Context, r *shard.Request) *shard.Response {
 	return resp
 }
 
-func (n *Node) serveAsync(ctx context.Context, r *shard.Request, done func(*shard.Response)) {
+func (n *Node) serveAsync(ctx context.Context, r *shard.Request, a shard.Answerer) {
 	if n.isClosed() {
-		done(r.Failed(shard.ErrClosed))
+		a.Answered(r.Failed(shard.ErrClosed), nil)
 		return
 	}
 	if r.Shard == 0 || r.Hop < shard.MaxHops {
-		n.requests.Go(func() { done(n.serve(ctx, r)) })
+		n.requests.Go(func() { a.Answered(n.serve(ctx, r), nil) })
 		return
 	}
-	n.store.DoAsync(r, done)
+	n.store.DoAsync(r, a)
 }

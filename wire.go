@@ -127,8 +127,8 @@ func (d door) OnSnapshot(from raft.NodeID, header []byte, next func() ([]byte, e
 func (d door) Do(ctx context.Context, r *shard.Request) *shard.Response { return d.n.serve(ctx, r) }
 
 // DoAsync needs no goroutine for what the local store answers by itself.
-func (d door) DoAsync(ctx context.Context, r *shard.Request, done func(*shard.Response)) {
-	d.n.serveAsync(ctx, r, done)
+func (d door) DoAsync(ctx context.Context, r *shard.Request, a shard.Answerer) {
+	d.n.serveAsync(ctx, r, a)
 }
 
 func (d door) Admin(ctx context.Context, method string, in []byte) ([]byte, error) {

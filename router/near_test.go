@@ -29,8 +29,29 @@ func (n *nearSender) ReadNear(d *raft.Descriptor, key []byte) (v shard.Value, fo
 }
 
 // TestReadNear: a linearizable get is answered on the short way if there is one,
-// and goes the long one in every other case.
+// and goes the long one in every other case; one of a pipeline does, too.
 func TestReadNear(t *testing.T) {
+	t.Run("a call that waits", func(t *testing.T) { testReadNear(t, Space.Get) })
+	t.Run("a pipeline", func(t *testing.T) {
+		testReadNear(t, func(s Space, ctx context.Context, key []byte, how shard.Consistency) (shard.Value, error) {
+			p := s.NewPipeline(1)
+			defer p.Close()
+			if err := p.Get(ctx, key, how, "tag"); err != nil {
+				return shard.Value{}, err
+			}
+			if err := p.Put(ctx, []byte("k"), nil, "full"); err != ErrPipelineFull {
+				t.Errorf("a second call of one: %v", err)
+			}
+			c := <-p.Done()
+			if c.Tag != "tag" || p.Pending() != 0 {
+				t.Errorf("tag %v, %d calls are pending", c.Tag, p.Pending())
+			}
+			return c.Value, c.Err
+		})
+	})
+}
+
+func testReadNear(t *testing.T, get func(s Space, ctx context.Context, key []byte, how shard.Consistency) (shard.Value, error)) {
 	n := &nearSender{
 		okSender: okSender{&shard.Response{Found: true, Value: &shard.Value{Bytes: []byte("far")}}},
 		vals:     map[string]*shard.Value{"near": {Bytes: []byte("near")}, "none": nil},
@@ -60,7 +81,7 @@ func TestReadNear(t *testing.T) {
 	} {
 		n.asked = nil
 		before := r.Stats()
-		v, err := r.Space(1).Get(c.ctx, []byte(c.key), c.level)
+		v, err := get(r.Space(1), c.ctx, []byte(c.key), c.level)
 		var limit *shard.LimitError
 		if errors.As(c.err, &limit) {
 			if !errors.As(err, &limit) {

@@ -86,7 +86,7 @@ type Call struct {
 
 	p          *Pipeline
 	prev, next *Call // in the pipeline's list
-	flight
+	*flight          // nil: it was over when it was started
 }
 
 // flight is the inner part of a Call, which the Sender answers.
@@ -209,6 +209,11 @@ func (p *Pipeline) chooseLocked(f func(*Call) bool) (out []*Call) {
 // Get starts a read of key. The call's Err is shard.ErrNotFound if there is none.
 func (p *Pipeline) Get(ctx context.Context, key []byte, how shard.Consistency, tag any) error {
 	err := shard.CheckKeySize(key)
+	if err == nil && how == shard.Linearizable {
+		if v, found, ok := p.s.readNear(ctx, key); ok {
+			return p.startOver(tag, v, found)
+		}
+	}
 	if err == nil {
 		key = bytes.Clone(key)
 	}
@@ -305,12 +310,31 @@ func (p *Pipeline) Fail(ctx context.Context, err error, tag any) error {
 	return p.start(ctx, tag, callWrite, shard.Request{Kind: shard.KindWrite}, place{}, nil, nil, err)
 }
 
+// startOver takes in a call that is over already: a get that was read here.
+func (p *Pipeline) startOver(tag any, v shard.Value, found bool) error {
+	c := &Call{Tag: tag, Value: v}
+	if !found {
+		c.Err = shard.ErrNotFound
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.roomLocked(); err != nil {
+		return err
+	}
+	p.handOutLocked(c)
+	return nil
+}
+
 // start takes a call in and makes its first try. bad is what is wrong with its
 // arguments; the call then ends with it.
 func (p *Pipeline) start(ctx context.Context, tag any, op callOp, q shard.Request, at place, fit fit, parts *shard.Batch, bad error) error {
 	r := p.s.r
-	c := &Call{Tag: tag, p: p}
-	f := &c.flight
+	both := new(struct { // one allocation
+		Call
+		f flight
+	})
+	c, f := &both.Call, &both.f
+	c.Tag, c.p, c.flight = tag, p, f
 	f.call, f.ctx, f.op, f.q, f.at, f.fit, f.parts = c, ctx, op, q, at, fit, parts
 	f.q.Keyspace = p.s.id
 	f.begun = r.o.Clock.Now()
@@ -343,11 +367,8 @@ func (p *Pipeline) start(ctx context.Context, tag any, op callOp, q shard.Reques
 func (p *Pipeline) enter(c *Call) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.mu.closed:
-		return shard.ErrClosed
-	case p.mu.under+len(p.done) >= p.depth && !mutants.On("S19-pipeline"):
-		return ErrPipelineFull
+	if err := p.roomLocked(); err != nil {
+		return err
 	}
 	p.mu.under++
 	c.prev, c.next = p.mu.list.prev, &p.mu.list
@@ -357,6 +378,26 @@ func (p *Pipeline) enter(c *Call) error {
 		p.armLocked(c.deadline.Sub(c.begun))
 	}
 	return nil
+}
+
+// roomLocked returns nil if one more call can be started.
+func (p *Pipeline) roomLocked() error {
+	switch {
+	case p.mu.closed:
+		return shard.ErrClosed
+	case p.mu.under+len(p.done) >= p.depth && !mutants.On("S19-pipeline"):
+		return ErrPipelineFull
+	}
+	return nil
+}
+
+// handOutLocked puts a call that is over, and not counted in under, into Done.
+func (p *Pipeline) handOutLocked(c *Call) {
+	select {
+	case p.done <- c: // there is room: see under
+	default:
+		invariants.Must(mutants.On("S19-pipeline"), "a pipeline of %d calls holds more", p.depth)
+	}
 }
 
 // watchLocked lets the end of its context end the call.
@@ -431,7 +472,7 @@ func (c *Call) expire(now time.Time) {
 
 // launch makes the first try without waiting, if it can.
 func (c *Call) launch() {
-	r, f := c.p.s.r, &c.flight
+	r, f := c.p.s.r, c.flight
 	route, ok := r.lookup(f.q.Keyspace, f.at)
 	if c.p.starter == nil || !ok || mutants.On("H9b") {
 		c.goOn(nil)
@@ -456,7 +497,8 @@ func (c *Call) launch() {
 		}
 		st.h, st.ahead = h, true
 	}
-	resp, _, ok := r.prepare(f.ctx, &f.q, f.at, f.fit, &f.chain, f.deadline, nil, &f.try)
+	f.try.route = route
+	resp, _, ok := r.prepareAt(f.ctx, &f.q, f.at, f.fit, &f.chain, f.deadline.Sub(f.begun), nil, &f.try)
 	switch {
 	case ok:
 	case resp != nil:
@@ -542,7 +584,7 @@ func (c *chain) ends(err error) bool {
 
 // abandon ends the call if its first try is still under way. ctx says why, and is over.
 func (c *Call) abandon(ctx context.Context) {
-	f := &c.flight
+	f := c.flight
 	if !f.state.CompareAndSwap(callSent, callOver) {
 		return // answered just now; or tried again, under a context that is over as well; or not sent yet
 	}
@@ -563,7 +605,7 @@ func (c *Call) abandon(ctx context.Context) {
 
 // goOn carries the call through on a goroutine, from the try t on; nil: from the start.
 func (c *Call) goOn(t *attempt) {
-	r, f := c.p.s.r, &c.flight
+	r, f := c.p.s.r, c.flight
 	f.state.Store(callOver)
 	if !r.beginCall() {
 		if t != nil && t.answered {
@@ -605,7 +647,7 @@ func (c *Call) goOn(t *attempt) {
 
 // finish takes the result out of the response and hands the call out.
 func (c *Call) finish(resp *shard.Response) {
-	f := &c.flight
+	f := c.flight
 	f.chain.stamp.end()
 	c.Err = resp.Err
 	switch f.op {
@@ -631,10 +673,6 @@ func (c *Call) finish(resp *shard.Response) {
 		}
 	}
 	p.mu.under--
-	select {
-	case p.done <- c: // there is room: see under
-	default:
-		invariants.Must(mutants.On("S19-pipeline"), "a pipeline of %d calls holds more", p.depth)
-	}
+	p.handOutLocked(c)
 	p.endIfIdleLocked()
 }

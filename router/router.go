@@ -396,14 +396,22 @@ func (r *Router) prepare(ctx context.Context, q *shard.Request, at place, fit fi
 		}
 		return q.Failed(c.stamp.honest(0, err)), nil, false
 	}
+	t.route = route
+	return r.prepareAt(ctx, q, at, fit, c, deadline.Sub(r.o.Clock.Now()), last, t)
+}
+
+// prepareAt is prepare for the range t.route, with the time that is left.
+func (r *Router) prepareAt(ctx context.Context, q *shard.Request, at place, fit fit, c *chain, left time.Duration, last error, t *attempt) (_ *shard.Response, _ error, ok bool) {
+	route := t.route
+	var err error
 	try := q
 	if fit != nil || c.tries > 0 || c.stamp != nil { // every try its own: a sender may still read an earlier one
 		again := *q
 		try = &again
 	}
 	try.Shard, try.DescVersion, try.Hop = route.Desc.Shard, route.Desc.Version, shard.MaxHops
-	try.TimeoutNanos = int64(max(deadline.Sub(r.o.Clock.Now()), 1))
-	t.route, t.req = route, try
+	try.TimeoutNanos = int64(max(left, 1))
+	t.req = try
 	if fit != nil {
 		if t.resume, err = fit(route.Desc, try); err != nil {
 			return q.Failed(c.stamp.honest(route.Desc.Shard, err)), nil, false

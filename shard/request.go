@@ -142,8 +142,16 @@ type Response struct {
 type Answerer interface {
 	// Answered is called once, maybe on a goroutine that must not be blocked. The
 	// error says that there is no response, as the one of a call that waits does.
+	// The Response (and its Value, not what that points to) is valid until
+	// Answered returns.
 	Answered(r *Response, err error)
 }
+
+// AnswerFunc is an Answerer for callees that always have a response.
+type AnswerFunc func(r *Response)
+
+// Answered implements Answerer.
+func (f AnswerFunc) Answered(r *Response, _ error) { f(r) }
 
 // Abandoner has requests under way whose answers may cease to be of interest.
 type Abandoner interface {

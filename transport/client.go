@@ -452,14 +452,14 @@ func (cn *clientConn) send() {
 
 // receive completes calls until the stream ends; it returns why.
 func (cn *clientConn) receive() error {
+	resp := new(response) // one at a time
 	for {
 		var in rawBytes
 		if err := cn.stream.RecvMsg(&in); err != nil {
 			return streamError(err, cn.stream.Trailer().Get(refusalKey), cn.cc.CanonicalTarget()[len("passthrough:///"):])
 		}
 		err := decodeBatch(in.b, func(b []byte) error {
-			resp, err := decodeResponse(b)
-			if err != nil {
+			if err := resp.decode(b); err != nil {
 				return err
 			}
 			cn.mu.Lock()
@@ -468,10 +468,10 @@ func (cn *clientConn) receive() error {
 			cn.mu.Unlock()
 			switch {
 			case w.call != nil:
-				w.call.done <- callResult{resp: resp}
+				w.call.done <- callResult{resp: resp.clone()}
 			case w.to != nil:
 				resp.ID = w.id
-				w.to.Answered(resp, nil)
+				w.to.Answered(&resp.Response, nil)
 			}
 			return nil
 		}, nil)

@@ -11,8 +11,8 @@ import (
 // answering is a handler that answers at once on the goroutine that receives.
 type answering struct{ handlerFunc }
 
-func (h answering) DoAsync(ctx context.Context, r *shard.Request, done func(*shard.Response)) {
-	done(h.Do(ctx, r))
+func (h answering) DoAsync(ctx context.Context, r *shard.Request, a shard.Answerer) {
+	a.Answered(h.Do(ctx, r), nil)
 }
 
 // tokens is an Answerer that gives a place in flight back.

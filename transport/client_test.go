@@ -36,8 +36,8 @@ func (f handlerFunc) Admin(_ context.Context, method string, in []byte) ([]byte,
 // asyncHandler answers from goroutines of its own.
 type asyncHandler struct{ handlerFunc }
 
-func (h asyncHandler) DoAsync(ctx context.Context, r *shard.Request, done func(*shard.Response)) {
-	go func() { done(h.Do(ctx, r)) }()
+func (h asyncHandler) DoAsync(ctx context.Context, r *shard.Request, a shard.Answerer) {
+	go func() { a.Answered(h.Do(ctx, r), nil) }()
 }
 
 // echo answers a get with the key as value.

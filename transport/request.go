@@ -270,17 +270,17 @@ func (c *session) receive(stream grpc.ServerStream, h RequestHandler) error {
 			return nil // the client is gone
 		}
 		err := decodeBatch(in.b, func(b []byte) error {
-			r, err := decodeRequest(b)
-			if err != nil {
+			in := &serving{c: c}
+			if err := decodeRequestTo(&in.req, b); err != nil {
 				return err
 			}
 			if !c.s.admit(c.ctx) {
 				return c.ctx.Err()
 			}
-			if async != nil {
-				c.startAsync(async, r)
+			if in.id = in.req.ID; async != nil {
+				async.DoAsync(c.ctx, &in.req, in)
 			} else {
-				c.start(h, r)
+				c.start(h, &in.req)
 			}
 			return nil
 		}, c.cancel)
@@ -290,10 +290,15 @@ func (c *session) receive(stream grpc.ServerStream, h RequestHandler) error {
 	}
 }
 
-func (c *session) startAsync(h AsyncRequestHandler, r *shard.Request) {
-	id := r.ID
-	h.DoAsync(c.ctx, r, func(resp *shard.Response) { c.answer(id, r, resp) })
+// serving is a request of a session that is being served.
+type serving struct {
+	c   *session
+	id  uint64 // as its client chose it
+	req shard.Request
 }
+
+// Answered implements shard.Answerer.
+func (in *serving) Answered(resp *shard.Response, _ error) { in.c.answer(in.id, &in.req, resp) }
 
 func (c *session) start(h RequestHandler, r *shard.Request) {
 	var ctx context.Context

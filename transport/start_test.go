@@ -22,7 +22,12 @@ type told struct {
 func (a *told) Answered(resp *shard.Response, err error) {
 	a.mu.Lock()
 	a.times++
-	a.resp, a.err = resp, err
+	if a.err = err; resp != nil { // it is valid only now
+		a.resp = (&response{Response: *resp}).clone()
+		if resp.Value != nil {
+			*a.resp.Value = *resp.Value
+		}
+	}
 	a.mu.Unlock()
 	if a.wake != nil {
 		a.wake <- struct{}{}

@@ -57,11 +57,11 @@ type RequestHandler interface {
 // A transport that finds its handler to implement it calls DoAsync instead of Do.
 type AsyncRequestHandler interface {
 	RequestHandler
-	// DoAsync starts r and returns soon; done is called exactly once, from any
-	// goroutine, maybe before DoAsync returns. done does not block. The handler
-	// keeps to r.TimeoutNanos by itself and may drop work when ctx (that of the
-	// whole stream) ends.
-	DoAsync(ctx context.Context, r *shard.Request, done func(*shard.Response))
+	// DoAsync starts r and returns soon; a is told the response exactly once, from
+	// any goroutine, maybe before DoAsync returns. a does not block and keeps
+	// nothing of the response, bytes included. The handler keeps to r.TimeoutNanos by itself
+	// and may drop work when ctx (that of the whole stream) ends.
+	DoAsync(ctx context.Context, r *shard.Request, a shard.Answerer)
 }
 
 // JoinHandler answers Peer.Join: addr is where the caller's connection comes

@@ -204,6 +204,19 @@ func (f *fields) next() bool {
 	if f.err != nil || len(f.b) == 0 {
 		return false
 	}
+	if tag := f.b[0]; tag >= 1<<3 && tag < 0x80 && len(f.b) > 1 && f.b[1] < 0x80 { // one byte each of tag, and of value or length
+		v := f.b[1]
+		switch protowire.Type(tag & 7) {
+		case protowire.VarintType:
+			f.num, f.typ, f.b, f.v, f.bytes = protowire.Number(tag>>3), protowire.VarintType, f.b[2:], uint64(v), nil
+			return true
+		case protowire.BytesType:
+			if int(v) <= len(f.b)-2 {
+				f.num, f.typ, f.b, f.v, f.bytes = protowire.Number(tag>>3), protowire.BytesType, f.b[2+v:], 0, f.b[2:2+v]
+				return true
+			}
+		}
+	}
 	num, typ, n := protowire.ConsumeTag(f.b)
 	if n < 0 {
 		f.err = wireErr("a field's tag")
@@ -297,6 +310,14 @@ func decodeValue(f fields) (v shard.Value, err error) {
 // shard.Request.Check refuses.
 func decodeRequest(b []byte) (*shard.Request, error) {
 	r := new(shard.Request)
+	if err := decodeRequestTo(r, b); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// decodeRequestTo is decodeRequest into r, which is zero.
+func decodeRequestTo(r *shard.Request, b []byte) error {
 	f := fields{b: b}
 	for f.next() {
 		switch f.num {
@@ -320,14 +341,11 @@ func decodeRequest(b []byte) (*shard.Request, error) {
 				break
 			}
 			if err := decodeOp(f.num, f.sub(), r); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	if f.err != nil {
-		return nil, f.err
-	}
-	return r, nil
+	return f.err
 }
 
 func decodeOp(num protowire.Number, f fields, r *shard.Request) error {
@@ -407,7 +425,22 @@ func decodeSession(f fields) (*raft.SessionHeader, error) {
 // decodeResponse decodes a Response message. If the response carries bytes, b is
 // copied once, so that a small value does not keep a whole batch alive.
 func decodeResponse(b []byte) (*shard.Response, error) {
-	r := new(shard.Response)
+	r := new(response)
+	if err := r.decode(b); err != nil {
+		return nil, err
+	}
+	return &r.Response, nil
+}
+
+// response is a Response with room for its value.
+type response struct {
+	shard.Response
+	value shard.Value
+}
+
+// decode is decodeResponse into r, of which it keeps nothing.
+func (r *response) decode(b []byte) error {
+	*r = response{}
 	var code uint64
 	var payload []byte
 	owned := false
@@ -434,13 +467,14 @@ func decodeResponse(b []byte) (*shard.Response, error) {
 		case 5:
 			v, err := decodeValue(f.sub())
 			if err != nil {
-				return nil, err
+				return err
 			}
-			r.Value = &v
+			r.value = v
+			r.Value = &r.value
 		case 6:
 			p, err := decodePair(f.sub())
 			if err != nil {
-				return nil, err
+				return err
 			}
 			if r.Pairs == nil { // one list of the right size, however many there are
 				r.Pairs = make([]shard.Pair, 0, 1+f.count(6))
@@ -453,13 +487,13 @@ func decodeResponse(b []byte) (*shard.Response, error) {
 		case 9:
 			v, err := decodeVersion(f.sub())
 			if err != nil {
-				return nil, err
+				return err
 			}
 			r.Receipt.Version = v
 		case 10:
 			t, err := decodeTxn(f.sub())
 			if err != nil {
-				return nil, err
+				return err
 			}
 			r.Txn = t
 		case 11:
@@ -469,10 +503,19 @@ func decodeResponse(b []byte) (*shard.Response, error) {
 		}
 	}
 	if f.err != nil {
-		return nil, f.err
+		return f.err
 	}
 	r.Err = shard.DecodeError(shard.Code(code), payload)
-	return r, nil
+	return nil
+}
+
+// clone returns a copy that shares the bytes.
+func (r *response) clone() *shard.Response {
+	c := &response{r.Response, r.value}
+	if r.Value != nil {
+		c.Value = &c.value
+	}
+	return &c.Response
 }
 
 func decodePair(f fields) (p shard.Pair, err error) {

@@ -101,7 +101,7 @@ func NewStore(o Options) *Store {
 	s.yielder.init()
 	if s.goDo == nil {
 		s.goDo = func(read func()) { go read() }
-		s.aside = newReaders((*call).readCounted)
+		s.aside = newReaders(func(r *reader, j readJob) { j.read(s, r) })
 	}
 	if s.addr == nil {
 		s.addr = func(raft.NodeID) string { return "" }
@@ -142,15 +142,25 @@ func (s *Store) Do(ctx context.Context, r *shard.Request) *shard.Response {
 	return &c.resp
 }
 
-// DoAsync executes r and hands the answer to answer, exactly once: perhaps before
-// DoAsync returns, and for writes on a goroutine that must not be blocked. It
+// DoAsync executes r and hands the answer to a, exactly once: perhaps before
+// DoAsync returns, and for writes on a goroutine that must not be blocked. There is
+// always a response; it and all its bytes are valid until a.Answered returns. It
 // does not observe any deadline; whoever stops waiting for a write must treat
 // its outcome as unknown. r must not be changed before the answer.
-func (s *Store) DoAsync(r *shard.Request, answer func(*shard.Response)) {
-	c := &call{s: s, req: r, answer: answer}
+func (s *Store) DoAsync(r *shard.Request, a shard.Answerer) {
+	if s.granter != nil && s.aside != nil && r.Kind == shard.KindGet && r.Consistency == shard.Linearizable && r.DescVersion != 0 &&
+		shard.CheckKeySize(r.Key) == nil && s.aside.push(readJob{req: r, to: a}) {
+		return
+	}
+	s.doAsync(r, a)
+}
+
+// doAsync is the long way of DoAsync.
+func (s *Store) doAsync(r *shard.Request, a shard.Answerer) {
+	c := &call{s: s, req: r, to: a}
 	c.resp.ID = r.ID
 	if !c.check() {
-		answer(&c.resp)
+		c.reply()
 		return
 	}
 	if c.readableNow() {
@@ -211,11 +221,10 @@ type call struct {
 	gen  uint64          // and the replica's generation then
 	resp shard.Response
 
-	sync   bool
-	answer func(*shard.Response) // of DoAsync
-	to     shard.Answerer        // of Start
-	done   *signal               // of Do: gets one
-	fired  atomic.Bool           // the host completed the call
+	sync  bool
+	to    shard.Answerer // of DoAsync and Start
+	done  *signal        // of Do: gets one
+	fired atomic.Bool    // the host completed the call
 }
 
 // signal is what a caller of Do waits with.
@@ -372,13 +381,7 @@ func (c *call) complete() {
 }
 
 // reply answers a call that nobody waits for.
-func (c *call) reply() {
-	if c.to != nil {
-		c.to.Answered(&c.resp, nil)
-		return
-	}
-	c.answer(&c.resp)
-}
+func (c *call) reply() { c.to.Answered(&c.resp, nil) }
 
 // begin lets a read use the engine until s.wg.Done, which Close waits for.
 func (s *Store) begin() bool {
@@ -409,8 +412,8 @@ func (c *call) readAside() {
 		c.reply()
 		return
 	}
-	if s.aside != nil && c.req.Kind == shard.KindGet { // what takes longer must not hold up gets
-		s.aside.push(c)
+	// What takes longer than a get must not hold up gets.
+	if s.aside != nil && c.req.Kind == shard.KindGet && s.aside.push(readJob{counted: c}) {
 		return
 	}
 	s.goDo(c.readCounted)

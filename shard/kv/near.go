@@ -20,17 +20,30 @@ func (s *Store) ReadNear(d *raft.Descriptor, key []byte) (v shard.Value, found, 
 	if s.granter == nil {
 		return shard.Value{}, false, false
 	}
-	g, ok := s.granter.Grant(d.Shard)
+	return s.readNear(d.Shard, d.Keyspace, d.Version, key, nil)
+}
+
+// readNear is ReadNear of a descriptor with this version. The value lies in buf,
+// which grows as needed, unless that is nil.
+func (s *Store) readNear(id raft.ShardID, keyspace uint32, version uint64, key []byte, buf *[]byte) (v shard.Value, found, ok bool) {
+	g, ok := s.granter.Grant(id)
 	if !ok {
 		return shard.Value{}, false, false
 	}
 	have := g.Desc()
-	if have.Version != d.Version || have.Keyspace != d.Keyspace || !shard.HoldsKey(have, key) || s.isClosed() {
+	if have.Version != version || have.Keyspace != keyspace || !shard.HoldsKey(have, key) || s.isClosed() {
 		return shard.Value{}, false, false
 	}
 	s.yielder.read()
 	// The engine itself keeps a Close waiting for this read.
-	val, found, err := s.engine.Get(have.Keyspace, key, nil)
+	var to []byte
+	if buf != nil {
+		to = *buf
+	}
+	val, found, err := s.engine.Get(have.Keyspace, key, to)
+	if buf != nil && val != nil {
+		*buf = val
+	}
 	if err == nil && found {
 		var rec shard.Record
 		rec, err = shard.DecodeRecord(val)

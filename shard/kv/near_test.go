@@ -3,6 +3,7 @@ package kv
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -212,5 +213,76 @@ func TestYielder(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestNearAsync: gets of a leader that come in through DoAsync are read the short
+// way, each by its own request, though what they are read with is used again; what
+// is out of the ordinary is answered as on the long way.
+func TestNearAsync(t *testing.T) {
+	d := nearDesc()
+	s := openLeased(t, d)
+	big := strings.Repeat("x", 2*readerKeep)
+	for key, value := range map[string]string{"c": "1", "e": big, "f": ""} {
+		if r := s.do(t, &shard.Request{Shard: 2, Keyspace: 1, Kind: shard.KindWrite, Command: put(key, value)}); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	type answer struct {
+		id    uint64
+		found bool
+		value string
+		err   error
+	}
+	const rounds = 200
+	answers := make(chan answer, 16*rounds)
+	ask := func(q shard.Request) {
+		q.Kind = shard.KindGet
+		s.DoAsync(&q, shard.AnswerFunc(func(r *shard.Response) {
+			a := answer{id: r.ID, found: r.Found, err: r.Err}
+			if r.Value != nil {
+				a.value = string(r.Value.Bytes)
+			}
+			answers <- a
+		}))
+	}
+	var epoch *shard.EpochError
+	var argument *shard.ArgumentError
+	cases := []struct {
+		q     shard.Request
+		found bool
+		value string
+		err   any
+	}{
+		{q: shard.Request{Key: bs("c")}, found: true, value: "1"},
+		{q: shard.Request{Key: bs("e")}, found: true, value: big},
+		{q: shard.Request{Key: bs("d")}},
+		{q: shard.Request{Key: bs("f")}, found: true},
+		{q: shard.Request{Key: bs("c"), Consistency: shard.NoClock}, found: true, value: "1"},
+		{q: shard.Request{Key: bs("z")}, err: &epoch},
+		{q: shard.Request{Key: bs("")}, err: &argument},
+		{q: shard.Request{Key: bs("c"), DescVersion: 2}, err: &epoch},
+	}
+	for i := range rounds * len(cases) {
+		q := cases[i%len(cases)].q
+		q.ID, q.Shard, q.Keyspace = uint64(i), 2, 1
+		if q.DescVersion == 0 {
+			q.DescVersion = d.Version
+		}
+		ask(q)
+	}
+	seen := map[uint64]bool{}
+	for range rounds * len(cases) {
+		a := <-answers
+		c := cases[a.id%uint64(len(cases))]
+		if seen[a.id] || a.found != c.found || a.value != c.value || (a.err != nil) != (c.err != nil) || c.err != nil && !errors.As(a.err, c.err) {
+			t.Fatalf("%d, key %q: found %t, %.20q, %v", a.id, c.q.Key, a.found, a.value, a.err)
+		}
+		seen[a.id] = true
+	}
+	s.Store.Close()
+	ask(shard.Request{Shard: 2, Keyspace: 1, DescVersion: d.Version, Key: bs("c")})
+	if a := <-answers; a.err != shard.ErrClosed {
+		t.Errorf("after the end: %v", a.err)
 	}
 }

@@ -3,6 +3,9 @@ package kv
 import (
 	"runtime"
 	"sync"
+
+	"github.com/flotillakv/flotilla/internal/invariants"
+	"github.com/flotillakv/flotilla/shard"
 )
 
 const (
@@ -14,20 +17,64 @@ const (
 	readerBacklog = 16
 	// readerTake bounds the calls that one goroutine takes at a time.
 	readerTake = 8
+	// readerKeep bounds the buffer that a goroutine keeps for the next value.
+	readerKeep = 64 << 10
 )
+
+// readJob is a call to be read that has begun at the store, or a get to be tried
+// the short way.
+type readJob struct {
+	counted *call
+	req     *shard.Request // if counted is nil
+	to      shard.Answerer
+}
+
+// read reads and answers. It does not block.
+func (j readJob) read(s *Store, r *reader) {
+	if j.counted != nil {
+		j.counted.readCounted()
+		return
+	}
+	q := j.req
+	var ok bool
+	if r.value, r.resp.Found, ok = s.readNear(q.Shard, q.Keyspace, q.DescVersion, q.Key, &r.buf); !ok {
+		s.doAsync(q, j.to)
+		return
+	}
+	r.resp.ID, r.resp.Value = q.ID, nil
+	if r.resp.Found {
+		r.resp.Value = &r.value
+	}
+	j.to.Answered(&r.resp, nil)
+	if invariants.Enabled { // nobody may have kept it
+		for i := range r.buf {
+			r.buf[i] = 0xdb
+		}
+	}
+	if cap(r.buf) > readerKeep {
+		r.buf = nil
+	}
+}
+
+// reader is what one goroutine reads with.
+type reader struct {
+	resp  shard.Response // only what answers a get
+	value shard.Value
+	buf   []byte // holds the value
+}
 
 // readers are the goroutines that read the engine for calls that nobody waits for.
 // They are kept, because the stack of a new one has to grow several times on the
 // way down into the engine, which costs more than the read: with a goroutine per
 // read, a third of a node's processor time went into that.
 type readers struct {
-	read func(c *call)
+	read func(r *reader, j readJob)
 	few  int // so many are woken as long as there is work
 	wg   sync.WaitGroup
 
 	mu struct {
 		sync.Mutex // held briefly
-		queue      []*call
+		queue      []readJob
 		head       int // of the queue
 		busy, idle int // goroutines; busy <= readersMax, idle <= readersIdle until closed
 		closed     bool
@@ -35,17 +82,20 @@ type readers struct {
 	wake sync.Cond // an idle one was made busy, or closed
 }
 
-func newReaders(read func(c *call)) *readers {
+func newReaders(read func(r *reader, j readJob)) *readers {
 	p := &readers{read: read, few: max(4, 2*runtime.GOMAXPROCS(0))}
 	p.wake.L = &p.mu
 	return p
 }
 
-// push has a call read soon. It does not block.
-func (p *readers) push(c *call) {
+// push has a call read soon, unless readers are closed. It does not block.
+func (p *readers) push(j readJob) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mu.queue = append(p.mu.queue, c)
+	if p.mu.closed {
+		return false
+	}
+	p.mu.queue = append(p.mu.queue, j)
 	switch {
 	case p.mu.busy >= p.few && len(p.mu.queue)-p.mu.head <= readerBacklog*p.mu.busy:
 	case p.mu.idle > 0:
@@ -56,11 +106,13 @@ func (p *readers) push(c *call) {
 		p.mu.busy++
 		p.wg.Go(p.work)
 	}
+	return true
 }
 
 // work reads until there is nothing to read and enough others are idle.
 func (p *readers) work() {
-	var mine [readerTake]*call
+	var mine [readerTake]readJob
+	r := new(reader)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
@@ -69,8 +121,8 @@ func (p *readers) work() {
 		case n > 0:
 			p.mu.Unlock()
 			for i := range n {
-				p.read(mine[i])
-				mine[i] = nil
+				p.read(r, mine[i])
+				mine[i] = readJob{}
 			}
 			p.mu.Lock()
 		case p.mu.closed || p.mu.idle >= readersIdle:
@@ -85,7 +137,7 @@ func (p *readers) work() {
 }
 
 // takeLocked moves a share of the queue's oldest calls to mine.
-func (p *readers) takeLocked(mine *[readerTake]*call) int {
+func (p *readers) takeLocked(mine *[readerTake]readJob) int {
 	waiting := p.mu.queue[p.mu.head:]
 	n := min(readerTake, (len(waiting)+p.mu.busy-1)/p.mu.busy)
 	copy(mine[:n], waiting)

@@ -4,8 +4,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
-
-	"github.com/flotillakv/flotilla/shard"
 )
 
 // Shows that what is pushed is read once each, by few goroutines as long as reads
@@ -15,7 +13,8 @@ func TestReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var gate chan struct{}
 		var under, most, reads atomic.Int64
-		p := newReaders(func(c *call) {
+		p := newReaders(func(_ *reader, j readJob) {
+			c := j.counted
 			most.Store(max(most.Load(), under.Add(1)))
 			if gate != nil {
 				<-gate
@@ -33,7 +32,9 @@ func TestReaders(t *testing.T) {
 		}
 		push := func(n int) {
 			for range n {
-				p.push(&call{req: &shard.Request{}})
+				if !p.push(readJob{counted: new(call)}) {
+					t.Error("refused")
+				}
 			}
 			synctest.Wait()
 		}
@@ -59,6 +60,9 @@ func TestReaders(t *testing.T) {
 		}
 		push(100)
 		p.close()
+		if p.push(readJob{}) {
+			t.Error("taken in after close")
+		}
 		if n := goroutines(); n != 0 || reads.Load() != 8101+int64(p.few) {
 			t.Errorf("%d reads, %d goroutines are left after close", reads.Load(), n)
 		}

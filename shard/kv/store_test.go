@@ -284,11 +284,11 @@ func TestStoreClosed(t *testing.T) {
 		if r := s.Do(bg, req); r.Err != shard.ErrClosed {
 			t.Errorf("got %v", r.Err)
 		}
-		s.DoAsync(req, func(r *shard.Response) {
+		s.DoAsync(req, shard.AnswerFunc(func(r *shard.Response) {
 			if r.Err != shard.ErrClosed {
 				t.Errorf("got %v", r.Err)
 			}
-		})
+		}))
 	}
 	if h.index != 0 {
 		t.Error("something was proposed")
@@ -322,7 +322,7 @@ func TestStoreDoAsync(t *testing.T) {
 	reqs[3].Consistency = shard.Local
 	for i, r := range reqs {
 		r.ID = uint64(i)
-		s.DoAsync(r, answer)
+		s.DoAsync(r, shard.AnswerFunc(answer))
 	}
 	h.release()
 	s.Close()

@@ -310,7 +310,7 @@ func (at *attempt) send(to int) {
 			if err != nil {
 				w.fail("F2", "node %d cannot decode a request: %v", n.id, err)
 			}
-			n.store.DoAsync(req, func(resp *shard.Response) {
+			n.store.DoAsync(req, shard.AnswerFunc(func(resp *shard.Response) {
 				if n.gen != gen || !n.up {
 					return
 				}
@@ -326,7 +326,7 @@ func (at *attempt) send(to int) {
 					}
 					at.finish(try, resp, resp.Err)
 				})
-			})
+			}))
 		})
 		// A connection that breaks with its node.
 		w.at(w.now, func() { w.watch(at, try, n, gen) })

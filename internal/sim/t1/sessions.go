@@ -103,6 +103,6 @@ func (at *attempt) copyLater() {
 		}
 		w.res.fault("late-copy", 1)
 		w.coverOp(coverage.LateCopy, coverage.Session, to, req.Shard)
-		w.on(to, w.now, func() { to.store.DoAsync(req, func(*shard.Response) {}) })
+		w.on(to, w.now, func() { to.store.DoAsync(req, shard.AnswerFunc(func(*shard.Response) {})) })
 	})
 }
