@@ -151,17 +151,23 @@ type writeOptions struct{ nonAtomic bool }
 func NonAtomic() WriteOption { return func(o *writeOptions) { o.nonAtomic = true } }
 
 func readOpts(o []ReadOption) readOptions {
-	var r readOptions
-	for _, f := range o {
-		f(&r)
+	if len(o) == 0 {
+		return readOptions{}
 	}
-	return r
+	r := new(readOptions) // escapes into the options; most calls have none
+	for _, f := range o {
+		f(r)
+	}
+	return *r
 }
 
 func writeOpts(o []WriteOption) writeOptions {
-	var w writeOptions
-	for _, f := range o {
-		f(&w)
+	if len(o) == 0 {
+		return writeOptions{}
 	}
-	return w
+	w := new(writeOptions)
+	for _, f := range o {
+		f(w)
+	}
+	return *w
 }
