@@ -50,7 +50,7 @@ type fakeHost struct {
 
 	lease     bool // LeaseRead
 	gen       atomic.Uint64
-	readCalls [2]int // of Read, FollowerRead
+	readCalls [2]int // of Read, FollowerRead; guarded by mu
 
 	onDescriptor func() // runs when a descriptor is looked at
 }
@@ -117,12 +117,16 @@ func (h *fakeHost) ReadIndex(s raft.ShardID, done func(raft.Index, error)) {
 }
 
 func (h *fakeHost) Read(s raft.ShardID, done func(raft.Index, error)) {
+	h.mu.Lock()
 	h.readCalls[0]++
+	h.mu.Unlock()
 	h.ReadIndex(s, done)
 }
 
 func (h *fakeHost) FollowerRead(s raft.ShardID, done func(raft.Index, error)) {
+	h.mu.Lock()
 	h.readCalls[1]++
+	h.mu.Unlock()
 	h.ReadIndex(s, done)
 }
 
