@@ -38,7 +38,12 @@ func (r *Router) findSlow(ctx context.Context, keyspace uint32, at place) (Route
 	}
 	flight := fmt.Sprintf("%d/%.1x", keyspace, seek)
 	for {
-		ch := r.flights.DoChan(flight, func() (any, error) { return r.ask(keyspace, seek, at) })
+		ch := r.flights.DoChan(flight, func() (any, error) {
+			if _, ok := r.lookup(keyspace, at); ok { // a lookup that was over just now brought it
+				return at, nil
+			}
+			return r.ask(keyspace, seek, at)
+		})
 		select {
 		case <-ctx.Done():
 			return Route{}, &shard.UnavailableError{Why: "the range of the key was still being looked up", Cause: ctx.Err()}

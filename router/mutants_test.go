@@ -39,7 +39,7 @@ func TestPipelineMutants(t *testing.T) {
 	if err := checkPipelines(t); err != nil {
 		t.Fatalf("without a planted bug: %v", err)
 	}
-	for _, id := range []string{"F9b", "F6d", "S19-pipeline", "H9b"} {
+	for _, id := range []string{"F9b", "F6d", "F6e", "S19-pipeline", "H9b"} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)
 			defer mutants.Set("")

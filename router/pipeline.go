@@ -64,7 +64,8 @@ type Pipeline struct {
 		under  int
 		list   Call // sentinel of the calls under way, the oldest first
 		closed bool
-		watch  *watch // of the latest call; nil: its context cannot end
+		watch  *watch    // of the latest call; nil: its context cannot end
+		free   []*flight // for the next calls; at most maxFreeFlights
 		timer  *time.Timer
 		armed  bool
 	}
@@ -85,11 +86,15 @@ type Call struct {
 	Txn shard.TxnResult
 
 	p          *Pipeline
-	prev, next *Call // in the pipeline's list
-	*flight          // nil: it was over when it was started
+	prev, next *Call   // in the pipeline's list
+	flight     *flight // nil: it is over; guarded by Pipeline.mu
+	late       uint32  // atomic, 1: it was to be given up, maybe before it was sent
+	gaveUp     bool    // maybe before flight.conn was known; guarded by Pipeline.mu
 }
 
-// flight is the inner part of a Call, which the Sender answers.
+// flight is the inner part of a Call, which the Sender answers. It is used again
+// for another call when the Sender has answered it, and only then: nobody else
+// keeps it, except under Pipeline.mu by its Call.
 type flight struct {
 	call     *Call
 	ctx      context.Context
@@ -108,7 +113,6 @@ type flight struct {
 	state    atomic.Int32    // callLaunching, callSent, callOver
 	conn     shard.Abandoner // where it is under way; guarded by Pipeline.mu
 	id       uint64
-	gaveUp   bool // before conn was known; guarded by Pipeline.mu
 }
 
 type callOp uint8
@@ -126,8 +130,12 @@ const (
 	callOver             // that was answered, or nobody waits for it any more
 )
 
+// maxFreeFlights bounds what a pipeline keeps for its next calls.
+const maxFreeFlights = 1024
+
 // watch is a context that ends the calls started with it.
 type watch struct {
+	ctx  context.Context
 	done <-chan struct{}
 	stop func() bool
 	refs int // calls under way; guarded by Pipeline.mu
@@ -329,29 +337,20 @@ func (p *Pipeline) startOver(tag any, v shard.Value, found bool) error {
 // arguments; the call then ends with it.
 func (p *Pipeline) start(ctx context.Context, tag any, op callOp, q shard.Request, at place, fit fit, parts *shard.Batch, bad error) error {
 	r := p.s.r
-	both := new(struct { // one allocation
-		Call
-		f flight
-	})
-	c, f := &both.Call, &both.f
-	c.Tag, c.p, c.flight = tag, p, f
-	f.call, f.ctx, f.op, f.q, f.at, f.fit, f.parts = c, ctx, op, q, at, fit, parts
-	f.q.Keyspace = p.s.id
-	f.begun = r.o.Clock.Now()
-	deadline, has := ctx.Deadline()
-	if f.deadline, f.timed = deadline, !has; !has {
-		f.deadline = f.begun.Add(r.o.Timeout)
-	}
-	if err := p.enter(c); err != nil {
+	c := &Call{Tag: tag, p: p}
+	f, err := p.enter(ctx, c, r.o.Clock.Now())
+	if err != nil {
 		return err
 	}
+	f.op, f.q, f.at, f.fit, f.parts = op, q, at, fit, parts
+	f.q.Keyspace = p.s.id
 	if bad != nil {
-		c.finish(f.q.Failed(bad))
+		f.finish(f.q.Failed(bad), false)
 		return nil
 	}
 	r.stats.requests.Add(1)
 	if err := ctx.Err(); err != nil {
-		c.finish(f.q.Failed(&shard.UnavailableError{Why: "the context had ended before the request was sent", Cause: err}))
+		f.finish(f.q.Failed(&shard.UnavailableError{Why: "the context had ended before the request was sent", Cause: err}), false)
 		return nil
 	}
 	f.chain = r.newChain(&f.q, nil)
@@ -359,25 +358,37 @@ func (p *Pipeline) start(ctx context.Context, tag any, op callOp, q shard.Reques
 		f.stamp.x = p.s.session
 		f.chain.stamp = &f.stamp
 	}
-	c.launch()
+	f.launch()
 	return nil
 }
 
-// enter counts a call in.
-func (p *Pipeline) enter(c *Call) error {
+// enter counts a call in and gives it a flight.
+func (p *Pipeline) enter(ctx context.Context, c *Call, now time.Time) (*flight, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.roomLocked(); err != nil {
-		return err
+		return nil, err
+	}
+	var f *flight
+	if n := len(p.mu.free); n > 0 {
+		f, p.mu.free[n-1] = p.mu.free[n-1], nil
+		p.mu.free = p.mu.free[:n-1]
+	} else {
+		f = new(flight)
+	}
+	c.flight, f.call, f.ctx, f.begun = f, c, ctx, now
+	deadline, has := ctx.Deadline()
+	if f.deadline, f.timed = deadline, !has; !has {
+		f.deadline = now.Add(p.s.r.o.Timeout)
 	}
 	p.mu.under++
 	c.prev, c.next = p.mu.list.prev, &p.mu.list
 	c.prev.next, c.next.prev = c, c
-	p.watchLocked(c)
-	if c.timed && !p.mu.armed {
-		p.armLocked(c.deadline.Sub(c.begun))
+	p.watchLocked(f)
+	if f.timed && !p.mu.armed {
+		p.armLocked(f.deadline.Sub(now))
 	}
-	return nil
+	return f, nil
 }
 
 // roomLocked returns nil if one more call can be started.
@@ -401,8 +412,8 @@ func (p *Pipeline) handOutLocked(c *Call) {
 }
 
 // watchLocked lets the end of its context end the call.
-func (p *Pipeline) watchLocked(c *Call) {
-	done := c.ctx.Done()
+func (p *Pipeline) watchLocked(f *flight) {
+	done := f.ctx.Done()
 	w := p.mu.watch
 	if w != nil && w.done != done {
 		if p.mu.watch = nil; w.refs == 0 { // else the last call under way stops it
@@ -414,12 +425,12 @@ func (p *Pipeline) watchLocked(c *Call) {
 		return
 	}
 	if w == nil {
-		w = &watch{done: done}
-		w.stop = context.AfterFunc(c.ctx, func() { p.ended(w) })
+		w = &watch{ctx: f.ctx, done: done}
+		w.stop = context.AfterFunc(w.ctx, func() { p.ended(w) })
 		p.mu.watch = w
 	}
 	w.refs++
-	c.flight.watch = w
+	f.watch = w
 }
 
 // ended gives up the calls of a context that is over.
@@ -428,7 +439,7 @@ func (p *Pipeline) ended(w *watch) {
 	calls := p.chooseLocked(func(c *Call) bool { return c.flight.watch == w })
 	p.mu.Unlock()
 	for _, c := range calls {
-		c.abandon(c.ctx)
+		c.abandon(w.ctx)
 	}
 }
 
@@ -448,10 +459,10 @@ func (p *Pipeline) expire() {
 	p.mu.armed = false
 	now := p.s.r.o.Clock.Now()
 	calls := p.chooseLocked(func(c *Call) bool {
-		if !c.timed {
+		if !c.flight.timed {
 			return false
 		}
-		left := c.deadline.Sub(now)
+		left := c.flight.deadline.Sub(now)
 		if left > 0 && !p.mu.armed && !p.mu.closed {
 			p.armLocked(left)
 		}
@@ -465,34 +476,35 @@ func (p *Pipeline) expire() {
 
 // expire gives the call up because its time is over.
 func (c *Call) expire(now time.Time) {
-	ctx, cancel := context.WithDeadline(c.ctx, now)
+	ctx, cancel := context.WithDeadline(context.Background(), now)
 	defer cancel()
 	c.abandon(ctx)
 }
 
 // launch makes the first try without waiting, if it can.
-func (c *Call) launch() {
-	r, f := c.p.s.r, c.flight
+func (f *flight) launch() {
+	c, ctx := f.call, f.ctx // f may be another call's once it was sent
+	p, r := c.p, c.p.s.r
 	route, ok := r.lookup(f.q.Keyspace, f.at)
-	if c.p.starter == nil || !ok || mutants.On("H9b") {
-		c.goOn(nil)
+	if p.starter == nil || !ok || mutants.On("H9b") {
+		f.goOn(nil)
 		return
 	}
 	if st := f.chain.stamp; st != nil {
 		if f.fit != nil { // a write that is refused here gets no number
 			q := f.q
 			if _, err := f.fit(route.Desc, &q); err != nil {
-				c.refused(f.q.Failed(err))
+				f.refused(f.q.Failed(err))
 				return
 			}
 		}
 		h, _, err := st.x.tryBegin(route.Desc.Shard, f.at.key)
 		switch {
 		case err != nil:
-			c.finish(f.q.Failed(err))
+			f.finish(f.q.Failed(err), false)
 			return
 		case h == nil: // the window is full: begin waits
-			c.goOn(nil)
+			f.goOn(nil)
 			return
 		}
 		st.h, st.ahead = h, true
@@ -502,48 +514,53 @@ func (c *Call) launch() {
 	switch {
 	case ok:
 	case resp != nil:
-		c.refused(resp)
+		f.refused(resp)
 		return
 	default:
-		c.goOn(nil)
+		f.goOn(nil)
 		return
 	}
 	f.state.Store(callSent)
-	conn, id, ok := c.p.starter.Start(f.try.node, f.try.req, f)
+	conn, id, ok := p.starter.Start(f.try.node, f.try.req, f)
 	if !ok {
 		if f.state.CompareAndSwap(callSent, callOver) {
-			c.goOn(&f.try)
+			f.goOn(&f.try)
 		}
 		return
 	}
 	r.stats.sends.Add(1)
 	if conn != nil {
-		c.p.mu.Lock()
-		f.conn, f.id = conn, id
-		late := f.gaveUp
-		c.p.mu.Unlock()
-		if late {
+		p.mu.Lock()
+		if c.flight != nil {
+			f.conn, f.id = conn, id
+		}
+		gaveUp := c.gaveUp
+		p.mu.Unlock()
+		if gaveUp {
 			conn.Abandon(id)
 		}
 	}
+	if atomic.LoadUint32(&c.late) == 0 {
+		return
+	}
 	// Whoever looked for calls to give up before this one was sent passed it over.
 	switch {
-	case f.ctx.Err() != nil:
-		c.abandon(f.ctx)
-	case c.p.ctx.Err() != nil:
-		c.abandon(c.p.ctx)
-	case f.timed && f.try.req.TimeoutNanos == 1:
+	case ctx.Err() != nil:
+		c.abandon(ctx)
+	case p.ctx.Err() != nil:
+		c.abandon(p.ctx)
+	default:
 		c.expire(r.o.Clock.Now())
 	}
 }
 
 // refused ends a call that was not sent, unless it may be cut into parts.
-func (c *Call) refused(resp *shard.Response) {
-	if c.flight.parts != nil && isCross(resp.Err) {
-		c.goOn(nil)
+func (f *flight) refused(resp *shard.Response) {
+	if f.parts != nil && isCross(resp.Err) {
+		f.goOn(nil)
 		return
 	}
-	c.finish(resp)
+	f.finish(resp, false)
 }
 
 func isCross(err error) bool {
@@ -556,19 +573,19 @@ func (f *flight) Answered(resp *shard.Response, err error) {
 	if !f.state.CompareAndSwap(callSent, callOver) {
 		return // nobody waits for it any more
 	}
-	c, t := f.call, &f.try
+	r, t := f.call.p.s.r, &f.try
 	t.answered = true
 	t.resp, t.err = outcome(t.req, resp, err)
-	if r := c.p.s.r; r.noPatience(t.err) { // as goOn would find, on a goroutine
-		c.finish(f.q.Failed(f.chain.stamp.honest(0, t.err)))
+	if r.noPatience(t.err) { // as goOn would find, on a goroutine
+		f.finish(f.q.Failed(f.chain.stamp.honest(0, t.err)), true)
 		return
 	}
 	if t.err != nil && !f.chain.ends(t.err) {
-		c.goOn(t)
+		f.goOn(t)
 		return
 	}
-	resp, _ = c.p.s.r.settle(f.ctx, &f.q, f.at, &f.chain, t)
-	c.finish(resp)
+	resp, _ = r.settle(f.ctx, &f.q, f.at, &f.chain, t)
+	f.finish(resp, true)
 }
 
 // ends reports whether judge would stop at err, which teaches heal nothing.
@@ -584,12 +601,19 @@ func (c *chain) ends(err error) bool {
 
 // abandon ends the call if its first try is still under way. ctx says why, and is over.
 func (c *Call) abandon(ctx context.Context) {
+	c.p.mu.Lock()
 	f := c.flight
+	if f == nil {
+		c.p.mu.Unlock()
+		return // over
+	}
+	// launch stores the state and then reads this.
+	atomic.StoreUint32(&c.late, 1)
 	if !f.state.CompareAndSwap(callSent, callOver) {
+		c.p.mu.Unlock()
 		return // answered just now; or tried again, under a context that is over as well; or not sent yet
 	}
-	c.p.mu.Lock()
-	f.gaveUp = true
+	c.gaveUp = true
 	conn, id := f.conn, f.id
 	c.p.mu.Unlock()
 	if conn != nil {
@@ -600,17 +624,18 @@ func (c *Call) abandon(ctx context.Context) {
 	if f.q.Kind == shard.KindWrite && !mutants.On("F9b") {
 		t.err = &shard.AmbiguousError{Shard: t.req.Shard, Why: "its time ended while it waited for the shard", Cause: ctx.Err()}
 	}
-	c.finish(c.p.s.r.goOn(ctx, &f.q, f.at, f.fit, &f.chain, f.begun, f.deadline, t)) // the context being over, it does not wait
+	f.finish(c.p.s.r.goOn(ctx, &f.q, f.at, f.fit, &f.chain, f.begun, f.deadline, t), mutants.On("F6e")) // the context being over, it does not wait
 }
 
 // goOn carries the call through on a goroutine, from the try t on; nil: from the start.
-func (c *Call) goOn(t *attempt) {
-	r, f := c.p.s.r, c.flight
+func (f *flight) goOn(t *attempt) {
+	p := f.call.p
+	r := p.s.r
 	f.state.Store(callOver)
 	if !r.beginCall() {
 		if t != nil && t.answered {
 			if resp, _ := r.settle(f.ctx, &f.q, f.at, &f.chain, t); resp != nil {
-				c.finish(resp)
+				f.finish(resp, false)
 				return
 			}
 		}
@@ -618,7 +643,7 @@ func (c *Call) goOn(t *attempt) {
 		if t != nil {
 			id = t.route.Desc.Shard
 		}
-		c.finish(f.q.Failed(f.chain.stamp.honest(id, shard.ErrClosed)))
+		f.finish(f.q.Failed(f.chain.stamp.honest(id, shard.ErrClosed)), false)
 		return
 	}
 	go func() {
@@ -630,24 +655,26 @@ func (c *Call) goOn(t *attempt) {
 			ctx, cancel = context.WithCancel(ctx)
 		}
 		defer cancel()
-		defer context.AfterFunc(c.p.ctx, cancel)()
+		defer context.AfterFunc(p.ctx, cancel)()
 		defer context.AfterFunc(r.ctx, cancel)()
 		resp := r.goOn(ctx, &f.q, f.at, f.fit, &f.chain, f.begun, f.deadline, t)
 		if f.parts != nil && isCross(resp.Err) {
 			f.chain.stamp.end() // the parts have numbers of their own
-			receipt, err := c.p.s.writeParts(ctx, f.parts, 0)
+			receipt, err := p.s.writeParts(ctx, f.parts, 0)
 			resp = &shard.Response{Receipt: receipt, Err: err}
 		}
-		if resp.Err != nil && r.ctx.Err() != nil && f.ctx.Err() == nil && c.p.ctx.Err() == nil && shard.OutcomeOf(resp.Err) == shard.NotApplied && errors.Is(resp.Err, context.Canceled) {
+		if resp.Err != nil && r.ctx.Err() != nil && f.ctx.Err() == nil && p.ctx.Err() == nil && shard.OutcomeOf(resp.Err) == shard.NotApplied && errors.Is(resp.Err, context.Canceled) {
 			resp = f.q.Failed(shard.ErrClosed) // it was the router that cancelled
 		}
-		c.finish(resp)
+		f.finish(resp, false)
 	}()
 }
 
-// finish takes the result out of the response and hands the call out.
-func (c *Call) finish(resp *shard.Response) {
-	f := c.flight
+// finish takes the result out of the response and hands the call out. f is given
+// to the next call if again is set: its Sender is done with it, and nobody else
+// works on it.
+func (f *flight) finish(resp *shard.Response, again bool) {
+	c := f.call
 	f.chain.stamp.end()
 	c.Err = resp.Err
 	switch f.op {
@@ -666,11 +693,15 @@ func (c *Call) finish(resp *shard.Response) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c.prev.next, c.next.prev = c.next, c.prev
-	c.prev, c.next = nil, nil
+	c.prev, c.next, c.flight = nil, nil, nil
 	if w := f.watch; w != nil {
 		if w.refs--; w.refs == 0 && w != p.mu.watch {
 			w.stop()
 		}
+	}
+	if again && len(p.mu.free) < maxFreeFlights {
+		*f = flight{}
+		p.mu.free = append(p.mu.free, f)
 	}
 	p.mu.under--
 	p.handOutLocked(c)

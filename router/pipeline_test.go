@@ -47,6 +47,17 @@ func (f *starterFleet) Start(node raft.NodeID, q *shard.Request, a shard.Answere
 	return f, uint64(len(f.held)), true
 }
 
+// endingStarter is a starterFleet that something ends while it starts a request.
+type endingStarter struct {
+	*starterFleet
+	end func()
+}
+
+func (s *endingStarter) Start(node raft.NodeID, q *shard.Request, a shard.Answerer) (shard.Abandoner, uint64, bool) {
+	s.end()
+	return s.starterFleet.Start(node, q, a)
+}
+
 func (f *starterFleet) Abandon(id uint64) {
 	f.mu.Lock()
 	f.dropped = append(f.dropped, id)
@@ -535,6 +546,73 @@ var pipelineCases = []struct {
 		}
 		if len(f.data) != 2 || string(f.data["k1"].Bytes) != "new" || string(f.data["k2"].Bytes) != "new" {
 			return fmt.Errorf("there is %v", f.data)
+		}
+		return nil
+	}},
+	{"an answer that comes late reaches nobody else", func(t *testing.T) error {
+		p, f := held(t, 4)
+		defer p.Close()
+		for round := range 3 { // what a call is made of is used again
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if err := p.Put(ctx, []byte("k"), []byte("late"), "given up"); err != nil {
+				return err
+			}
+			cancel()
+			if c := <-p.Done(); c.Tag != "given up" || !errors.Is(c.Err, shard.ErrAmbiguous) {
+				return fmt.Errorf("call %v: %v", c.Tag, c.Err)
+			}
+			if err := p.Get(t.Context(), []byte("nothing"), shard.Linearizable, "next"); err != nil {
+				return err
+			}
+			f.mu.Lock()
+			answers := f.held
+			f.held = nil
+			f.mu.Unlock()
+			answers[0]()
+			synctest.Wait()
+			if n := len(p.Done()); n != 0 || p.Pending() != 1 || f.times("late") != round+1 {
+				return fmt.Errorf("%d calls are over by an answer to another one, %d are pending", n, p.Pending())
+			}
+			answers[1]()
+			if c := <-p.Done(); c.Tag != "next" || c.Err != shard.ErrNotFound {
+				return fmt.Errorf("call %v: %v", c.Tag, c.Err)
+			}
+		}
+		return nil
+	}},
+	{"calls that end at their start are given up", func(t *testing.T) error {
+		f := newFleet()
+		s := &endingStarter{starterFleet: &starterFleet{fleet: f, hold: true}}
+		p := f.warm(t, func(o *Options) { o.Sender = s }).Space(1).NewPipeline(4)
+		defer p.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for _, by := range []struct {
+			name string
+			ctx  context.Context
+			end  func()
+		}{
+			{"its context", ctx, cancel},
+			{"the router's limit", t.Context(), func() { time.Sleep(time.Minute) }},
+		} {
+			name := by.name
+			s.end = func() { by.end(); synctest.Wait() }
+			if err := p.Put(by.ctx, []byte("k"), []byte("v"), name); err != nil {
+				return err
+			}
+			select {
+			case c := <-p.Done():
+				if !errors.Is(c.Err, shard.ErrAmbiguous) {
+					return fmt.Errorf("%s: %v", name, c.Err)
+				}
+			default:
+				return fmt.Errorf("a call that ended by %s while it was handed over goes on", name)
+			}
+			if len(s.dropped) == 0 {
+				return fmt.Errorf("%s: the sender was not told", name)
+			}
+			s.dropped = nil
 		}
 		return nil
 	}},

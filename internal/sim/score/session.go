@@ -20,6 +20,7 @@ func sessionPlants() []plant {
 		tested("F6b", "F6", "tries that joined one under way are never answered", "multiraft", "TestSessionMutants", "L1"),
 		tested("F9", "F9", "a write without a session is tried again after an unknown outcome", "router", "TestMutants", "S9"),
 		tested("F9b", "F9", "a pipeline's write that is given up under way passes for 'not applied'", "router", "TestPipelineMutants", "S16"),
+		tested("F6e", "F6", "a late answer to a call of a pipeline that was given up reaches the next one", "router", "TestPipelineMutants", "L1"),
 		tested("F6d", "F6", "a call of a pipeline goes where its caller's key slice says by now", "router", "TestPipelineMutants", "L1"),
 		tested("H9b", "H9", "each call of a pipeline takes a goroutine", "router", "TestPipelineMutants", "S19"),
 		tested("S19-pipeline", "H10", "a pipeline takes in any number of calls", "router", "TestPipelineMutants", "S19"),
