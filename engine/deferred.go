@@ -477,6 +477,11 @@ func (e *Engine) buildTables(dir string) (groups []Flushed, paths []string, take
 	if err := mkdirSynced(e.fs, dir); err != nil {
 		return nil, nil, 0, err
 	}
+	type entry struct {
+		key, val []byte
+		kind     entryKind
+	}
+	var now []entry
 	var w *SSTWriter
 	defer func() {
 		if w != nil {
@@ -514,17 +519,21 @@ func (e *Engine) buildTables(dir string) (groups []Flushed, paths []string, take
 				}
 			}
 		}
-		// Some keys at a time, so that nobody is kept waiting.
+		// Some keys at a time, so that nobody is kept waiting, and written without the
+		// lock: whoever holds it may lose the processor for as long as others have work.
 		for len(mine) > 0 {
 			some := mine[:min(256, len(mine))]
 			mine = mine[len(some):]
+			now = now[:0]
 			d.mu.RLock()
 			for _, r := range some {
-				key := t.key(r)
-				_, _, kind, val := t.version(t.newest(r))
-				if kind == entryNone {
-					continue
+				if _, _, kind, val := t.version(t.newest(r)); kind != entryNone {
+					now = append(now, entry{t.key(r), val, kind}) // bytes that no longer change: only take touches t
 				}
+			}
+			d.mu.RUnlock()
+			for _, en := range now {
+				key, kind, val := en.key, en.kind, en.val
 				if w == nil {
 					err = open()
 				}
@@ -542,7 +551,6 @@ func (e *Engine) buildTables(dir string) (groups []Flushed, paths []string, take
 					}
 				}
 			}
-			d.mu.RUnlock()
 			// Range deletions of a table lie over all points of its prefix.
 			if err == nil && w != nil && len(dels) == 0 && w.EstimatedSize() >= maxFlushTable {
 				err = finish()

@@ -124,6 +124,9 @@ func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 	if strings.HasSuffix(base, ".log") {
 		return d.wal(name, f, err)
 	}
+	if err == nil && strings.HasSuffix(base, ".sst") {
+		f = &politeTable{f, d.e.opts.yield}
+	}
 	number, isManifest := manifestNumber(base)
 	if err == nil && isManifest {
 		f = &manifestFile{File: f, e: d.e, sum: manifestSum{Number: number}}

@@ -101,6 +101,8 @@ type Options struct {
 	// noDirSync leaves out the directory sync after a MANIFEST was created
 	// (the test that shows why it is needed).
 	noDirSync bool
+	// yield is called where background work lets others run. Nil: runtime.Gosched.
+	yield func()
 	// markAlways writes a watermark at every SyncNow.
 	markAlways bool
 }
@@ -119,6 +121,9 @@ func (o Options) withDefaults() Options {
 		o.DeferLogLimit = 3 * o.DeferLogBytes
 	}
 	o.DeferLogLimit = max(o.DeferLogLimit, o.DeferLogBytes)
+	if o.yield == nil {
+		o.yield = runtime.Gosched
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -191,7 +196,7 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 	o.Experimental.FileCacheShards = max(1, min(4, runtime.GOMAXPROCS(0)))
 	for i := range o.Levels {
 		l := &o.Levels[i]
-		l.FilterPolicy = bloom.FilterPolicy(10)
+		l.FilterPolicy = politeFilter{bloom.FilterPolicy(10), e.opts.yield}
 		l.BlockSize = 16 << 10
 		l.IndexBlockSize = 128 << 10
 		compression := sstable.SnappyCompression

@@ -227,7 +227,9 @@ func (p *peer) drain(ctx context.Context, stream grpc.ClientStream, id *Identity
 		if !ok {
 			select {
 			case <-p.q.wake:
-				runtime.Gosched() // let other loops that are about to send join the frame
+				if !p.q.hasCtl() { // heartbeats do not stand in line
+					runtime.Gosched() // let other loops that are about to send join the frame
+				}
 				continue
 			case <-ctx.Done():
 				return nil

@@ -169,6 +169,13 @@ func (q *queue) take(ctlBuf []byte) (b batch, ctl []byte, nCtl int, ok bool) {
 	return b, ctl, nCtl, b.n > 0 || nCtl > 0
 }
 
+// hasCtl reports whether control records wait.
+func (q *queue) hasCtl() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.mu.nCtl > 0
+}
+
 // setAccept opens the queue, or empties and closes it. It returns the number of
 // messages dropped.
 func (q *queue) setAccept(accept bool) (dropped int) {
