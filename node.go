@@ -151,11 +151,11 @@ func (n *Node) openEngine() error {
 		return err
 	}
 	eo := engine.Options{
-		Dir: n.dir, Create: true, CacheBytes: mem / 2, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
-		MemTableBytes: max(4<<20, min(64<<20, mem/8)), DeferBytes: max(2<<20, min(256<<20, mem/8)),
+		Dir: n.dir, Create: true, CacheBytes: mem / 4, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
+		MemTableBytes: max(4<<20, min(128<<20, mem/5)), DeferBytes: max(2<<20, min(256<<20, mem/8)),
 	}
 	eo.DeferLogLimit = cmp.Or(o.Limits.Log, 256<<20)
-	eo.DeferLogBytes = min(eo.MemTableBytes*3/4, eo.DeferLogLimit/2)
+	eo.DeferLogBytes = min(eo.MemTableBytes*5/8, eo.DeferLogLimit/2)
 	if o.FS != engine.OSFS() {
 		eo.FS = o.FS
 	}

@@ -33,6 +33,8 @@ type Batch struct {
 	// through are the descriptors written: with them goes the whole group.
 	through []raft.Descriptor
 
+	cuts int // logs it cuts
+
 	undo    []trackUndo
 	overlay overlay
 	arena   []byte // values handed out by Get
@@ -225,6 +227,7 @@ func (b *Batch) Commit(sync bool) (err error) {
 	}
 	b.undo = b.undo[:0]
 	if b.e.def != nil {
+		b.e.memBytes.Add(int64(b.b.Len()))
 		b.e.def.applyBatch(b)
 	}
 	return nil
@@ -289,6 +292,6 @@ func (b *Batch) Close() {
 	if cap(b.arena) > batchRetain {
 		b.arena = nil
 	}
-	b.committed, b.flushed = false, false
+	b.committed, b.flushed, b.cuts = false, false, 0
 	b.e.batches.Put(b)
 }

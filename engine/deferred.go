@@ -44,6 +44,8 @@ type deferred struct {
 	scans bool // somebody scans: keys are kept nearly sorted
 
 	logBytes int           // committed to Pebble since mem was begun
+	uncut    int           // groups of the last flush whose logs are not cut yet
+	rotate   bool          // most of them are: the memtable should end now
 	idle     chan struct{} // closed when no flush is under way; nil: none is
 	flushes  uint64        // begun
 	full     error         // why imm was left in memory: the disk is full; nil: it was not
@@ -244,6 +246,11 @@ func (d *deferred) applyBatch(b *Batch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.logBytes += b.b.Len()
+	if d.uncut > 0 && b.cuts > 0 {
+		if d.uncut -= b.cuts; d.uncut <= 0 {
+			d.rotate = true
+		}
+	}
 	spans := b.throughSpans()
 	d.takeLocked(spans...)
 	d.applyLocked(b.d.Repr(), spans)
@@ -287,8 +294,11 @@ func (e *Engine) room() {
 	d := e.def
 	for {
 		d.mu.RLock()
-		bytes, log, idle := d.mem.bytes, d.logBytes, d.idle
+		bytes, log, idle, rotate := d.mem.bytes, d.logBytes, d.idle, d.rotate
 		d.mu.RUnlock()
+		if rotate {
+			e.rotate()
+		}
 		limit, logLimit := int(e.opts.DeferBytes), int(e.opts.DeferLogBytes)
 		if bytes < limit && log < logLimit {
 			return
@@ -311,6 +321,32 @@ func (e *Engine) room() {
 			return
 		}
 		e.stats.stalled.Store(false)
+	}
+}
+
+// rotate ends the memtable in which the log entries up to the last flush are, now
+// that they are deleted: Pebble writes none of them to a table then. Were it left to
+// fill up, entries that nobody deleted yet would be in it.
+func (e *Engine) rotate() {
+	d := e.def
+	d.mu.Lock()
+	due := d.rotate
+	d.rotate = false
+	d.mu.Unlock()
+	if !due || e.memBytes.Load() < e.opts.MemTableBytes/4 {
+		return
+	}
+	if e.enter() != nil {
+		return
+	}
+	defer e.leave()
+	defer func() {
+		if p := recover(); p != nil {
+			e.fail(fmt.Errorf("rotate: %v", p))
+		}
+	}()
+	if _, err := e.db.AsyncFlush(); err != nil {
+		e.fail(fmt.Errorf("rotate: %w", err))
 	}
 }
 
@@ -350,6 +386,7 @@ func (e *Engine) startFlush() <-chan struct{} {
 			d.full = err
 		}
 		d.idle = nil
+		d.uncut = len(groups) * 9 / 10 // some may be held back by a peer
 		d.scans = d.open > 0
 		d.mu.Unlock()
 		if f := e.onFlush.Load(); err == nil && len(groups) > 0 && f != nil {

@@ -59,6 +59,8 @@ type Engine struct {
 	sums   summer
 
 	onFlush atomic.Pointer[func(uint64, []Flushed)]
+	// memBytes were committed since the present memtable was begun.
+	memBytes atomic.Int64
 
 	def *deferred // nil: batches are applied at once
 
@@ -579,6 +581,7 @@ func (e *Engine) pauseIfFull() {
 // eventListener counts what the metrics show and stops the node on damage.
 func (e *Engine) eventListener() *pebble.EventListener {
 	return &pebble.EventListener{
+		WALCreated: func(pebble.WALCreateInfo) { e.memBytes.Store(0) }, // a new memtable
 		WriteStallBegin: func(info pebble.WriteStallBeginInfo) {
 			e.stats.stalled.Store(true)
 			e.stats.stalls.Add(1)

@@ -12,10 +12,14 @@ import (
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
-// pointDeletes is the longest span of log entries that is deleted key by key.
-// A range deletion makes every later read of the memtable sort all of them
-// again, so it is for the rare long spans only.
-const pointDeletes = 4096
+// The longest span of log entries that is deleted key by key. A range deletion makes
+// every later read of the memtable sort all of them again, so it is for the rare long
+// spans only. Where applying is deferred, logs are cut rarely and far: each flush is
+// followed by one cut of each log, and the memtable ends with it (Engine.rotate).
+const (
+	pointDeletes         = 4096
+	pointDeletesDeferred = 64
+)
 
 // Append writes entries, which are contiguous, to the log of s. Entries
 // [ents[0].Index, oldLast] that exist are deleted first, so that each key has
@@ -44,6 +48,7 @@ func (b *Batch) Truncate(s raft.ShardID, from, to raft.Index, term raft.Term) {
 		return
 	}
 	b.deleteLog(s, from, to)
+	b.cuts++
 	if b.e.def != nil && !mutants.On("E4") {
 		b.key = truncKey(b.key[:0], s)
 		b.val = encodeTrunc(b.val[:0], to, term)
@@ -57,7 +62,7 @@ func (b *Batch) Truncate(s raft.ShardID, from, to raft.Index, term raft.Term) {
 // indexes that this process wrote; all others (from before a restart, or from
 // a snapshot) get a plain delete.
 func (b *Batch) deleteLog(s raft.ShardID, from, to raft.Index) {
-	if to-from > pointDeletes {
+	if to-from > b.e.opts.PointDeletes {
 		op := b.b.DeleteRangeDeferred(logKeyLen, logKeyLen)
 		putLogKey(op.Key, s, from+1)
 		putLogKey(op.Value, s, to+1)

@@ -57,13 +57,15 @@ type Options struct {
 	// Zero: it goes through the write-ahead log with each batch.
 	DeferBytes int64
 	// DeferLogBytes is how much is written to the write-ahead log before what is in
-	// memory is written to tables, so that the Raft logs can be cut. Zero: three
-	// quarters of MemTableBytes, so that most entries are deleted in the memtable they
-	// are in.
+	// memory is written to tables, so that the Raft logs can be cut. Zero: five
+	// eighths of MemTableBytes, so that entries are deleted in the memtable they are in.
 	DeferLogBytes int64
 	// DeferLogLimit is how much of the write-ahead log may be needed as redo of what is
 	// in memory: beyond it writes wait for a flush. Zero: three times DeferLogBytes.
 	DeferLogLimit int64
+	// PointDeletes is the longest span of log entries that is deleted key by key and
+	// not as a range. Zero: 64 if applying is deferred, else 4096.
+	PointDeletes raft.Index
 	// FlushInline makes flushes part of the commit that begins them. Simulators use it.
 	FlushInline bool
 	// Cache is a block cache shared by several stores of the process.
@@ -115,7 +117,13 @@ func (o Options) withDefaults() Options {
 		o.MemTableBytes = DefaultMemTableBytes
 	}
 	if o.DeferLogBytes <= 0 {
-		o.DeferLogBytes = o.MemTableBytes * 3 / 4
+		o.DeferLogBytes = o.MemTableBytes * 5 / 8
+	}
+	if o.PointDeletes == 0 {
+		o.PointDeletes = pointDeletes
+		if o.DeferBytes > 0 {
+			o.PointDeletes = pointDeletesDeferred
+		}
 	}
 	if o.DeferLogLimit <= 0 {
 		o.DeferLogLimit = 3 * o.DeferLogBytes
@@ -164,11 +172,10 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 		FS:                 e.fs,
 		FormatMajorVersion: version,
 		Logger:             pebbleLogger{e},
-		// Sixfold memory before writes stop: a flush may take as long as filling
-		// five memtables.
+		// Two memtables may be on their way to tables before writes stop.
 		MemTableSize:                uint64(e.opts.MemTableBytes),
-		MemTableStopWritesThreshold: 6,
-		L0CompactionThreshold:       4,
+		MemTableStopWritesThreshold: 3,
+		L0CompactionThreshold:       8, // tables of a flush lie over each other; filters keep reads short
 		L0StopWritesThreshold:       24,
 		LBaseMaxBytes:               256 << 20,
 		MaxOpenFiles:                1000,

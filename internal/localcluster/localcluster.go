@@ -67,7 +67,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if mem == 0 {
 		mem = 256 << 20
 	}
-	c := &Cluster{o: o, nodes: make([]*flotilla.Node, o.Nodes), addrs: make([]addrs, o.Nodes), cache: engine.NewCache(mem / 2 * int64(o.Nodes))}
+	c := &Cluster{o: o, nodes: make([]*flotilla.Node, o.Nodes), addrs: make([]addrs, o.Nodes), cache: engine.NewCache(mem / 4 * int64(o.Nodes))}
 	var host, port string
 	if o.ClientListen != "" {
 		var err error

@@ -165,7 +165,8 @@ func (n *node) openEngine() (*engine.Engine, error) {
 	return engine.Open(engine.Options{
 		Dir: storeDir, FS: n.disk, Cluster: clusterID, Node: n.id, Cache: n.w.cache, MemTableBytes: n.w.p.MemTable,
 		DeferBytes: n.w.p.Defer, DeferLogBytes: 4 * n.w.p.Defer, FlushInline: true,
-		OnFatal: t.onFatal, OnDurable: t.onDurable, Now: t.now,
+		PointDeletes: n.w.p.PointDeletes,
+		OnFatal:      t.onFatal, OnDurable: t.onDurable, Now: t.now,
 		Nonce: func() uint64 { return uint64(n.id)<<32 | uint64(n.gen) },
 	})
 }
@@ -573,6 +574,9 @@ func (n *node) release() {
 	n.waiting = 0
 	n.snaps.Close()
 	n.live.Close()
+	if k := n.eng.Metrics().Misuse; k > 0 && n.rotten == "" {
+		n.w.fail("S18", "node %d: %d deletions of log entries that Pebble takes for mistakes", n.id, k)
+	}
 	if err := n.eng.Close(); err != nil {
 		if !failed && !n.faulty {
 			n.w.fail("F1", "node %d: close: %v", n.id, err)

@@ -58,6 +58,8 @@ type Params struct {
 	MemTable int64   `json:"mem_table"`
 	// Defer is how much of what is applied stays in memory between flushes; 0: none.
 	Defer int64 `json:"defer,omitempty"`
+	// PointDeletes is up to how many log entries are deleted one by one; 0: the default.
+	PointDeletes raft.Index `json:"point_deletes,omitempty"`
 
 	Payload    int           `json:"payload"` // bytes of a value, at most
 	Timeout    time.Duration `json:"timeout"` // of a client's operation, mean
@@ -153,6 +155,9 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 	p := &s.Params
 	if k := seed % 8; k > 0 { // not drawn, so that the rest is what it was
 		p.Defer = 1 << 10 << (k * 3 / 2)
+	}
+	if p.PointDeletes = []raft.Index{0, 1 << 40, 4, 1 << 40}[seed/8%4]; p.PointDeletes > 4 {
+		p.MemTable = 32 << 10 // compactions tell of deletions that are mistakes
 	}
 	n := p.Nodes
 	// Each fault is off in half of the seeds.
