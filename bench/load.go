@@ -113,7 +113,7 @@ func Sample(ctx context.Context, set *workload.Set, targets []Target, n int) err
 	step := max(1, set.Records()/uint64(n))
 	for rec := uint64(0); rec < set.Records(); rec += step {
 		key := workload.AppendKey(nil, rec)
-		_, found, err := targets[rec%uint64(len(targets))].Read(ctx, key)
+		_, found, err := readBack(ctx, targets[rec%uint64(len(targets))], key)
 		if err != nil {
 			return fmt.Errorf("reading record %q back: %w", key, err)
 		}

@@ -82,6 +82,25 @@ func (t *tracker) record(record uint64) *tracked {
 	return r
 }
 
+// readBackFor and readBackPause are how long, and how often, a read that fails is
+// tried again when records are proved: that a shard has no leader just then says
+// nothing about what it holds.
+const readBackFor, readBackPause = 15 * time.Second, 50 * time.Millisecond
+
+// readBack reads a record that has to be proved.
+func readBack(ctx context.Context, t Target, key []byte) (value []byte, found bool, err error) {
+	for since := time.Now(); ; {
+		if value, found, err = t.Read(ctx, key); err == nil || time.Since(since) > readBackFor {
+			return value, found, err
+		}
+		select {
+		case <-time.After(readBackPause):
+		case <-ctx.Done():
+			return value, found, err
+		}
+	}
+}
+
 // verify reads up to n followed records back through every target in turn, and
 // returns how many held the value of a write that can have been the last.
 func (t *tracker) verify(ctx context.Context, targets []Target, n int) (int, error) {
@@ -96,7 +115,7 @@ func (t *tracker) verify(ctx context.Context, targets []Target, n int) (int, err
 			continue
 		}
 		key := workload.AppendKey(nil, record)
-		got, found, err := targets[proved%len(targets)].Read(ctx, key)
+		got, found, err := readBack(ctx, targets[proved%len(targets)], key)
 		if err != nil {
 			return proved, fmt.Errorf("reading record %q back: %w", key, err)
 		}

@@ -53,3 +53,38 @@ func TestVerify(t *testing.T) {
 		})
 	}
 }
+
+// away fails reads for a while, as a shard without a leader does.
+type away struct {
+	*memTarget
+	until time.Time
+}
+
+func (a *away) Read(ctx context.Context, key []byte) ([]byte, bool, error) {
+	if time.Now().Before(a.until) {
+		return nil, false, errRefused
+	}
+	return a.memTarget.Read(ctx, key)
+}
+
+// A store that cannot be read for some seconds is asked again; one that stays
+// away has not proved its records.
+func TestReadBack(t *testing.T) {
+	for _, c := range []struct {
+		out  time.Duration
+		good bool
+	}{{10 * time.Second, true}, {time.Minute, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			set, target := newSet(t, "A", 10), &away{memTarget: newMemTarget(0)}
+			if err := Load(t.Context(), set, []Target{target}, nil); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			target.until = began.Add(c.out)
+			err := Sample(t.Context(), set, []Target{target}, 10)
+			if took := time.Since(began); (err == nil) != c.good || took < readBackPause || took > 20*time.Second {
+				t.Errorf("away for %s: %v after %s", c.out, err, took)
+			}
+		})
+	}
+}
