@@ -246,6 +246,71 @@ func TestPipelineNodeCloses(t *testing.T) {
 	}
 }
 
+// Shows that a remote client's pipeline survives a node that dies under it: every
+// call comes out once, later ones go to the new leaders, acknowledged writes are
+// there at the end, and what is said not to be applied is not.
+func TestPipelineNodeDies(t *testing.T) {
+	ctx := t.Context()
+	c, err := localcluster.Start(ctx, localcluster.Options{Dir: t.TempDir(), Shards: 6,
+		Timing: flotilla.Timing{Heartbeat: 100 * time.Millisecond, Support: 600 * time.Millisecond}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	client, err := flotilla.Dial(ctx, []string{c.Node(0).Addr(), c.Node(1).Addr()}, flotilla.ClientOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	p, err := client.NewPipeline(flotilla.PipelineOptions{Depth: 128})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	key := func(i int) []byte { return fmt.Appendf(nil, "%c%d", byte(i*37), i) }
+	outcome := map[int]flotilla.OutcomeCode{}
+	receive := func(c *flotilla.Call) {
+		if _, twice := outcome[c.Tag.(int)]; twice {
+			t.Errorf("call %v came out twice", c.Tag)
+		}
+		outcome[c.Tag.(int)] = flotilla.Outcome(c.Err)
+	}
+	const n, dies = 8000, 3000
+	for i := range n {
+		if i == dies {
+			c.Kill(2)
+		}
+		if p.Pending() == p.Depth() {
+			receive(<-p.Done())
+		}
+		if err := p.Put(ctx, key(i), nil, i); err != nil {
+			t.Fatalf("put %d: %v", i, err)
+		}
+	}
+	drain(p, receive)
+	have := map[string]bool{}
+	for pair, err := range client.Scan(ctx, flotilla.Range{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		have[string(pair.Key)] = true
+	}
+	late := 0
+	for i := range n {
+		o, out := outcome[i]
+		there := have[string(key(i))]
+		if !out || o == flotilla.Applied && !there || o == flotilla.NotApplied && there {
+			t.Errorf("write %d: came out %t, %v, and it is there: %t", i, out, o, there)
+		}
+		if i >= n-1000 && o == flotilla.Applied {
+			late++
+		}
+	}
+	if late < 900 {
+		t.Errorf("only %d of the last 1000 writes were applied", late)
+	}
+}
+
 // Shows that options out of bounds are refused.
 func TestPipelineOptions(t *testing.T) {
 	n, err := flotilla.Open(t.Context(), flotilla.Options{InMemory: true})
