@@ -106,6 +106,8 @@ func newCollector(n *Node) *collector {
 	add(k, "engine_write_stalls_total", "How often writes waited for flushes or compactions.", func(m *Metrics) float64 { return float64(m.Engine.Stalls) })
 	add(g, "engine_fsync_p99_seconds", "99th percentile from commit to durable.", func(m *Metrics) float64 { return m.Engine.FsyncP99.Seconds() })
 	add(g, "engine_disk_bytes", "Bytes of all files of the store.", func(m *Metrics) float64 { return float64(m.Engine.DiskBytes) })
+	add(g, "engine_deferred_bytes", "Bytes that were applied in memory and are not in tables yet.", func(m *Metrics) float64 { return float64(m.Engine.DeferredBytes) })
+	add(g, "engine_redo_bytes", "Bytes of write-ahead log since the last flush of what was applied in memory.", func(m *Metrics) float64 { return float64(m.Engine.RedoBytes) })
 	add(g, "engine_wal_bytes", "Bytes of write-ahead logs in use.", func(m *Metrics) float64 { return float64(m.Engine.WALBytes) })
 	add(k, "liveness_withdrawn_total", "Promises of support to other nodes that ended.", func(m *Metrics) float64 { return float64(m.Live.Withdrawn) })
 	add(k, "liveness_lost_total", "Promises of support by other nodes that ended.", func(m *Metrics) float64 { return float64(m.Live.Lost) })

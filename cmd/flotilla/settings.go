@@ -116,6 +116,7 @@ type config struct {
 		Memory         size     `toml:"memory" flag:"memory" help:"memory for caches and write buffers; at least 16MiB"`
 		Proposals      size     `toml:"proposals" flag:"proposals" help:"size of all writes that may wait on the node; at least 4MiB"`
 		Wait           duration `toml:"wait" flag:"write-wait" help:"refuse writes that would wait longer than this on the node"`
+		Log            size     `toml:"log" flag:"log-limit" help:"log that a restart may have to apply again; writes wait when it is reached; at least 4MiB"`
 		RequestTimeout duration `toml:"request_timeout" flag:"request-timeout" help:"limit of a request that has no other"`
 		Drain          duration `toml:"drain" flag:"drain" help:"time to hand leaderships over when stopped"`
 	} `toml:"limits"`
@@ -134,6 +135,7 @@ func defaultConfig() *config {
 	c.Limits.Memory = 256 << 20
 	c.Limits.Proposals = 256 << 20
 	c.Limits.Wait = duration{500 * time.Millisecond}
+	c.Limits.Log = 256 << 20
 	c.Limits.RequestTimeout = duration{10 * time.Second}
 	c.Limits.Drain = duration{10 * time.Second}
 	c.Log.Level = "info"
@@ -461,7 +463,7 @@ var optionPaths = map[string]string{
 	"Shards": "cluster.shards", "SplitAt": "cluster.split_at", "Replicas": "cluster.replicas", "ClusterID": "cluster.id",
 	"TLS": "tls.cert", "TLS.CA": "tls.ca", "TLS.Cert": "tls.cert", "TLS.Key": "tls.key",
 	"Timing.Heartbeat": "raft.heartbeat", "Timing.Support": "raft.support", "Timing.ElectionRank": "raft.election_rank",
-	"Limits.Memory": "limits.memory", "Limits.Proposals": "limits.proposals", "Limits.Wait": "limits.wait", "Timeout": "limits.request_timeout",
+	"Limits.Memory": "limits.memory", "Limits.Proposals": "limits.proposals", "Limits.Wait": "limits.wait", "Limits.Log": "limits.log", "Timeout": "limits.request_timeout",
 }
 
 // options returns what the node is opened with. Faults are told in the words of
@@ -481,7 +483,7 @@ func (r *resolved) options() (flotilla.Options, error) {
 		Bootstrap: r.Cluster.Bootstrap, Rejoin: r.Cluster.Rejoin, Join: r.Cluster.Join,
 		Shards: r.Cluster.Shards, SplitAt: splitAt, Replicas: r.Cluster.Replicas,
 		Timeout: r.Limits.RequestTimeout.d,
-		Limits:  flotilla.Limits{Memory: int64(r.Limits.Memory), Proposals: int64(r.Limits.Proposals), Wait: r.Limits.Wait.d},
+		Limits:  flotilla.Limits{Memory: int64(r.Limits.Memory), Proposals: int64(r.Limits.Proposals), Wait: r.Limits.Wait.d, Log: int64(r.Limits.Log)},
 		Timing: flotilla.Timing{Heartbeat: r.Raft.Heartbeat.d, Support: r.Raft.Support.d,
 			ElectionRank: r.Raft.ElectionRank.d},
 		NoClock: r.Raft.NoClock,
