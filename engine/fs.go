@@ -125,7 +125,7 @@ func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 		return d.wal(name, f, err)
 	}
 	if err == nil && strings.HasSuffix(base, ".sst") {
-		f = &politeTable{f, d.e.opts.yield}
+		f = &politeTable{f, politeness{yield: d.e.opts.yield}}
 	}
 	number, isManifest := manifestNumber(base)
 	if err == nil && isManifest {
