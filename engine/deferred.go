@@ -31,15 +31,16 @@ import (
 //	J4  What else writes to the applied side in Pebble (a descriptor with the whole
 //	    state of its group, a snapshot, the end of a replica) takes the group's
 //	    writes out of memory in the same step, and no flush that began before it
-//	    brings them back.
+//	    brings them back. What was flushed and is kept for reads goes, too.
 type deferred struct {
 	// mu guards the tables, the sequence and the snapshots. It is held while a batch
 	// is put into memory, never across I/O but that of an install.
 	mu    sync.RWMutex
-	mem   *table // takes the writes
-	imm   *table // is being flushed; nil: none
-	seq   uint64 // of the last batch
-	open  int    // open snapshots, and the newest of them
+	mem   *table   // takes the writes
+	imm   *table   // is being flushed; nil: none
+	clean []*table // were flushed, newest first: reads of what they hold need not ask Pebble
+	seq   uint64   // of the last batch
+	open  int      // open snapshots, and the newest of them
 	keep  uint64
 	scans bool // somebody scans: keys are kept nearly sorted
 
@@ -117,10 +118,29 @@ func (d *deferred) getLocked(key, dst []byte) ([]byte, entryKind) {
 	if kind == entryNone && d.imm != nil {
 		kind, val = d.imm.get(key)
 	}
+	for i := 0; kind == entryNone && i < len(d.clean); i++ {
+		kind, val = d.clean[i].get(key)
+	}
 	if kind == entrySet {
 		dst = append(dst, val...)
 	}
 	return dst, kind
+}
+
+// retireLocked ends a flush of imm: what it holds is in Pebble now. It stays to be
+// read, and for that older tables go until no more than room bytes are kept. Newer
+// writes are in newer tables, which are asked first; and whatever else changes the
+// applied side in Pebble drops what is kept (takeLocked). Called with mu held.
+func (d *deferred) retireLocked(room int) {
+	kept := []*table{d.imm}
+	room -= d.imm.bytes
+	for _, t := range d.clean {
+		if room -= t.bytes; room < 0 {
+			break
+		}
+		kept = append(kept, t)
+	}
+	d.clean, d.imm = kept, nil
 }
 
 // groupSpans are the raw spans of the applied side of a group.
@@ -136,6 +156,9 @@ func (d *deferred) takeLocked(spans ...pebble.KeyRange) {
 		return
 	}
 	d.seq++
+	if !mutants.On("J4c") {
+		d.clean = nil
+	}
 	for _, sp := range spans {
 		if !mutants.On("J4b") {
 			d.mem.take(d.seq, d.keep, sp.Start, sp.End)
@@ -381,7 +404,7 @@ func (e *Engine) startFlush() <-chan struct{} {
 		d.mu.Lock()
 		d.full = nil
 		if err == nil {
-			d.imm = nil
+			d.retireLocked(int(e.opts.DeferBytes))
 		} else if errors.Is(err, syscall.ENOSPC) {
 			d.full = err
 		}

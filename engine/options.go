@@ -53,7 +53,8 @@ type Options struct {
 	MemTableBytes int64
 	// DeferBytes, if not zero, keeps the applied side of the groups in memory until
 	// that many bytes have gathered, and writes it to tables in bulk: see deferred.
-	// Up to twice as much is held. Owners of groups cut their logs by OnFlush then.
+	// Up to twice as much is held, and once more of what was flushed last, for reads.
+	// Owners of groups cut their logs by OnFlush then.
 	// Zero: it goes through the write-ahead log with each batch.
 	DeferBytes int64
 	// DeferLogBytes is how much is written to the write-ahead log before what is in
