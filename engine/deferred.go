@@ -297,18 +297,33 @@ func minKey(a, b []byte) []byte {
 // which went to Pebble. Called with mu held.
 func (d *deferred) applyLocked(repr []byte, skip []pebble.KeyRange) {
 	d.seq++
+	var some [16]tableOp
+	n := 0
+	flush := func() {
+		d.mem.putAll(d.seq, d.keep, some[:n], d.scans)
+		n = 0
+	}
 	_ = eachOp(repr, func(kind pebble.InternalKeyKind, key, val []byte) error {
-		switch {
-		case len(skip) > 0 && within(skip, key):
-		case kind == pebble.InternalKeyKindSet:
-			d.mem.put(d.seq, d.keep, entrySet, key, val, d.scans)
-		case kind == pebble.InternalKeyKindDelete:
-			d.mem.put(d.seq, d.keep, entryDelete, key, nil, d.scans)
-		case kind == pebble.InternalKeyKindRangeDelete:
+		if len(skip) > 0 && within(skip, key) {
+			return nil
+		}
+		switch kind {
+		case pebble.InternalKeyKindSet:
+			some[n] = tableOp{kind: entrySet, key: key, val: val}
+			n++
+		case pebble.InternalKeyKindDelete:
+			some[n] = tableOp{kind: entryDelete, key: key}
+			n++
+		case pebble.InternalKeyKindRangeDelete:
+			flush()
 			d.mem.deleteRange(d.seq, d.keep, key, val)
+		}
+		if n == len(some) {
+			flush()
 		}
 		return nil
 	})
+	flush()
 }
 
 // room begins a flush when memory or log is full, and waits for one when both

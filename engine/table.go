@@ -31,7 +31,8 @@ type table struct {
 	runs [][]keyRef // sorted by key, of falling size
 	// ranges are range deletions, oldest first. A point of the same table is always
 	// newer than they are, since they delete what they find in it.
-	ranges []tableRange
+	ranges  []tableRange
+	touched byte // keeps the compiler from leaving out what only warms the cache
 	// taken counts how often entries were taken out (take).
 	taken int
 }
@@ -136,13 +137,49 @@ func (t *table) grow() {
 	}
 }
 
+// tableOp is an operation to put into a table.
+type tableOp struct {
+	kind     entryKind
+	key, val []byte
+	hash     uint64
+	ref      keyRef
+}
+
+// putAll is put for some operations, in order. A table is larger than the caches of a
+// processor, and each operation would wait for memory two times in turn: so the places
+// of all of them are looked up first, and their records touched, none waiting for
+// another.
+func (t *table) putAll(seq, keep uint64, ops []tableOp, sorted bool) {
+	for i := range ops {
+		ops[i].hash = maphash.Bytes(tableSeed, ops[i].key)
+	}
+	if mask := uint64(len(t.slots) - 1); len(t.slots) > 0 {
+		for i := range ops {
+			ops[i].ref = t.slots[ops[i].hash&mask].ref
+		}
+		for i := range ops {
+			if r := ops[i].ref; r != 0 {
+				b := t.at(r)
+				t.touched ^= b[0] ^ b[min(64, len(b)-1)] ^ b[min(128, len(b)-1)]
+			}
+		}
+	}
+	for i := range ops {
+		o := &ops[i]
+		t.putHashed(o.hash, seq, keep, o.kind, o.key, o.val, sorted)
+	}
+}
+
 // put writes a version of key. keep is the newest open snapshot: what it can see
 // stays. sorted says that scans go on.
 func (t *table) put(seq, keep uint64, kind entryKind, key, val []byte, sorted bool) {
+	t.putHashed(maphash.Bytes(tableSeed, key), seq, keep, kind, key, val, sorted)
+}
+
+func (t *table) putHashed(h, seq, keep uint64, kind entryKind, key, val []byte, sorted bool) {
 	if 3*(t.keys+1) > 2*len(t.slots) {
 		t.grow()
 	}
-	h := maphash.Bytes(tableSeed, key)
 	s := t.find(h, key)
 	if s.ref != 0 {
 		t.rewrite(s.ref, seq, keep, kind, val)
