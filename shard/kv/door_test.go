@@ -17,6 +17,9 @@ type doorHost struct{ d raft.Descriptor }
 func (h *doorHost) Propose(_ raft.ShardID, _ raft.Command, done func([]byte, raft.Index, uint32, error)) {
 	done(nil, 1, 0, nil)
 }
+func (h *doorHost) ProposeFor(_ raft.ShardID, _ raft.Command, w multiraft.Waiter) {
+	w.Proposed(nil, 1, 0, nil)
+}
 func (h *doorHost) LeaseRead(raft.ShardID) bool                               { return true }
 func (h *doorHost) Read(_ raft.ShardID, done func(raft.Index, error))         { done(1, nil) }
 func (h *doorHost) ReadIndex(_ raft.ShardID, done func(raft.Index, error))    { done(1, nil) }

@@ -259,7 +259,9 @@ func (c *call) check() bool {
 		c.resp.Err = err
 		return false
 	}
-	c.gen = c.s.host.Generation(r.Shard)
+	if r.Kind != shard.KindWrite { // what writes rest on is looked at when they are applied
+		c.gen = c.s.host.Generation(r.Shard)
+	}
 	d, ok := c.s.host.Descriptor(r.Shard)
 	if !ok {
 		c.resp.Err = &shard.EpochError{Shard: r.Shard}
