@@ -599,6 +599,11 @@ func (e *Engine) eventListener() *pebble.EventListener {
 				e.onFull(err)
 				return
 			}
+			if e.failed.Load() != nil {
+				// Pebble tries again and again, without a pause where it reads the statistics
+				// of a damaged table, for as long as the process lives.
+				time.Sleep(time.Second)
+			}
 			e.fail(fmt.Errorf("flush or compaction: %w", err))
 		},
 		PossibleAPIMisuse: func(info pebble.PossibleAPIMisuseInfo) {
