@@ -192,7 +192,7 @@ func (l *loop) hideLeases() {
 	}
 	for _, r := range l.touched {
 		old := r.pub.Load()
-		if old.lease == nil || !r.removed && r.lease(old) == old.lease {
+		if r.leaseKept = old.lease != nil && !r.removed && r.lease(old) == old.lease; r.leaseKept || old.lease == nil {
 			continue
 		}
 		v := *old

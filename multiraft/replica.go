@@ -97,6 +97,7 @@ type replica struct {
 	flushFrom uint64
 
 	touched   bool
+	leaseKept bool // this round changes nothing of the lease
 	asDirty   bool
 	fenced    error // nil or a *fenceError
 	removed   bool  // destroyed, or about to be: off the loop
@@ -173,7 +174,12 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 		r.anomalies = st.Anomalies
 	}
 	old := r.pub.Load()
-	lease := r.lease(old)
+	var lease *raft.Lease
+	if r.leaseKept { // looked at a moment ago, by hideLeases
+		lease, r.leaseKept = old.lease, false
+	} else {
+		lease = r.lease(old)
+	}
 	r.pos.store(st.Last, st.Commit, r.as.Applied)
 	if old != nil && old.lease == lease && old.Term == st.Term && old.Leader == st.LeadNode && old.IsLeader == (st.Role == raft.RoleLeader) &&
 		old.IsReady == st.Ready && (old.NoQuorum != nil) == st.QuorumLost && old.forgot() == len(st.Forgot) && old.Fenced == r.fenced &&

@@ -79,7 +79,7 @@ type Tuning struct {
 	QuorumGrace      time.Duration // how long a leader outlives the support of its quorum. 500 ms
 	LeaderGrace      time.Duration // how long a leader without node support may be silent. 1 s
 	LagQuery         time.Duration // after which a follower with uncommitted entries asks. 2 s
-	CommitDelay      time.Duration // longest wait of a commit record for an append to ride on. 2 ms
+	CommitDelay      time.Duration // longest wait of a commit record for an append to ride on. 25 ms
 	IdleTruncate     time.Duration // quiet time after which the whole applied log is cut. 1 s
 	SnapshotTimeout  time.Duration // after which a snapshot that was not reported is given up. 2 min
 	LogKeepEntries   int           // how far a dead peer may hold the log back. 16384
@@ -113,7 +113,7 @@ func (t Tuning) WithDefaults() Tuning {
 	dur(&t.QuorumGrace, 500*time.Millisecond)
 	dur(&t.LeaderGrace, time.Second)
 	dur(&t.LagQuery, 2*time.Second)
-	dur(&t.CommitDelay, 2*time.Millisecond)
+	dur(&t.CommitDelay, 25*time.Millisecond)
 	dur(&t.IdleTruncate, time.Second)
 	dur(&t.SnapshotTimeout, 2*time.Minute)
 	def(&t.LogKeepEntries, 16384)

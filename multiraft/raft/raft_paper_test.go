@@ -274,7 +274,7 @@ func TestPaper53CommitByMajority(t *testing.T) {
 	}
 	r.now = r.now.Add(5 * time.Millisecond)
 	r.do(true, func(o *Out) {})
-	r.now = r.now.Add(5 * time.Millisecond)
+	r.now = r.now.Add(r.c.tun.CommitDelay)
 	r.do(true, func(o *Out) {})
 	if m := r.want(r.take(), MsgCommit, 3); m.Commit != mark.Index {
 		t.Errorf("commit record %+v", m)

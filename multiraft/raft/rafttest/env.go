@@ -40,7 +40,7 @@ const shard raft.ShardID = 7
 //	quiet on|off              do not print message traffic
 type Env struct {
 	now   raft.Time
-	tun   raft.Tuning
+	tun   raft.Tuning // CommitDelay is 2 ms, so that commit records show
 	nodes []*node
 	net   []packet
 	cut   [][]bool       // cut[a][b]: a does not reach b
@@ -90,7 +90,9 @@ type packet struct {
 type refusal struct{ error }
 
 // New returns an empty environment.
-func New() *Env { return &Env{now: raft.Time(time.Second)} }
+func New() *Env {
+	return &Env{now: raft.Time(time.Second), tun: raft.Tuning{CommitDelay: 2 * time.Millisecond}}
+}
 
 func (e *Env) printf(f string, a ...any) { fmt.Fprintf(&e.out, f+"\n", a...) }
 
