@@ -73,12 +73,14 @@ func TestMutants(t *testing.T) {
 }
 
 // A router that lets everybody wait is found out.
-func TestPatienceMutant(t *testing.T) {
-	mutants.Set("S19-patience")
-	defer mutants.Set("")
-	err := patience(t)
-	if err == nil {
-		t.Fatal("survived")
-	}
-	t.Logf("found: %.300v", err)
+func TestPatienceMutants(t *testing.T) {
+	t.Run("S19-patience", func(t *testing.T) {
+		mutants.Set("S19-patience")
+		defer mutants.Set("")
+		err := patience(t)
+		if err == nil {
+			t.Fatal("survived")
+		}
+		t.Logf("found: %.300v", err)
+	})
 }

@@ -23,6 +23,11 @@ func sessionPlants() []plant {
 		tested("F6e", "F6", "a late answer to a call of a pipeline that was given up reaches the next one", "router", "TestPipelineMutants", "L1"),
 		tested("F6d", "F6", "a call of a pipeline goes where its caller's key slice says by now", "router", "TestPipelineMutants", "L1"),
 		tested("H9b", "H9", "each call of a pipeline takes a goroutine", "router", "TestPipelineMutants", "S19"),
+		tested("S19-wait", "B11", "a node takes in writes however long they would wait", "multiraft", "TestOverloadedHostMutants", "S19"),
+		tested("S19-stuck", "B10", "writes of a group that cannot commit shut out the others of its loop", "multiraft", "TestAdmissionMutants", "L1"),
+		tested("S19-effect", "F5", "a write that is refused because of overload takes effect", "multiraft", "TestOverloadedHostMutants", "S16"),
+		tested("S19-retry", "B11", "an overloaded node does not say when to come back", "multiraft", "TestOverloadedHostMutants", "S19"),
+		tested("S19-patience", "B11", "any number of requests wait at the router for an overloaded node", "router", "TestPatienceMutants", "S19"),
 		tested("S19-pipeline", "H10", "a pipeline takes in any number of calls", "router", "TestPipelineMutants", "S19"),
 	}
 }
