@@ -213,6 +213,10 @@ func (b *Batch) Commit(sync bool) (err error) {
 			err = b.e.fail(fmt.Errorf("commit: %v", p))
 		}
 	}()
+	if len(b.through) > 0 {
+		b.e.def.mu.Lock()
+		defer b.e.def.mu.Unlock()
+	}
 	b.e.stats.batches.Add(1)
 	if !sync || mutants.On("E-ack-unsynced") || mutants.On("H3") && b.e.seq.Add(1)%4 == 0 {
 		err = b.e.db.Apply(b.b, pebble.NoSync)

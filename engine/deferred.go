@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"sync"
 	"syscall"
 	"time"
@@ -39,12 +40,15 @@ type deferred struct {
 	mem   *table   // takes the writes
 	imm   *table   // is being flushed; nil: none
 	clean []*table // were flushed, newest first: reads of what they hold need not ask Pebble
-	seq   uint64   // of the last batch
-	open  int      // open snapshots, and the newest of them
+	now   func() time.Time
+	seq   uint64 // of the last batch
+	open  int    // open snapshots, and the newest of them
 	keep  uint64
 	scans bool // somebody scans: keys are kept nearly sorted
 
 	logBytes int           // committed to Pebble since mem was begun
+	immLog   int           // committed to Pebble while imm took the writes
+	retryAt  time.Time     // when a flush is begun again that found the disk full
 	uncut    int           // groups of the last flush whose logs are not cut yet
 	rotate   bool          // most of them are: the memtable should end now
 	idle     chan struct{} // closed when no flush is under way; nil: none is
@@ -133,14 +137,14 @@ func (d *deferred) getLocked(key, dst []byte) ([]byte, entryKind) {
 // applied side in Pebble drops what is kept (takeLocked). Called with mu held.
 func (d *deferred) retireLocked(room int) {
 	kept := []*table{d.imm}
-	room -= d.imm.bytes
-	for _, t := range d.clean {
-		if room -= t.bytes; room < 0 {
+	kept = kept[:0]
+	for _, t := range append([]*table{d.imm}, d.clean...) {
+		if room -= t.size(); room < 0 {
 			break
 		}
 		kept = append(kept, t)
 	}
-	d.clean, d.imm = kept, nil
+	d.clean, d.imm, d.immLog = kept, nil, 0
 }
 
 // groupSpans are the raw spans of the applied side of a group.
@@ -230,21 +234,21 @@ func (b *Batch) writeThrough() error {
 	})
 }
 
+// throughSpans returns the spans of the groups in through, which are disjoint, in
+// order.
 func (b *Batch) throughSpans() (spans []pebble.KeyRange) {
 	for i := range b.through {
 		sp := groupSpans(&b.through[i])
 		spans = append(spans, sp[:]...)
 	}
+	slices.SortFunc(spans, func(a, b pebble.KeyRange) int { return bytes.Compare(a.Start, b.Start) })
 	return spans
 }
 
+// within reports whether key is in one of spans, which are disjoint and in order.
 func within(spans []pebble.KeyRange, key []byte) bool {
-	for _, sp := range spans {
-		if bytes.Compare(sp.Start, key) <= 0 && bytes.Compare(key, sp.End) < 0 {
-			return true
-		}
-	}
-	return false
+	i := sort.Search(len(spans), func(i int) bool { return bytes.Compare(spans[i].Start, key) > 0 })
+	return i > 0 && bytes.Compare(key, spans[i-1].End) < 0
 }
 
 // eachOp calls f with the operations of a batch.
@@ -266,8 +270,10 @@ func eachOp(repr []byte, f func(kind pebble.InternalKeyKind, key, val []byte) er
 
 // applyBatch puts a batch that Pebble has committed into memory.
 func (d *deferred) applyBatch(b *Batch) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	if len(b.through) == 0 {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+	}
 	d.logBytes += b.b.Len()
 	if d.uncut > 0 && b.cuts > 0 {
 		if d.uncut -= b.cuts; d.uncut <= 0 {
@@ -297,6 +303,9 @@ func minKey(a, b []byte) []byte {
 // which went to Pebble. Called with mu held.
 func (d *deferred) applyLocked(repr []byte, skip []pebble.KeyRange) {
 	d.seq++
+	if d.mem.empty() {
+		d.mem.born = d.now()
+	}
 	var some [16]tableOp
 	n := 0
 	flush := func() {
@@ -326,37 +335,56 @@ func (d *deferred) applyLocked(repr []byte, skip []pebble.KeyRange) {
 	flush()
 }
 
+// maxRanges is how many range deletions memory takes before a flush: each read that
+// finds no point looks at all of them.
+const maxRanges = 512
+
 // room begins a flush when memory or log is full, and waits for one when both
 // tables are. It is called without any lock, before a commit.
 func (e *Engine) room() {
 	d := e.def
 	for {
 		d.mu.RLock()
-		bytes, log, idle, rotate := d.mem.bytes, d.logBytes, d.idle, d.rotate
+		bytes, log, idle, rotate := d.mem.size(), d.logBytes, d.idle, d.rotate
+		all, allLog, ranges := bytes, log+d.immLog, len(d.mem.ranges)
+		old := !d.mem.empty() && e.opts.Now().Sub(d.mem.born) >= flushAge
+		wait := time.Until(d.retryAt)
+		if d.imm != nil {
+			all += d.imm.size()
+		}
 		d.mu.RUnlock()
 		if rotate {
 			e.rotate()
 		}
 		limit, logLimit := int(e.opts.DeferBytes), int(e.opts.DeferLogBytes)
-		if bytes < limit && log < logLimit {
+		if bytes < limit && log < logLimit && ranges < maxRanges && !old {
 			return
 		}
 		if e.failed.Load() != nil || e.closed.Load() {
 			return
 		}
-		if idle == nil {
+		full := idle == nil && wait > 0 && !e.opts.FlushInline
+		if idle == nil && !full {
 			e.startFlush()
 			return
 		}
-		if bytes < 2*limit && log < int(e.opts.DeferLogLimit) {
+		if all < 2*limit && allLog < int(e.opts.DeferLogLimit) && ranges < 2*maxRanges {
 			return
 		}
 		e.stats.stalls.Add(1)
 		e.stats.stalled.Store(true)
-		select {
-		case <-idle:
-		case <-e.down:
-			return
+		if full {
+			t := time.NewTimer(min(wait, fullPause))
+			select {
+			case <-t.C:
+			case <-e.down:
+			}
+			t.Stop()
+		} else {
+			select {
+			case <-idle:
+			case <-e.down:
+			}
 		}
 		e.stats.stalled.Store(false)
 	}
@@ -409,22 +437,27 @@ func (e *Engine) startFlush() <-chan struct{} {
 	if !left {
 		d.flushes++
 		d.imm, d.mem = d.mem, newTable(e.opts.Now())
-		d.logBytes = 0
+		d.immLog, d.logBytes = d.logBytes, 0
 	}
 	n := d.flushes
 	d.mu.Unlock()
 	run := func() {
 		defer close(done)
+		defer func() {
+			if p := recover(); p != nil { // of Pebble, or on damaged memory
+				e.fail(fmt.Errorf("flush: %v", p))
+			}
+		}()
 		groups, err := e.flushTable()
 		d.mu.Lock()
 		d.full = nil
 		if err == nil {
 			d.retireLocked(int(e.opts.DeferBytes))
 		} else if errors.Is(err, syscall.ENOSPC) {
-			d.full = err
+			d.full, d.retryAt = err, time.Now().Add(fullPause)
 		}
 		d.idle = nil
-		d.uncut = len(groups) * 9 / 10 // some may be held back by a peer
+		d.uncut = min(len(groups), max(1, len(groups)*9/10)) // some may be held back by a peer
 		d.scans = d.open > 0
 		d.mu.Unlock()
 		if f := e.onFlush.Load(); err == nil && len(groups) > 0 && f != nil {
@@ -444,13 +477,16 @@ func (e *Engine) startFlush() <-chan struct{} {
 }
 
 // flushAll brings everything that was committed before the call into tables. An
-// error means that the store has failed, or (FlushInline) that the disk is full.
+// error means that the store has failed, or that the disk is full.
 func (e *Engine) flushAll() error {
 	if e.def == nil {
 		return nil
 	}
 	for range 2 { // one may be under way that began too early
-		<-e.startFlush()
+		select {
+		case <-e.startFlush():
+		case <-e.down:
+		}
 		if f := e.failed.Load(); f != nil {
 			return f.err
 		}
@@ -473,28 +509,17 @@ func (e *Engine) flushTable() ([]Flushed, error) {
 			return nil, err
 		}
 	}
-	for {
+	for try := 0; ; try++ {
 		if f := e.failed.Load(); f != nil {
 			return nil, f.err
 		}
-		dir := e.fs.PathJoin(e.StagingDir(), fmt.Sprintf("install-flush-%d-%d", e.bootEpoch, e.seq.Add(1)))
-		groups, paths, taken, err := e.buildTables(dir)
-		switch {
-		case errors.Is(err, syscall.ENOSPC):
-			_ = e.fs.RemoveAll(dir)
+		groups, ok, err := e.flushOnce(try >= 2)
+		if errors.Is(err, syscall.ENOSPC) {
 			e.onFull(err)
-			if e.opts.FlushInline { // a later commit tries again
-				return nil, err
-			}
-			e.pauseIfFull()
-			continue
-		case err != nil:
-			return nil, e.fail(fmt.Errorf("flush: %w", err))
+			return nil, err // a later commit tries again
 		}
-		ok, err := e.ingestTables(paths, taken)
-		_ = e.fs.RemoveAll(dir)
 		if err != nil {
-			return nil, err
+			return nil, e.fail(fmt.Errorf("flush: %w", err))
 		}
 		if ok {
 			e.stats.flushes.Add(1)
@@ -503,33 +528,48 @@ func (e *Engine) flushTable() ([]Flushed, error) {
 	}
 }
 
+// flushOnce is flushTable, which reports false if something was taken out of d.imm
+// meanwhile. alone keeps others from that: they wait for this flush, which else might
+// never end while many groups change their replicas.
+func (e *Engine) flushOnce(alone bool) (groups []Flushed, ok bool, err error) {
+	if alone {
+		e.def.flushMu.Lock()
+		defer e.def.flushMu.Unlock()
+	}
+	dir := e.fs.PathJoin(e.StagingDir(), fmt.Sprintf("install-flush-%d-%d", e.bootEpoch, e.seq.Add(1)))
+	defer func() { _ = e.fs.RemoveAll(dir) }()
+	groups, paths, taken, err := e.buildTables(dir)
+	if err != nil {
+		return nil, false, err
+	}
+	if !alone {
+		e.def.flushMu.Lock()
+		defer e.def.flushMu.Unlock()
+	}
+	ok, err = e.ingestTables(paths, taken)
+	return groups, ok, err
+}
+
 // ingestTables makes tables of d.imm part of the store, unless something was taken
-// out of d.imm since they were written.
+// out of d.imm since they were written. Called with flushMu held.
 func (e *Engine) ingestTables(paths []string, taken int) (ok bool, err error) {
 	d := e.def
-	d.flushMu.Lock()
-	defer d.flushMu.Unlock()
 	d.mu.RLock()
 	ok = d.imm.taken == taken
 	d.mu.RUnlock()
 	if !ok || len(paths) == 0 {
 		return ok, nil
 	}
-	defer func() {
-		if p := recover(); p != nil {
-			err = e.fail(fmt.Errorf("flush: %v", p))
-		}
-	}()
 	if mutants.On("J1") { // the data first, then what says through where it goes
 		for i := range paths {
 			if err := e.db.Ingest(context.Background(), paths[len(paths)-1-i:len(paths)-i]); err != nil {
-				return false, e.fail(fmt.Errorf("flush: %w", err))
+				return false, err
 			}
 		}
 		return true, nil
 	}
 	if err := e.db.Ingest(context.Background(), paths); err != nil {
-		return false, e.fail(fmt.Errorf("flush: %w", err))
+		return false, err // nothing of it counts
 	}
 	return true, nil
 }

@@ -300,7 +300,10 @@ func TestJ4UnderWay(t *testing.T) {
 		n := len(s.steps)
 		s.destroy(1)
 		must(t, s.steps[n].do(e))
-		if ok, err := e.ingestTables(paths, taken); err != nil {
+		d.flushMu.Lock()
+		ok, err := e.ingestTables(paths, taken)
+		d.flushMu.Unlock()
+		if err != nil {
 			t.Fatal(err)
 		} else if !ok { // written anew, without what was taken
 			_, err = e.flushTable()

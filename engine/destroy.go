@@ -122,10 +122,6 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 		// Nothing of the group comes to the tables from here on.
 		d.flushMu.Lock()
 		defer d.flushMu.Unlock()
-		d.mu.Lock()
-		sp := StatePrefix(s)
-		d.takeLocked(pebble.KeyRange{Start: sp, End: PrefixEnd(sp)})
-		d.mu.Unlock()
 	}
 	pb := e.db.NewBatch()
 	write := func(errs ...error) error { return errors.Join(errs...) }
@@ -149,16 +145,31 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 	if err != nil {
 		return errors.Join(err, pb.Close())
 	}
-	if mutants.On("E-destroy-unsynced") {
-		err = e.db.Apply(pb, pebble.NoSync)
-	} else {
-		err = e.applySynced(pb)
-	}
-	if err != nil {
+	begun := e.stats.now()
+	if err := e.takeWith(s, func() error { return e.commitSyncing(pb) }); err != nil {
 		return err
+	}
+	if !mutants.On("E-destroy-unsynced") {
+		if err := errors.Join(e.endSync(pb, begun), pb.Close()); err != nil {
+			return err
+		}
 	}
 	e.setOwnFrom(s, 0)
 	return e.carryOut(s, in)
+}
+
+// takeWith takes a group out of memory in the same step in which commit takes it out of
+// Pebble: no View sees it half gone.
+func (e *Engine) takeWith(s raft.ShardID, commit func() error) error {
+	d := e.def
+	if d == nil {
+		return commit()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	sp := StatePrefix(s)
+	d.takeLocked(pebble.KeyRange{Start: sp, End: PrefixEnd(sp)})
+	return commit()
 }
 
 // carryOut removes the data of one intent, except what belongs to a live

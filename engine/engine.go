@@ -92,7 +92,7 @@ func Open(o Options) (*Engine, error) {
 	e.dir = canonicalDir(e.fs, o.Dir)
 	e.batches.New = func() any { return &Batch{e: e} }
 	if o.DeferBytes > 0 {
-		e.def = &deferred{mem: newTable(e.opts.Now())}
+		e.def = &deferred{mem: newTable(e.opts.Now()), now: e.opts.Now}
 	}
 	e.keys.New = func() any { b := make([]byte, 0, 64); return &b }
 	if o.Dir == "" {
@@ -440,7 +440,7 @@ func (e *Engine) closeDB() (err error) {
 		}
 	}()
 	if e.def != nil {
-		if err := e.flushAll(); err != nil {
+		if err := e.flushAll(); err != nil && !errors.Is(err, syscall.ENOSPC) { // on a full disk the log is enough
 			return err
 		}
 		e.def.mu.Lock()

@@ -109,9 +109,9 @@ func (e *Engine) Metrics() Metrics {
 	defer e.leave()
 	if d := e.def; d != nil {
 		d.mu.RLock()
-		m.DeferredBytes, m.RedoBytes = int64(d.mem.bytes), int64(d.logBytes)
+		m.DeferredBytes, m.RedoBytes = int64(d.mem.size()), int64(d.logBytes+d.immLog)
 		if d.imm != nil {
-			m.DeferredBytes += int64(d.imm.bytes)
+			m.DeferredBytes += int64(d.imm.size())
 		}
 		d.mu.RUnlock()
 		m.Flushes = e.stats.flushes.Load()

@@ -33,7 +33,7 @@ type table struct {
 	// newer than they are, since they delete what they find in it.
 	ranges  []tableRange
 	touched byte // keeps the compiler from leaving out what only warms the cache
-	// taken counts how often entries were taken out (take).
+	// taken counts how often anything was taken out (take).
 	taken int
 }
 
@@ -73,6 +73,12 @@ var tableSeed = maphash.MakeSeed()
 
 func newTable(now time.Time) *table { return &table{born: now} }
 
+// size is about how much memory the table takes, in bytes.
+func (t *table) size() int {
+	const slot, ref, ranged = 16, 8, 128
+	return t.bytes + slot*len(t.slots) + ref*t.keys + ranged*len(t.ranges)
+}
+
 // empty reports whether nothing was written.
 func (t *table) empty() bool { return t.keys == 0 && len(t.ranges) == 0 }
 
@@ -82,7 +88,7 @@ func (t *table) alloc(n int) keyRef {
 	if len(t.chunks) == 0 || t.used+n > len(t.chunks[len(t.chunks)-1]) {
 		size := tableChunk
 		switch {
-		case n > tableChunk:
+		case n > tableChunk-8:
 			size = n + 8
 		case t.bytes < tableChunk: // a small table stays small
 			size = max(4<<10, min(tableChunk, 2*t.bytes), n+8)
@@ -273,13 +279,20 @@ func (t *table) deleteRange(seq, keep uint64, start, end []byte) {
 // take makes the table say nothing of [start, end) any more: it was written
 // elsewhere, or must not be written at all.
 func (t *table) take(seq, keep uint64, start, end []byte) {
-	t.each(start, end, func(r keyRef) { t.rewrite(r, seq, keep, entryNone, nil) })
+	some := false
+	t.each(start, end, func(r keyRef) {
+		if _, _, kind, _ := t.version(t.newest(r)); kind != entryNone {
+			t.rewrite(r, seq, keep, entryNone, nil)
+			some = true
+		}
+	})
 	var rest []tableRange
 	for _, r := range t.ranges {
 		if bytes.Compare(r.end, start) <= 0 || bytes.Compare(end, r.start) <= 0 {
 			rest = append(rest, r)
 			continue
 		}
+		some = true
 		if bytes.Compare(r.start, start) < 0 {
 			rest = append(rest, tableRange{r.seq, r.start, bytes.Clone(start)})
 		}
@@ -288,7 +301,9 @@ func (t *table) take(seq, keep uint64, start, end []byte) {
 		}
 	}
 	t.ranges = rest
-	t.taken++
+	if some {
+		t.taken++
+	}
 }
 
 // each calls f for the keys in [start, end), in no particular order.

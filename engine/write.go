@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -63,15 +64,28 @@ func (e *Engine) applySynced(pb *pebble.Batch) error {
 
 // commitSynced commits pb durably.
 func (e *Engine) commitSynced(pb *pebble.Batch) (err error) {
+	t := e.stats.now()
+	if err := e.commitSyncing(pb); err != nil {
+		return err
+	}
+	return e.endSync(pb, t)
+}
+
+// commitSyncing commits pb so that it is visible, and begins to make it durable.
+func (e *Engine) commitSyncing(pb *pebble.Batch) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = e.fail(fmt.Errorf("commit: %v", p))
 		}
 	}()
-	t := e.stats.now()
 	if err := e.db.ApplyNoSyncWait(pb, pebble.Sync); err != nil {
 		return e.fail(fmt.Errorf("commit: %w", err))
 	}
+	return nil
+}
+
+// endSync waits until pb, committed at time t, is durable.
+func (e *Engine) endSync(pb *pebble.Batch, t time.Time) error {
 	if err := pb.SyncWait(); err != nil {
 		return e.fail(fmt.Errorf("sync: %w", err))
 	}

@@ -586,7 +586,7 @@ func (c *Core) flushApply(o *Out) {
 const (
 	truncLazyEntries = 64
 	truncLazyBytes   = 256 << 10
-	truncMaxEntries  = 4096
+	truncMaxEntries  = 1 << 17
 )
 
 func (c *Core) flushTruncate(now Time, o *Out) {
@@ -618,7 +618,9 @@ func (c *Core) flushTruncate(now Time, o *Out) {
 		return
 	}
 	c.truncNow = false
-	to = min(to, l.trunc+truncMaxEntries)
+	if some := min(to, l.trunc+truncMaxEntries); some < to {
+		to, c.truncAt = some, now // the rest follows at once
+	}
 	t, ok := l.term(to)
 	invariants.Must(ok, "term of %d is unknown", to)
 	o.Truncates = append(o.Truncates, TruncateTask{Shard: c.shard, Index: to, Term: t})

@@ -717,3 +717,70 @@ func TestRefusalTellsCommit(t *testing.T) {
 		t.Fatalf("refusal %+v", a)
 	}
 }
+
+// TestCutGoesOn: a log that was held back for long is cut to where it may be, though
+// one cut is bounded and nothing else happens.
+func TestCutGoesOn(t *testing.T) {
+	c := newTestCore(t, 1, testDesc(Voter), &fakeLive{}, Tuning{})
+	var o Out
+	now := c.Deadline()
+	cut := Index(0)
+	c.Hold(0)
+	round := func() {
+		c.Tick(now, &o)
+		c.Flush(now, &o)
+		for k := 0; k < len(o.Applies); k++ {
+			for _, e := range o.Applies[k].Entries {
+				c.Applied(e.Index, e.Term, len(e.Value), &o)
+			}
+		}
+		for _, t := range o.Truncates {
+			cut = t.Index
+			c.Truncated(t.Index, t.Term)
+		}
+		var marks []LogMark
+		for _, h := range o.HardStates {
+			marks = append(marks, LogMark{Term: h.State.Term})
+		}
+		for _, a := range o.Appends {
+			marks = append(marks, a.Mark)
+		}
+		o.Reset()
+		for _, m := range marks {
+			c.Appended(now, m, &o)
+		}
+	}
+	for range 10 {
+		if d := c.Deadline(); d != Never {
+			now = max(now, d)
+		}
+		round()
+	}
+	const entries = truncMaxEntries + 5000
+	for i := range entries {
+		if _, err := c.Propose(now, EntryHeader{GroupTs: uint64(i + 1)}, []Command{{Body: []byte("x")}}, &o); err != nil {
+			t.Fatal(i, err)
+		}
+		if i%500 == 0 {
+			round()
+			round()
+		}
+	}
+	for range 10 {
+		round()
+	}
+	st := c.Status()
+	if st.Applied < entries || cut != 0 {
+		t.Fatalf("applied %d, cut %d", st.Applied, cut)
+	}
+	c.Hold(st.Applied)
+	for range 20 {
+		if d := c.Deadline(); d != Never {
+			now = max(now, d)
+		}
+		round()
+	}
+	if cut != st.Applied {
+		t.Errorf("cut through %d of %d, and nothing is due: %v", cut, st.Applied, c.Deadline() == Never)
+	}
+}

@@ -51,7 +51,7 @@ type member struct {
 func newFleet(r *Run) *fleet {
 	return &fleet{
 		r: r, now: raft.Time(time.Hour), cut: map[[2]raft.NodeID]bool{}, down: map[raft.NodeID]bool{}, extra: map[raft.NodeID]uint64{},
-		value: 20 + r.rng.IntN(200), keys: 30, tuning: raft.Tuning{LogKeepEntries: 8, TailBytes: 64, IdleTruncate: 20 * time.Millisecond},
+		value: 20 + r.rng.IntN(200), keys: 30, tuning: raft.Tuning{LogKeepEntries: 8, TailBytes: 64, IdleTruncate: 20 * time.Millisecond, CommitDelay: 2 * time.Millisecond},
 	}
 }
 

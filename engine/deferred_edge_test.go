@@ -1,0 +1,171 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/flotillakv/flotilla/internal/sim/simfs"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// edgeEngine keeps all it is given in memory.
+func edgeEngine(t *testing.T, fs FS) *Engine {
+	return deferredEngine(t, fs, func(o *Options) {
+		o.MemTableBytes, o.DeferBytes, o.DeferLogBytes = 64<<20, 256<<20, 1<<30
+	})
+}
+
+func edgeDesc(s raft.ShardID) *raft.Descriptor {
+	return &raft.Descriptor{
+		Shard: s, Keyspace: 1, Start: fmt.Appendf(nil, "%03d", s), End: fmt.Appendf(nil, "%03d", s+1),
+		ConfVer: 1, Version: 1, NextReplica: 2, Replicas: []raft.Replica{{Node: 1, ID: 1, Role: raft.Voter}},
+	}
+}
+
+// TestDeferredValueSizes: values about as large as a piece of memory come back.
+func TestDeferredValueSizes(t *testing.T) {
+	e := edgeEngine(t, NewMemFS())
+	writeClean(t, e, func(b *Batch) {
+		for i := range 3 { // the table is not small any more
+			b.Set(1, fmt.Appendf(nil, "fill%d", i), make([]byte, 700<<10))
+		}
+	})
+	val := []byte(strings.Repeat("v", tableChunk))
+	for n := tableChunk - 80; n <= tableChunk; n++ {
+		key := fmt.Appendf(nil, "k%07d", n)
+		writeClean(t, e, func(b *Batch) { b.Set(1, key, val[:n]) })
+		if got, ok, err := e.Get(1, key, nil); err != nil || !ok || len(got) != n {
+			t.Fatalf("%d bytes came back as %d: %v %v", n, len(got), ok, err)
+		}
+	}
+}
+
+// TestViewsOfDescriptors: a view taken while the descriptor of its group goes to
+// Pebble, with the whole group, is of one moment.
+func TestViewsOfDescriptors(t *testing.T) {
+	e := edgeEngine(t, NewMemFS())
+	d := edgeDesc(1)
+	writeClean(t, e, func(b *Batch) {
+		b.SetDescriptor(d)
+		b.SetApplied(1, raft.AppliedState{})
+	})
+	seen := d.Clone()
+	done := make(chan error, 1)
+	go func() {
+		for i := 1; i <= 3000; i++ {
+			b := e.NewBatch()
+			b.Set(1, fmt.Appendf(nil, "001/%06d", i), []byte("v"))
+			if i%2 == 0 {
+				d.ConfVer++
+				b.SetDescriptor(d)
+			}
+			b.SetApplied(1, raft.AppliedState{Applied: raft.Index(i), AppliedTerm: 1})
+			err := b.Commit(false)
+			b.Close()
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	views := 0
+	for ; ; views++ {
+		select {
+		case err := <-done:
+			must(t, err)
+			if views < 5 {
+				t.Errorf("only %d views", views)
+			}
+			return
+		default:
+		}
+		v, err := e.View(&seen)
+		must(t, err)
+		it, err := v.Iter(ViewData)
+		must(t, err)
+		last := 0
+		if it.Last() {
+			_, err := fmt.Sscanf(string(it.Key()), "001/%d", &last)
+			must(t, err)
+		}
+		must(t, it.Close())
+		if i := int(v.Applied().Applied); last != i || int(v.Desc().ConfVer) != 1+i/2 {
+			t.Fatalf("applied through %d, data through %d, descriptor %d", i, last, v.Desc().ConfVer)
+		}
+		must(t, v.Close())
+	}
+}
+
+// TestFlushOnFullDisk: nobody waits for room on the disk but those who write: a view
+// says so, and Close leaves what is in memory to the log.
+func TestFlushOnFullDisk(t *testing.T) {
+	fs := simfs.New()
+	o := crashOptions(fs)
+	o.MemTableBytes, o.DeferBytes, o.DeferLogBytes = 16<<20, 64<<20, 1<<30
+	e, err := Open(o)
+	must(t, err)
+	d := edgeDesc(1)
+	write := func(from, n int) {
+		b := e.NewBatch()
+		if from == 0 {
+			b.SetDescriptor(d)
+		}
+		for i := range n {
+			b.Set(1, fmt.Appendf(nil, "001/%06d", from+i), incompressible(30000, uint64(from+i)))
+		}
+		b.SetApplied(1, raft.AppliedState{})
+		must(t, b.Commit(false))
+		b.Close()
+	}
+	write(0, 300)
+	must(t, e.Flush())
+	write(400, 60)
+	fs.SetSpace(used(t, fs, o.Dir) + 256<<10)
+	if v, err := e.View(d); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("view of a large group: %v %v", v, err)
+	}
+	must(t, e.Close())
+}
+
+func incompressible(n int, seed uint64) []byte {
+	b := make([]byte, n)
+	x := seed*0x9e3779b97f4a7c15 + 1
+	for i := range b {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		b[i] = byte(x)
+	}
+	return b
+}
+
+// TestTakeNothing: who takes nothing out of a table does not make its flush begin
+// again, and one that has to begin again too often is left alone.
+func TestTakeNothing(t *testing.T) {
+	e := edgeEngine(t, NewMemFS())
+	for s := range raft.ShardID(2) {
+		writeClean(t, e, func(b *Batch) {
+			b.SetDescriptor(edgeDesc(s))
+			b.SetApplied(s, raft.AppliedState{})
+		})
+	}
+	writeClean(t, e, func(b *Batch) { b.Set(1, []byte("000/x"), []byte("v")) })
+	table := e.def.mem
+	describe := func(s raft.ShardID) int {
+		writeClean(t, e, func(b *Batch) { b.SetDescriptor(edgeDesc(s)) })
+		return table.taken
+	}
+	if n := describe(1); n != 0 {
+		t.Errorf("a group of which nothing is in memory took something out %d times", n)
+	}
+	if n := describe(0); n != 1 {
+		t.Errorf("a group of which something is in memory took something out %d times", n)
+	}
+	if n := describe(0); n != 1 {
+		t.Errorf("what was taken is taken again (%d)", n)
+	}
+}
