@@ -30,8 +30,8 @@ func (h *doorHost) Descriptor(raft.ShardID) (raft.Descriptor, bool)           { 
 // busyHost is overloaded.
 type busyHost struct{ doorHost }
 
-func (h *busyHost) Propose(_ raft.ShardID, _ raft.Command, done func([]byte, raft.Index, uint32, error)) {
-	done(nil, 0, 0, &multiraft.OverloadedError{RetryAfter: time.Second, Why: "writes would wait"})
+func (h *busyHost) ProposeFor(_ raft.ShardID, _ raft.Command, w multiraft.Waiter) {
+	w.Proposed(nil, 0, 0, &multiraft.OverloadedError{RetryAfter: time.Second, Why: "writes would wait"})
 }
 
 // BenchmarkDoorStore is the door to a node's shards: a put up to the proposal and
