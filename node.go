@@ -35,6 +35,7 @@ type Node struct {
 	eng     *engine.Engine
 	live    *liveness.Manager
 	host    *multiraft.Host
+	syncing atomic.Pointer[multiraft.Host] // host, for the log's writer
 	store   *kv.Store
 	net     netRef
 	addr    member
@@ -153,6 +154,12 @@ func (n *Node) openEngine() error {
 	eo := engine.Options{
 		Dir: n.dir, Create: true, CacheBytes: mem / 4, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
 		MemTableBytes: max(4<<20, min(128<<20, mem/5)), DeferBytes: max(2<<20, min(256<<20, mem/8)),
+	}
+	eo.MinSyncInterval = func() time.Duration {
+		if h := n.syncing.Load(); h != nil {
+			return h.SyncInterval()
+		}
+		return 0
 	}
 	eo.DeferLogLimit = cmp.Or(o.Limits.Log, 256<<20)
 	eo.DeferLogBytes = min(eo.MemTableBytes*5/8, eo.DeferLogLimit/2)
@@ -403,6 +410,7 @@ func (n *Node) openGroups() error {
 	if err != nil {
 		return err
 	}
+	n.syncing.Store(n.host)
 	states, err := n.eng.Boot()
 	if err != nil {
 		return err

@@ -281,3 +281,22 @@ func overloadedHost(t *testing.T) error {
 	}
 	return r.propose("again").err
 }
+
+// TestSyncInterval: syncs are kept apart only while many proposals wait, whatever
+// their size.
+func TestSyncInterval(t *testing.T) {
+	for _, c := range []struct {
+		typical, n int64
+		want       time.Duration
+	}{
+		{200, 0, 0}, {200, 1, 0}, {200, 127, 0}, {200, 128, time.Millisecond}, {200, 256, 2 * time.Millisecond}, {200, 5000, 2 * time.Millisecond},
+		{1 << 20, 1, 0}, {1 << 20, 100, 0}, {1 << 20, 256, 2 * time.Millisecond}, {0, 0, 0},
+	} {
+		h := new(Host)
+		h.typical.Store(c.typical)
+		h.pending.Store(c.typical * c.n)
+		if got := h.SyncInterval(); got != c.want {
+			t.Errorf("%d proposals of %d bytes: %v, want %v", c.n, c.typical, got, c.want)
+		}
+	}
+}

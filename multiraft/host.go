@@ -110,6 +110,7 @@ type Host struct {
 	gens       atomic.Uint64 // View.Generation, the last one given
 	maxBytes   int64
 	pending    atomic.Int64 // bytes of proposals not yet resolved
+	typical    atomic.Int64 // size of a proposal, within a factor of two
 	reads      atomic.Int64 // reads not yet answered
 	onDesc     func(View)
 	onDestroy  func(raft.ShardID, raft.ReplicaID)
