@@ -285,7 +285,8 @@ func plainStatus(text string) string {
 	if inner, err := strconv.Unquote(text); err == nil {
 		text = inner
 	}
-	if strings.Contains(text, "error reading server preface: EOF") {
+	// Which of the two it is depends on who is quicker.
+	if _, why, ok := strings.Cut(text, "error reading server preface: "); ok && (why == "EOF" || strings.Contains(why, "connection reset")) {
 		return "the connection ended before anything was said; if the other side uses TLS, it needs a certificate (--tls-ca, --tls-cert, --tls-key)"
 	}
 	if text == "EOF" {
