@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -95,7 +96,7 @@ type FS struct {
 
 	// The hooks are set before the file system is used.
 	onSync  func(Sync)
-	inject  func(Op) error
+	inject  atomic.Pointer[func(Op) error]
 	noReuse bool
 
 	nextID  uint64   // of nodes
@@ -125,7 +126,13 @@ func (f *FS) OnSync(hook func(Sync)) { f.onSync = hook }
 
 // Inject sets the hook that is asked before every operation; the operation
 // fails with the error it returns and changes nothing.
-func (f *FS) Inject(hook func(Op) error) { f.inject = hook }
+func (f *FS) Inject(hook func(Op) error) {
+	if hook == nil {
+		f.inject.Store(nil)
+		return
+	}
+	f.inject.Store(&hook)
+}
 
 // NoReuse makes ReuseForWrite remove and create instead of recycling the file.
 func (f *FS) NoReuse() { f.noReuse = true }
@@ -248,8 +255,8 @@ func pathErr(op, name string, err error) error {
 // begin asks the hooks and takes the lock.
 func (f *FS) begin(kind OpKind, name string) error {
 	op := opOf(kind, name)
-	if f.inject != nil {
-		if err := f.inject(op); err != nil {
+	if hook := f.inject.Load(); hook != nil {
+		if err := (*hook)(op); err != nil {
 			return pathErr("simfs", name, err)
 		}
 	}
