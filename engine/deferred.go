@@ -434,15 +434,21 @@ func (e *Engine) startFlush() <-chan struct{} {
 		return done
 	}
 	d.idle = done
-	if !left {
-		d.flushes++
-		d.imm, d.mem = d.mem, newTable(e.opts.Now())
-		d.immLog, d.logBytes = d.logBytes, 0
-	}
-	n := d.flushes
 	d.mu.Unlock()
 	run := func() {
 		defer close(done)
+		if !e.opts.FlushInline {
+			flushTurn.take(e)
+			defer flushTurn.give(e)
+		}
+		d.mu.Lock()
+		if !left {
+			d.flushes++
+			d.imm, d.mem = d.mem, newTable(e.opts.Now())
+			d.immLog, d.logBytes = d.logBytes, 0
+		}
+		n := d.flushes
+		d.mu.Unlock()
 		defer func() {
 			if p := recover(); p != nil { // of Pebble, or on damaged memory
 				e.fail(fmt.Errorf("flush: %v", p))
@@ -482,6 +488,8 @@ func (e *Engine) flushAll() error {
 	if e.def == nil {
 		return nil
 	}
+	e.hurry.Add(1)
+	defer e.hurry.Add(-1)
 	for range 2 { // one may be under way that began too early
 		select {
 		case <-e.startFlush():
@@ -588,6 +596,8 @@ func (e *Engine) buildTables(dir string) (groups []Flushed, paths []string, take
 	keys := *t // its keys do not change any more, so they are put in order without the lock
 	keys.runs, keys.tail = slices.Clone(t.runs), slices.Clone(t.tail)
 	d.mu.RUnlock()
+	polite := e.politeness(choreDeferred)
+	keys.pause = polite.pause
 	run := keys.oneRun()
 	if err := mkdirSynced(e.fs, dir); err != nil {
 		return nil, nil, 0, err
@@ -614,7 +624,7 @@ func (e *Engine) buildTables(dir string) (groups []Flushed, paths []string, take
 	}
 	open := func() error {
 		path := e.fs.PathJoin(dir, fmt.Sprintf("%d.sst", len(paths)))
-		if w, err = e.newTableWriter(path, flushLevel); err != nil {
+		if w, err = e.newTableWriter(path, flushLevel, choreDeferred); err != nil {
 			return err
 		}
 		paths = append(paths, path)

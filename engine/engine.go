@@ -62,6 +62,12 @@ type Engine struct {
 	// memBytes were committed since the present memtable was begun.
 	memBytes atomic.Int64
 
+	memtables atomic.Int32 // that are full, and not flushed yet
+	paced     atomic.Bool  // background work takes a share of the processors only
+	hurry     atomic.Int32 // calls that wait for background work
+	sublevels atomic.Int32 // of level 0, at levelsAt (Unix milliseconds)
+	levelsAt  atomic.Int64
+
 	def *deferred // nil: batches are applied at once
 
 	batches sync.Pool // *Batch
@@ -107,6 +113,7 @@ func Open(o Options) (*Engine, error) {
 		// told to this call, not to OnFatal.
 		return nil, e.openErr(Corrupt, e.replaceHint(), f.err)
 	}
+	e.paced.Store(!o.FlushInline)
 	e.log.Info("store open", "dir", e.dir, "node", e.identRec.Node, "boot_epoch", e.bootEpoch)
 	return e, nil
 }
@@ -581,7 +588,17 @@ func (e *Engine) pauseIfFull() {
 // eventListener counts what the metrics show and stops the node on damage.
 func (e *Engine) eventListener() *pebble.EventListener {
 	return &pebble.EventListener{
-		WALCreated: func(pebble.WALCreateInfo) { e.memBytes.Store(0) }, // a new memtable
+		WALCreated: func(pebble.WALCreateInfo) { // a new memtable
+			e.memBytes.Store(0)
+			if e.paced.Load() {
+				e.memtables.Add(1)
+			}
+		},
+		FlushEnd: func(info pebble.FlushInfo) {
+			if e.paced.Load() {
+				e.memtables.Store(max(0, e.memtables.Load()-int32(info.Input)))
+			}
+		},
 		WriteStallBegin: func(info pebble.WriteStallBeginInfo) {
 			e.stats.stalled.Store(true)
 			e.stats.stalls.Add(1)

@@ -219,16 +219,19 @@ func (e *Engine) NewSSTWriter(path string) (*SSTWriter, error) {
 		return nil, err
 	}
 	// Level 6: where the data of a snapshot ends up.
-	return e.newTableWriter(path, 6)
+	return e.newTableWriter(path, 6, choreCompaction)
 }
 
 // newTableWriter is NewSSTWriter with the options of a level.
-func (e *Engine) newTableWriter(path string, level int) (*SSTWriter, error) {
+func (e *Engine) newTableWriter(path string, level int, c chore) (*SSTWriter, error) {
 	f, err := e.fs.Create(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return nil, fmt.Errorf("engine: create table: %w", err)
 	}
-	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), e.po.MakeWriterOptions(level, e.db.TableFormat()))
+	f = vfs.NewSyncingFile(f, vfs.SyncingFileOptions{BytesPerSync: bytesPerSync})
+	wo := e.po.MakeWriterOptions(level, e.db.TableFormat())
+	wo.FilterPolicy = e.filter(c)
+	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), wo)
 	return &SSTWriter{w: w, fs: e.fs, path: path}, nil
 }
 

@@ -125,7 +125,7 @@ func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 		return d.wal(name, f, err)
 	}
 	if err == nil && strings.HasSuffix(base, ".sst") {
-		f = &politeTable{f, politeness{yield: d.e.opts.yield}}
+		f = politeTable{f, d.e.politeness(choreCompaction).yield}
 	}
 	number, isManifest := manifestNumber(base)
 	if err == nil && isManifest {
@@ -144,6 +144,13 @@ func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 func (d storeFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	f, err := d.FS.ReuseForWrite(oldname, newname, c)
 	return d.wal(newname, f, err)
+}
+
+func (d storeFS) Remove(name string) error {
+	if strings.HasSuffix(name, ".sst") {
+		d.e.shrink(name)
+	}
+	return d.FS.Remove(name)
 }
 
 func (d storeFS) Unwrap() vfs.FS { return d.FS }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
-	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -104,7 +103,7 @@ type Options struct {
 	// noDirSync leaves out the directory sync after a MANIFEST was created
 	// (the test that shows why it is needed).
 	noDirSync bool
-	// yield is called where background work lets others run. Nil: runtime.Gosched.
+	// yield takes the place of each pause of background work (tests).
 	yield func()
 	// markAlways writes a watermark at every SyncNow.
 	markAlways bool
@@ -130,9 +129,6 @@ func (o Options) withDefaults() Options {
 		o.DeferLogLimit = 3 * o.DeferLogBytes
 	}
 	o.DeferLogLimit = max(o.DeferLogLimit, o.DeferLogBytes)
-	if o.yield == nil {
-		o.yield = runtime.Gosched
-	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -162,6 +158,16 @@ func NewCache(bytes int64) *Cache { return &Cache{c: pebble.NewCache(bytes)} }
 // Close releases the cache. It must be called once.
 func (c *Cache) Close() { c.c.Unref() }
 
+// Sublevels of level 0 at which they are merged, and at which writes stop.
+const (
+	l0Compaction = 8
+	l0Stop       = 24
+)
+
+// bytesPerSync is how much of a table is written before the disk begins with it: a
+// sync of the log does not find all of a table before it.
+const bytesPerSync = 512 << 10
+
 // pebbleOptions is the option sheet. Numbers are start values for a small
 // machine; the reasons are in the comments.
 func (e *Engine) pebbleOptions() *pebble.Options {
@@ -176,11 +182,11 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 		// Two memtables may be on their way to tables before writes stop.
 		MemTableSize:                uint64(e.opts.MemTableBytes),
 		MemTableStopWritesThreshold: 3,
-		L0CompactionThreshold:       8, // tables of a flush lie over each other; filters keep reads short
-		L0StopWritesThreshold:       24,
+		L0CompactionThreshold:       l0Compaction, // tables of a flush lie over each other; filters keep reads short
+		L0StopWritesThreshold:       l0Stop,
 		LBaseMaxBytes:               256 << 20,
 		MaxOpenFiles:                1000,
-		BytesPerSync:                512 << 10,
+		BytesPerSync:                bytesPerSync,
 		// The log is synced by commits only; a background sync would only delay them.
 		WALBytesPerSync:       0,
 		WALMinSyncInterval:    e.opts.MinSyncInterval,
@@ -204,7 +210,11 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 	o.Experimental.FileCacheShards = max(1, min(4, runtime.GOMAXPROCS(0)))
 	for i := range o.Levels {
 		l := &o.Levels[i]
-		l.FilterPolicy = politeFilter{bloom.FilterPolicy(10), e.opts.yield}
+		chore := choreCompaction
+		if i == 0 {
+			chore = choreMemtable
+		}
+		l.FilterPolicy = e.filter(chore)
 		l.BlockSize = 16 << 10
 		l.IndexBlockSize = 128 << 10
 		compression := sstable.SnappyCompression

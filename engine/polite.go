@@ -1,55 +1,205 @@
 package engine
 
 import (
+	"runtime"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // Flushes and compactions compute for as long as the scheduler lets them, which is
 // 10 ms at a time: with two processors and three such goroutines, every step of a
 // write (loop, sync, stream, loop again) may find itself behind all of them. So they
-// yield, with every so many keys and with every block: what waits behind one then
-// waits for tens of microseconds. Where nobody waits a yield costs next to nothing.
+// pause after every so many keys: they yield, and all of the process together take no
+// more than a share of its processors, unless what they write is needed soon
+// (Engine.urgency). A pause is a sleep and not a yield alone: a processor whose
+// goroutines only yield does not look at the network.
 
-// politeKeys is how many keys a table gets between two yields, at least.
-const politeKeys = 64
+const (
+	// politeKeys is how many keys a table gets between two pauses, at least.
+	politeKeys = 64
+	// politeWork is how long one works between two pauses, at least.
+	politeWork = 100 * time.Microsecond
+	// politeNap bounds one sleep: what is urgent can change meanwhile.
+	politeNap = 5 * time.Millisecond
+	// politeCredit is how much of a share that was not taken may be taken later: a
+	// sleep ends late where processors are busy.
+	politeCredit = 10 * time.Millisecond
+	// politeDebt bounds what one pause is asked to make up for: work is measured by
+	// the clock, which goes on while others have the processor.
+	politeDebt = 2 * time.Millisecond
+)
 
-// politeness decides when to yield. Whoever yields works at least as long before the
-// next time as the last one took: a flush that waits for goroutines which never yield
-// themselves, 10 ms each time, would otherwise take so long that commits wait for it.
+// chore is a kind of background work.
+type chore int
+
+const (
+	choreDeferred   chore = iota // what was applied in memory goes to tables
+	choreMemtable                // memtables go to tables
+	choreCompaction              // tables are merged
+	chores
+)
+
+// background is what all stores of the process share: of each processor, so much is
+// for each chore while nothing is urgent. Deferred writes come first: a memtable that
+// fills up before they are in tables is written with all the log entries in it.
+var background = [chores]struct {
+	pacer
+	share float64
+}{{share: 0.2}, {share: 0.1}, {share: 0.1}}
+
+// pacer is a leaky bucket of processor time (GCRA: due is when all that was taken
+// has been paid for).
+type pacer struct {
+	mu  sync.Mutex
+	due time.Time
+}
+
+// take takes processor time, and returns how long to sleep for it.
+func (p *pacer) take(now time.Time, worked time.Duration, share float64) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if start := now.Add(-politeCredit); p.due.Before(start) {
+		p.due = start
+	}
+	wait := p.due.Sub(now)
+	p.due = p.due.Add(time.Duration(float64(worked) / share))
+	return min(wait, politeNap)
+}
+
+// politeness makes a goroutine of background work pause.
 type politeness struct {
-	yield func()
-	now   func() time.Time // nil: time.Now
-	ended time.Time        // of the last yield
-	took  time.Duration
+	yield func()                                       // runtime.Gosched
+	sleep func(time.Duration)                          // time.Sleep
+	now   func() time.Time                             // time.Now
+	pace  func(time.Time, time.Duration) time.Duration // how long to sleep for that much work
+	began time.Time                                    // to work, after the last pause
 }
 
 func (p *politeness) pause() {
-	now := p.now
-	if now == nil {
-		now = time.Now
+	now := p.now()
+	if p.began.IsZero() {
+		p.began = now
 	}
-	began := now()
-	if began.Sub(p.ended) < p.took {
+	worked := now.Sub(p.began)
+	if worked < politeWork {
 		return
 	}
-	p.yield()
-	p.ended = now()
-	p.took = p.ended.Sub(began)
+	if wait := p.pace(now, min(worked, politeDebt)); wait > 0 {
+		p.sleep(wait)
+	} else {
+		p.yield()
+	}
+	p.began = p.now()
 }
 
-// politeFilter is a filter policy whose writers yield: they see each key of a table,
+func (e *Engine) politeness(c chore) politeness {
+	p := politeness{yield: runtime.Gosched, sleep: time.Sleep, now: time.Now}
+	p.pace = func(now time.Time, worked time.Duration) time.Duration {
+		rest := 1 - e.urgency(c, now)
+		if rest <= 0 {
+			return 0
+		}
+		b := &background[c]
+		return b.take(now, time.Duration(float64(worked)*rest), b.share*float64(runtime.GOMAXPROCS(0)))
+	}
+	if f := e.opts.yield; f != nil {
+		p.yield, p.sleep = f, func(time.Duration) { f() }
+	}
+	return p
+}
+
+// urgency says how soon background work has to be done, from 0 to 1: at 1 it takes
+// all the processor it gets, as when writes or somebody else waits for it.
+func (e *Engine) urgency(c chore, now time.Time) (u float64) {
+	if !e.paced.Load() || e.closed.Load() || e.stats.stalled.Load() || e.hurry.Load() > 0 {
+		return 1
+	}
+	switch c {
+	case choreDeferred: // and others may wait for their turn
+		for _, e := range flushTurn.all() {
+			d := e.def
+			d.mu.RLock()
+			u = max(u, over(float64(e.memBytes.Load())/float64(e.opts.MemTableBytes), 0.6, 0.8),
+				over(float64(d.mem.size())/float64(e.opts.DeferBytes), 0.4, 0.9),
+				over(float64(d.logBytes+d.immLog)/float64(e.opts.DeferLogLimit), 0.6, 0.9))
+			if e.stats.stalled.Load() || e.hurry.Load() > 0 || e.closed.Load() {
+				u = 1
+			}
+			d.mu.RUnlock()
+		}
+	case choreMemtable:
+		u = over(float64(e.memBytes.Load())/float64(e.opts.MemTableBytes)+float64(e.memtables.Load()-1), 0.3, 0.9)
+	case choreCompaction: // level 0 makes reads slow
+		last := e.levelsAt.Load()
+		if at := now.UnixMilli(); at-last >= 100 && e.levelsAt.CompareAndSwap(last, at) {
+			e.sublevels.Store(e.db.Metrics().Levels[0].Sublevels)
+		}
+		u = over(float64(e.sublevels.Load()), l0Compaction+2, l0Stop-8)
+	}
+	return u
+}
+
+// flushTurn lets the stores of a process write what they deferred one after the
+// other: the sooner one is done, the less of the log that is written meanwhile has to
+// be kept.
+var flushTurn turns
+
+// turns is a lock that knows who has it and who waits for it.
+type turns struct {
+	mu   sync.Mutex
+	cond *sync.Cond
+	line []*Engine // the first has it
+}
+
+func (t *turns) take(e *Engine) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cond == nil {
+		t.cond = sync.NewCond(&t.mu)
+	}
+	t.line = append(t.line, e)
+	for t.line[0] != e {
+		t.cond.Wait()
+	}
+}
+
+func (t *turns) give(e *Engine) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.line = slices.Clone(t.line[1:]) // who looks at the old one may go on
+	t.cond.Broadcast()
+}
+
+// all returns who has the lock and who waits.
+func (t *turns) all() []*Engine {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.line
+}
+
+// over is 0 up to low, 1 from high on, and rises in between.
+func over(x, low, high float64) float64 { return min(1, max(0, (x-low)/(high-low))) }
+
+// politeFilter is a filter policy whose writers pause: they see each key of a table,
 // on the goroutine that writes it.
 type politeFilter struct {
 	pebble.FilterPolicy
-	yield func()
+	e *Engine
+	c chore
+}
+
+func (e *Engine) filter(c chore) pebble.FilterPolicy {
+	return politeFilter{bloom.FilterPolicy(10), e, c}
 }
 
 // NewWriter implements pebble.FilterPolicy.
 func (p politeFilter) NewWriter(t pebble.FilterType) pebble.FilterWriter {
-	return &politeFilterWriter{FilterWriter: p.FilterPolicy.NewWriter(t), polite: politeness{yield: p.yield}}
+	return &politeFilterWriter{FilterWriter: p.FilterPolicy.NewWriter(t), polite: p.e.politeness(p.c)}
 }
 
 type politeFilterWriter struct {
@@ -67,15 +217,15 @@ func (w *politeFilterWriter) AddKey(key []byte) {
 }
 
 // politeTable is a table that is being written, by one goroutine at a time; its
-// blocks come from a goroutine of their own.
+// blocks come from a goroutine of their own, which holds up the one above.
 type politeTable struct {
 	vfs.File
-	polite politeness
+	yield func()
 }
 
 // Write implements vfs.File.
-func (t *politeTable) Write(p []byte) (int, error) {
+func (t politeTable) Write(p []byte) (int, error) {
 	n, err := t.File.Write(p)
-	t.polite.pause()
+	t.yield()
 	return n, err
 }

@@ -3,6 +3,8 @@ package engine
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -70,21 +72,161 @@ func TestPoliteTables(t *testing.T) {
 	}
 }
 
-// TestPoliteness: yields that cost nothing are made each time, and those that take
-// long do not take more time than the work between them.
+// TestPoliteness: background work that pauses takes its share of the processors and
+// not much more, also when its sleeps end late; several workers share it; and what is
+// urgent does not sleep.
 func TestPoliteness(t *testing.T) {
-	for _, each := range []time.Duration{0, time.Microsecond, time.Millisecond, 30 * time.Millisecond} {
-		var clock time.Time
-		var yielded, worked time.Duration
-		n := 0
-		p := politeness{now: func() time.Time { return clock }, yield: func() { n++; yielded += each; clock = clock.Add(each) }}
-		const steps, step = 10_000, 50 * time.Microsecond
-		for range steps {
-			clock, worked = clock.Add(step), worked+step
-			p.pause()
+	const share, step, total = 0.5, 70 * time.Microsecond, 4 * time.Second
+	for _, workers := range []int{1, 3} {
+		for _, late := range []time.Duration{0, 50 * time.Microsecond, time.Millisecond} {
+			var bucket pacer
+			clock := time.Unix(1, 0)
+			var worked time.Duration
+			yields := 0
+			all := make([]politeness, workers)
+			wake := make([]time.Time, workers)
+			for i := range all {
+				all[i] = politeness{
+					now:   func() time.Time { return clock },
+					yield: func() { yields++ },
+					sleep: func(d time.Duration) { wake[i] = clock.Add(d + late) },
+					pace: func(now time.Time, w time.Duration) time.Duration {
+						return bucket.take(now, w, share)
+					},
+				}
+			}
+			for start := clock; clock.Sub(start) < total; {
+				busy := false
+				for i := range all {
+					if clock.Before(wake[i]) {
+						continue
+					}
+					if !wake[i].IsZero() { // sleep returns
+						wake[i], all[i].began = time.Time{}, clock
+					}
+					busy = true
+					clock, worked = clock.Add(step), worked+step
+					all[i].pause()
+				}
+				if !busy {
+					clock = clock.Add(10 * time.Microsecond)
+				}
+			}
+			got := float64(worked) / float64(total)
+			if got > share*1.1 || got < share*0.75 {
+				t.Errorf("%d workers, sleeps %s late: they took %.2f of a processor instead of %.2f (%d yields)", workers, late, got, share, yields)
+			}
 		}
-		if each <= step && n != steps || yielded > worked+each || each > 0 && yielded < worked/2 && n < steps {
-			t.Errorf("yields of %s: %d, which took %s of %s", each, n, yielded, worked)
+	}
+	var slept, yields int
+	p := politeness{
+		now: time.Now, yield: func() { yields++ }, sleep: func(time.Duration) { slept++ },
+		pace: func(time.Time, time.Duration) time.Duration { return 0 },
+	}
+	p.began = time.Now().Add(-time.Second)
+	p.pause()
+	if slept != 0 || yields != 1 {
+		t.Errorf("urgent work slept %d times and yielded %d times, of 1 pause", slept, yields)
+	}
+}
+
+// TestUrgency: background work becomes urgent as what it makes room for fills up, and
+// when somebody waits for it.
+func TestUrgency(t *testing.T) {
+	e := deferredEngine(t, NewMemFS(), func(o *Options) {
+		o.MemTableBytes, o.DeferBytes, o.DeferLogBytes = 1<<20, 1<<30, 1<<30
+	})
+	now := time.Now()
+	expect := func(what string, c chore, low, high float64) {
+		t.Helper()
+		if u := e.urgency(c, now); u < low || u > high {
+			t.Errorf("%s: urgency %.2f, expected %.2f to %.2f", what, u, low, high)
 		}
+	}
+	flushTurn.take(e)
+	defer flushTurn.give(e)
+	for c := range chores {
+		expect("at the start", c, 0, 0.01)
+	}
+	e.memBytes.Store(700 << 10)
+	expect("two thirds of a memtable", choreDeferred, 0.2, 0.8)
+	expect("two thirds of a memtable", choreMemtable, 0, 0)
+	e.memBytes.Store(1 << 20)
+	expect("a memtable", choreDeferred, 1, 1)
+	e.memBytes.Store(600 << 10)
+	e.memtables.Store(1)
+	expect("half a memtable behind one", choreMemtable, 0.2, 0.8)
+	e.memtables.Store(2)
+	expect("half a memtable behind two", choreMemtable, 1, 1)
+	e.memBytes.Store(0)
+	e.memtables.Store(0)
+	e.levelsAt.Store(now.UnixMilli())
+	e.sublevels.Store(l0Compaction + 5)
+	expect("level 0 grows", choreCompaction, 0.2, 0.8)
+	e.sublevels.Store(l0Stop)
+	expect("level 0 is full", choreCompaction, 1, 1)
+	e.sublevels.Store(0)
+	e.hurry.Add(1)
+	for c := range chores {
+		expect("somebody waits", c, 1, 1)
+	}
+	e.hurry.Add(-1)
+
+	// Whoever waits for its turn hurries the one whose turn it is.
+	other := deferredEngine(t, NewMemFS(), func(o *Options) { o.MemTableBytes = 1 << 20 })
+	took := make(chan struct{})
+	go func() { flushTurn.take(other); close(took) }()
+	for len(flushTurn.all()) < 2 {
+		runtime.Gosched()
+	}
+	expect("another waits, at leisure", choreDeferred, 0, 0.01)
+	other.memBytes.Store(1 << 20)
+	expect("another waits, full", choreDeferred, 1, 1)
+	flushTurn.give(e)
+	<-took
+	flushTurn.give(other)
+	flushTurn.take(e)
+}
+
+// TestShrink: a table is cut to a small size before it is removed, unless another name
+// of it stays.
+func TestShrink(t *testing.T) {
+	dir := t.TempDir()
+	e, err := Open(Options{Dir: filepath.Join(dir, "store"), Create: true, OnFatal: func(err error) { t.Error(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { must(t, e.Close()) }()
+	make5 := func(name string) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, make([]byte, 5*shrinkStep/2), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	size := func(name string) int64 {
+		info, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	one, two, three := make5("1.sst"), make5("2.sst"), make5("3.sst")
+	if err := os.Link(two, three+"x"); err != nil {
+		t.Fatal(err)
+	}
+	e.shrink(one)
+	e.shrink(two)
+	if n := size(one); n > shrinkStep || n == 0 {
+		t.Errorf("%d bytes are left to be removed at once", n)
+	}
+	if n := size(two); n != 5*shrinkStep/2 {
+		t.Errorf("a table with another name was cut to %d bytes", n)
+	}
+	if err := (storeFS{e.fs, e}).Remove(three); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(three); !os.IsNotExist(err) {
+		t.Errorf("not removed: %v", err)
 	}
 }

@@ -35,6 +35,7 @@ type table struct {
 	touched byte // keeps the compiler from leaving out what only warms the cache
 	// taken counts how often anything was taken out (take).
 	taken int
+	pause func() // called now and then while keys are put in order; nil: they are soon
 }
 
 // keyRef is where a record is: the chunk in the upper half, the offset in the lower.
@@ -362,7 +363,11 @@ func (t *table) sorted(refs []keyRef) []keyRef {
 		copy(head[:], t.key(r)[skip:])
 		items[i] = item{binary.BigEndian.Uint64(head[:]), r}
 	}
+	n := 0
 	slices.SortFunc(items, func(a, b item) int {
+		if n++; n%1024 == 0 && t.pause != nil {
+			t.pause()
+		}
 		switch {
 		case a.head < b.head:
 			return -1
@@ -381,6 +386,9 @@ func (t *table) sorted(refs []keyRef) []keyRef {
 func (t *table) merge(a, b []keyRef) []keyRef {
 	out := make([]keyRef, 0, len(a)+len(b))
 	for len(a) > 0 && len(b) > 0 {
+		if len(out)%1024 == 0 && t.pause != nil {
+			t.pause()
+		}
 		if bytes.Compare(t.key(a[0]), t.key(b[0])) < 0 {
 			out, a = append(out, a[0]), a[1:]
 		} else {

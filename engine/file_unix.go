@@ -8,6 +8,14 @@ import (
 	"syscall"
 )
 
+// links returns how many names a file has.
+func links(info os.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Nlink)
+	}
+	return 0
+}
+
 // lockOwner returns the process that holds the lock of a file; zero: not known.
 // This process must not hold it.
 func lockOwner(name string) int {
