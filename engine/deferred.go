@@ -44,7 +44,6 @@ type deferred struct {
 	seq   uint64 // of the last batch
 	open  int    // open snapshots, and the newest of them
 	keep  uint64
-	scans bool // somebody scans: keys are kept nearly sorted
 
 	logBytes int           // committed to Pebble since mem was begun
 	immLog   int           // committed to Pebble while imm took the writes
@@ -309,7 +308,7 @@ func (d *deferred) applyLocked(repr []byte, skip []pebble.KeyRange) {
 	var some [16]tableOp
 	n := 0
 	flush := func() {
-		d.mem.putAll(d.seq, d.keep, some[:n], d.scans)
+		d.mem.putAll(d.seq, d.keep, some[:n])
 		n = 0
 	}
 	_ = eachOp(repr, func(kind pebble.InternalKeyKind, key, val []byte) error {
@@ -464,7 +463,6 @@ func (e *Engine) startFlush() <-chan struct{} {
 		}
 		d.idle = nil
 		d.uncut = min(len(groups), max(1, len(groups)*9/10)) // some may be held back by a peer
-		d.scans = d.open > 0
 		d.mu.Unlock()
 		if f := e.onFlush.Load(); err == nil && len(groups) > 0 && f != nil {
 			(*f)(n, groups)
@@ -594,7 +592,10 @@ func (e *Engine) buildTables(dir string) (groups []Flushed, paths []string, take
 	taken = t.taken
 	ranges := slices.Clone(t.ranges)
 	keys := *t // its keys do not change any more, so they are put in order without the lock
-	keys.runs, keys.tail = slices.Clone(t.runs), slices.Clone(t.tail)
+	keys.lanes = make(map[uint64]*lane, len(t.lanes))
+	for id, l := range t.lanes {
+		keys.lanes[id] = &lane{tail: slices.Clone(l.tail), runs: slices.Clone(l.runs)}
+	}
 	d.mu.RUnlock()
 	polite := e.politeness(choreDeferred)
 	keys.pause = polite.pause

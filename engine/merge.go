@@ -18,21 +18,18 @@ type memView struct {
 
 type memLayer struct {
 	t      *table
-	runs   [][]keyRef
 	ranges []tableRange
 }
 
 // viewLocked opens a view of memory. Called with d.mu held; the caller makes its
 // Pebble iterator under the same lock, so that no flush comes between the two.
 func (d *deferred) viewLocked() *memView {
-	d.scans = true
 	v := &memView{d: d, seq: d.snapshotLocked()}
 	for _, t := range []*table{d.mem, d.imm} {
 		if t == nil || t.empty() {
 			continue
 		}
-		t.order()
-		v.layers = append(v.layers, memLayer{t, slices.Clone(t.runs), slices.Clone(t.ranges)})
+		v.layers = append(v.layers, memLayer{t, slices.Clone(t.ranges)})
 	}
 	return v
 }
@@ -53,19 +50,52 @@ type cursor struct {
 
 func (v *memView) cursor(l *memLayer, lower, upper []byte) *cursor {
 	c := &cursor{v: v, t: l.t, at: -1}
-	v.d.mu.RLock()
-	defer v.d.mu.RUnlock()
-	for _, run := range l.runs {
-		from, to := l.t.search(run, lower), len(run)
-		if upper != nil {
-			to = l.t.search(run, upper)
-		}
-		if from < to {
-			c.runs = append(c.runs, run[from:to])
+	v.d.orderApart(l.t, lower, upper)
+	v.d.mu.Lock()
+	defer v.d.mu.Unlock()
+	for _, lane := range l.t.within(lower, upper) {
+		lane.scanned = true
+		l.t.order(lane)
+		for _, run := range lane.runs {
+			from, to := l.t.search(run, lower), len(run)
+			if upper != nil {
+				to = l.t.search(run, upper)
+			}
+			if from < to {
+				c.runs = append(c.runs, run[from:to])
+			}
 		}
 	}
 	c.pos = make([]int, len(c.runs))
 	return c
+}
+
+// orderApart puts long tails of the lanes with keys in [lower, upper) in order, without
+// holding the lock meanwhile: commits wait for it. Called without the lock.
+func (d *deferred) orderApart(t *table, lower, upper []byte) {
+	d.mu.RLock()
+	lanes := t.within(lower, upper)
+	d.mu.RUnlock()
+	for _, l := range lanes {
+		d.mu.RLock()
+		var tail []keyRef
+		if len(l.tail) >= sortApart {
+			tail = slices.Clone(l.tail)
+		}
+		keys, ordered := *t, l.ordered // keys do not change, but new ones come
+		d.mu.RUnlock()
+		if len(tail) == 0 {
+			continue
+		}
+		keys.sorted(tail)
+		d.mu.Lock()
+		if l.ordered == ordered { // nobody else did it: the tail has only become longer
+			l.tail = slices.Clone(l.tail[len(tail):])
+			l.ordered++
+			t.addRun(l, tail)
+		}
+		d.mu.Unlock()
+	}
 }
 
 func (c *cursor) seekGE(key []byte) {
@@ -218,8 +248,7 @@ func newMerged(v *memView, p *pebble.Iterator, lower, upper []byte, own *table) 
 	m := &merged{lower: lower, at: -1}
 	ls := v.layers
 	if own != nil {
-		own.order()
-		ls = slices.Concat([]memLayer{{own, own.runs, own.ranges}}, ls)
+		ls = slices.Concat([]memLayer{{own, own.ranges}}, ls)
 	}
 	for i := range ls {
 		l := &ls[i]
@@ -348,9 +377,9 @@ func batchTable(repr []byte) *table {
 		}
 		switch kind {
 		case pebble.InternalKeyKindSet:
-			t.put(0, 0, entrySet, key, val, false)
+			t.put(0, 0, entrySet, key, val)
 		case pebble.InternalKeyKindDelete:
-			t.put(0, 0, entryDelete, key, nil, false)
+			t.put(0, 0, entryDelete, key, nil)
 		case pebble.InternalKeyKindRangeDelete:
 			t.deleteRange(0, 0, key, val)
 		}

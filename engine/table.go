@@ -27,8 +27,9 @@ type table struct {
 	slots []tableSlot // open addressing; power of two
 	keys  int
 
-	tail []keyRef   // keys not in a run yet
-	runs [][]keyRef // sorted by key, of falling size
+	lanes  map[uint64]*lane
+	laneID uint64 // of last
+	last   *lane  // that got a key
 	// ranges are range deletions, oldest first. A point of the same table is always
 	// newer than they are, since they delete what they find in it.
 	ranges  []tableRange
@@ -36,6 +37,35 @@ type table struct {
 	// taken counts how often anything was taken out (take).
 	taken int
 	pause func() // called now and then while keys are put in order; nil: they are soon
+}
+
+// lane is what orders the keys of one keyspace, or of one prefix of the others: a scan
+// of a few keys needs no order of all.
+type lane struct {
+	head    []byte     // all keys begin with it
+	tail    []keyRef   // keys not in a run yet
+	runs    [][]keyRef // sorted by key, of falling size
+	ordered int        // how often the tail went into the runs
+	scanned bool       // somebody scans: keys are kept nearly sorted
+}
+
+// laneOf returns the number of a key's lane, and the length of its head.
+func laneOf(key []byte) (id uint64, head int) {
+	switch {
+	case len(key) == 0:
+		return 0, 0
+	case key[0] == prefixData && len(key) >= dataHead:
+		return 1<<40 | uint64(key[0])<<32 | uint64(binary.BigEndian.Uint32(key[1:])), dataHead
+	}
+	return uint64(key[0])<<32 | 1<<41, 1
+}
+
+// overlaps reports whether a key of [start, end) can be in the lane; a nil end: no bound.
+func (l *lane) overlaps(start, end []byte) bool {
+	if end != nil && bytes.Compare(end, l.head) <= 0 {
+		return false
+	}
+	return bytes.Compare(start, l.head) <= 0 || bytes.HasPrefix(start, l.head)
 }
 
 // keyRef is where a record is: the chunk in the upper half, the offset in the lower.
@@ -66,8 +96,13 @@ const (
 	keyHead = 8 + 4
 	// A version: sequence number, older version, room for the value, its length, kind, value.
 	versionHead = 8 + 8 + 4 + 4 + 1
-	// sortTail is how many keys wait unsorted in a table that is being scanned.
+	// sortTail is how many keys wait unsorted in a lane that is being scanned.
 	sortTail = 1024
+	// sortApart is how many are put in order without the lock first, and mergeBelow how
+	// many are merged with it, unless a lane has manyRuns already.
+	sortApart  = 4 * sortTail
+	mergeBelow = 32 * sortTail
+	manyRuns   = 16
 )
 
 var tableSeed = maphash.MakeSeed()
@@ -156,7 +191,7 @@ type tableOp struct {
 // processor, and each operation would wait for memory two times in turn: so the places
 // of all of them are looked up first, and their records touched, none waiting for
 // another.
-func (t *table) putAll(seq, keep uint64, ops []tableOp, sorted bool) {
+func (t *table) putAll(seq, keep uint64, ops []tableOp) {
 	for i := range ops {
 		ops[i].hash = maphash.Bytes(tableSeed, ops[i].key)
 	}
@@ -173,17 +208,17 @@ func (t *table) putAll(seq, keep uint64, ops []tableOp, sorted bool) {
 	}
 	for i := range ops {
 		o := &ops[i]
-		t.putHashed(o.hash, seq, keep, o.kind, o.key, o.val, sorted)
+		t.putHashed(o.hash, seq, keep, o.kind, o.key, o.val)
 	}
 }
 
 // put writes a version of key. keep is the newest open snapshot: what it can see
-// stays. sorted says that scans go on.
-func (t *table) put(seq, keep uint64, kind entryKind, key, val []byte, sorted bool) {
-	t.putHashed(maphash.Bytes(tableSeed, key), seq, keep, kind, key, val, sorted)
+// stays.
+func (t *table) put(seq, keep uint64, kind entryKind, key, val []byte) {
+	t.putHashed(maphash.Bytes(tableSeed, key), seq, keep, kind, key, val)
 }
 
-func (t *table) putHashed(h, seq, keep uint64, kind entryKind, key, val []byte, sorted bool) {
+func (t *table) putHashed(h, seq, keep uint64, kind entryKind, key, val []byte) {
 	if 3*(t.keys+1) > 2*len(t.slots) {
 		t.grow()
 	}
@@ -202,10 +237,45 @@ func (t *table) putHashed(h, seq, keep uint64, kind entryKind, key, val []byte, 
 	t.fill(v, seq, 0, len(val), kind, val)
 	s.hash, s.ref = h, r
 	t.keys++
-	t.tail = append(t.tail, r)
-	if sorted && len(t.tail) >= sortTail {
-		t.order()
+	l := t.lane(key)
+	l.tail = append(l.tail, r)
+	if l.scanned && len(l.tail) >= sortTail {
+		t.order(l)
 	}
+}
+
+// lane returns the lane of a key, which it makes.
+func (t *table) lane(key []byte) *lane {
+	id, head := laneOf(key)
+	if t.last != nil && t.laneID == id {
+		return t.last
+	}
+	l := t.lanes[id]
+	if l == nil {
+		if t.lanes == nil {
+			t.lanes = map[uint64]*lane{}
+		}
+		l = &lane{head: bytes.Clone(key[:head])}
+		t.lanes[id] = l
+	}
+	t.laneID, t.last = id, l
+	return l
+}
+
+// within returns the lanes in which keys of [start, end) can be; a nil end: no bound.
+func (t *table) within(start, end []byte) (out []*lane) {
+	if id, head := laneOf(start); head == dataHead && end != nil && bytes.HasPrefix(end, start[:head]) {
+		if l := t.lanes[id]; l != nil { // of one keyspace; a shorter key cannot be in between
+			out = append(out, l)
+		}
+		return out
+	}
+	for _, l := range t.lanes {
+		if l.overlaps(start, end) {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // rewrite gives the key at r a new version.
@@ -309,10 +379,12 @@ func (t *table) take(seq, keep uint64, start, end []byte) {
 
 // each calls f for the keys in [start, end), in no particular order.
 func (t *table) each(start, end []byte, f func(keyRef)) {
-	t.order()
-	for _, run := range t.runs {
-		for i := t.search(run, start); i < len(run) && bytes.Compare(t.key(run[i]), end) < 0; i++ {
-			f(run[i])
+	for _, l := range t.within(start, end) {
+		t.order(l)
+		for _, run := range l.runs {
+			for i := t.search(run, start); i < len(run) && bytes.Compare(t.key(run[i]), end) < 0; i++ {
+				f(run[i])
+			}
 		}
 	}
 }
@@ -322,16 +394,25 @@ func (t *table) search(run []keyRef, key []byte) int {
 	return sort.Search(len(run), func(i int) bool { return bytes.Compare(t.key(run[i]), key) >= 0 })
 }
 
-// order puts the tail into the runs. Each run is at least twice as long as the next.
-func (t *table) order() {
-	if len(t.tail) == 0 {
-		return
+// order puts the tail of a lane into its runs. Each run is at least twice as long as
+// the next, but for large ones, which would be merged for long.
+func (t *table) order(l *lane) {
+	if len(l.tail) > 0 {
+		t.addRun(l, t.sorted(l.tail))
+		l.tail = nil
+		l.ordered++
 	}
-	t.runs = append(t.runs, t.sorted(t.tail))
-	t.tail = nil
-	for n := len(t.runs); n > 1 && len(t.runs[n-2]) < 2*len(t.runs[n-1]); n = len(t.runs) {
-		t.runs[n-2] = t.merge(t.runs[n-2], t.runs[n-1])
-		t.runs = t.runs[:n-1]
+}
+
+func (t *table) addRun(l *lane, run []keyRef) {
+	l.runs = append(l.runs, run)
+	for n := len(l.runs); n > 1; n = len(l.runs) {
+		a, b := len(l.runs[n-2]), len(l.runs[n-1])
+		if a >= 2*b || a+b > mergeBelow && n <= manyRuns {
+			return
+		}
+		l.runs[n-2] = t.merge(l.runs[n-2], l.runs[n-1])
+		l.runs = l.runs[:n-1]
 	}
 }
 
@@ -385,6 +466,12 @@ func (t *table) sorted(refs []keyRef) []keyRef {
 // merge merges two runs into a new one: cursors may be on the old ones.
 func (t *table) merge(a, b []keyRef) []keyRef {
 	out := make([]keyRef, 0, len(a)+len(b))
+	if len(a) > 0 && len(b) > 0 && bytes.Compare(t.key(b[len(b)-1]), t.key(a[0])) < 0 {
+		a, b = b, a // one behind the other, as lanes are
+	}
+	if len(a) > 0 && len(b) > 0 && bytes.Compare(t.key(a[len(a)-1]), t.key(b[0])) < 0 {
+		return append(append(out, a...), b...)
+	}
 	for len(a) > 0 && len(b) > 0 {
 		if len(out)%1024 == 0 && t.pause != nil {
 			t.pause()
@@ -398,15 +485,24 @@ func (t *table) merge(a, b []keyRef) []keyRef {
 	return append(append(out, a...), b...)
 }
 
-// oneRun returns all keys in order.
+// oneRun returns all keys in order. It leaves the tails in disorder.
 func (t *table) oneRun() []keyRef {
-	t.order()
-	for n := len(t.runs); n > 1; n = len(t.runs) {
-		t.runs[n-2] = t.merge(t.runs[n-2], t.runs[n-1])
-		t.runs = t.runs[:n-1]
+	var runs [][]keyRef
+	for _, l := range t.lanes {
+		runs = append(runs, l.runs...)
+		if len(l.tail) > 0 {
+			runs = append(runs, t.sorted(l.tail))
+		}
 	}
-	if len(t.runs) == 0 {
+	// Of equal length if possible, so that no key is merged often.
+	for len(runs) > 1 {
+		slices.SortFunc(runs, func(a, b []keyRef) int { return len(b) - len(a) })
+		n := len(runs)
+		runs[n-2] = t.merge(runs[n-2], runs[n-1])
+		runs = runs[:n-1]
+	}
+	if len(runs) == 0 {
 		return nil
 	}
-	return t.runs[0]
+	return runs[0]
 }

@@ -23,20 +23,20 @@ func BenchmarkTablePut(b *testing.B) {
 	}
 	for range 100000 / 4 {
 		draw()
-		t.putAll(1, 0, ops, false)
+		t.putAll(1, 0, ops)
 	}
 	b.Run("one", func(b *testing.B) {
 		for i := 0; i < b.N; i += 16 {
 			draw()
 			for k := range ops {
-				t.put(2, 0, entrySet, ops[k].key, ops[k].val, false)
+				t.put(2, 0, entrySet, ops[k].key, ops[k].val)
 			}
 		}
 	})
 	b.Run("all", func(b *testing.B) {
 		for i := 0; i < b.N; i += 16 {
 			draw()
-			t.putAll(2, 0, ops, false)
+			t.putAll(2, 0, ops)
 		}
 	})
 }
