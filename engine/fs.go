@@ -148,7 +148,7 @@ func (d storeFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory)
 
 func (d storeFS) Remove(name string) error {
 	if strings.HasSuffix(name, ".sst") {
-		d.e.shrink(name)
+		return d.e.removeTable(name, d.FS.Remove)
 	}
 	return d.FS.Remove(name)
 }

@@ -185,8 +185,10 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 		L0CompactionThreshold:       l0Compaction, // tables of a flush lie over each other; filters keep reads short
 		L0StopWritesThreshold:       l0Stop,
 		LBaseMaxBytes:               256 << 20,
-		MaxOpenFiles:                1000,
-		BytesPerSync:                bytesPerSync,
+		// A flush is one table per part: each one costs the disk time when it goes.
+		TargetFileSizes: [7]int64{16 << 20, 8 << 20, 16 << 20, 32 << 20, 64 << 20, 64 << 20, 64 << 20},
+		MaxOpenFiles:    1000,
+		BytesPerSync:    bytesPerSync,
 		// The log is synced by commits only; a background sync would only delay them.
 		WALBytesPerSync:       0,
 		WALMinSyncInterval:    e.opts.MinSyncInterval,

@@ -188,45 +188,44 @@ func TestUrgency(t *testing.T) {
 	flushTurn.take(e)
 }
 
-// TestShrink: a table is cut to a small size before it is removed, unless another name
+// TestRemove: a table is cut to a small size before it is removed, unless another name
 // of it stays.
-func TestShrink(t *testing.T) {
+func TestRemove(t *testing.T) {
 	dir := t.TempDir()
 	e, err := Open(Options{Dir: filepath.Join(dir, "store"), Create: true, OnFatal: func(err error) { t.Error(err) }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { must(t, e.Close()) }()
-	make5 := func(name string) string {
-		name = filepath.Join(dir, name)
-		if err := os.WriteFile(name, make([]byte, 5*shrinkStep/2), 0o600); err != nil {
-			t.Fatal(err)
+	const size = 5 * removeStep / 2
+	for _, c := range []struct {
+		what string
+		link bool
+		left int64 // at most that much is removed at once
+	}{{"a large table", false, removeStep}, {"a table with another name", true, size}} {
+		name := filepath.Join(dir, "1.sst")
+		must(t, os.WriteFile(name, make([]byte, size), 0o600))
+		if c.link {
+			must(t, os.Link(name, name+"x"))
 		}
-		return name
-	}
-	size := func(name string) int64 {
-		info, err := os.Stat(name)
-		if err != nil {
-			t.Fatal(err)
+		var left int64
+		must(t, e.removeTable(name, func(name string) error {
+			info, err := os.Stat(name)
+			must(t, err)
+			left = info.Size()
+			return os.Remove(name)
+		}))
+		if left > c.left || left < c.left/4 {
+			t.Errorf("%s: %d bytes were left of %d", c.what, left, size)
 		}
-		return info.Size()
 	}
-	one, two, three := make5("1.sst"), make5("2.sst"), make5("3.sst")
-	if err := os.Link(two, three+"x"); err != nil {
-		t.Fatal(err)
+	if info, err := os.Stat(filepath.Join(dir, "1.sstx")); err != nil || info.Size() != size {
+		t.Errorf("the other name: %v %v", info, err)
 	}
-	e.shrink(one)
-	e.shrink(two)
-	if n := size(one); n > shrinkStep || n == 0 {
-		t.Errorf("%d bytes are left to be removed at once", n)
-	}
-	if n := size(two); n != 5*shrinkStep/2 {
-		t.Errorf("a table with another name was cut to %d bytes", n)
-	}
-	if err := (storeFS{e.fs, e}).Remove(three); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(three); !os.IsNotExist(err) {
+	name := filepath.Join(dir, "2.sst")
+	must(t, os.WriteFile(name, []byte("table"), 0o600))
+	must(t, e.fs.Remove(name))
+	if _, err := os.Stat(name); !os.IsNotExist(err) {
 		t.Errorf("not removed: %v", err)
 	}
 }

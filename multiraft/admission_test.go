@@ -289,8 +289,8 @@ func TestSyncInterval(t *testing.T) {
 		typical, n int64
 		want       time.Duration
 	}{
-		{200, 0, 0}, {200, 1, 0}, {200, 127, 0}, {200, 128, time.Millisecond}, {200, 256, 2 * time.Millisecond}, {200, 5000, 2 * time.Millisecond},
-		{1 << 20, 1, 0}, {1 << 20, 100, 0}, {1 << 20, 256, 2 * time.Millisecond}, {0, 0, 0},
+		{200, 0, 0}, {200, 1, 0}, {200, 31, 0}, {200, 32, time.Millisecond}, {200, 64, 2 * time.Millisecond}, {200, 5000, 2 * time.Millisecond},
+		{1 << 20, 1, 0}, {1 << 20, 25, 0}, {1 << 20, 64, 2 * time.Millisecond}, {0, 0, 0},
 	} {
 		h := new(Host)
 		h.typical.Store(c.typical)
