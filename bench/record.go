@@ -70,7 +70,7 @@ func (h *hists) millis(series int, percentile float64) float64 {
 }
 
 // recorder collects what the clients measure. Clients write to one of its
-// shards; the owner drains all of them once per tick.
+// shards; the owner empties all of them once per tick.
 type recorder struct {
 	shards []recorderShard
 }
@@ -79,6 +79,7 @@ type recorderShard struct {
 	mu     sync.Mutex
 	hists  hists
 	errors map[string]int64
+	spare  hists    // empty but between cut and merge
 	_      [64]byte // keep neighbours off one cache line
 }
 
@@ -118,17 +119,25 @@ func (s *recorderShard) failed(kind string) {
 	s.mu.Unlock()
 }
 
-// drain moves everything recorded since the last drain to the given sets of
-// histograms and adds the errors to errs.
-func (r *recorder) drain(errs map[string]int64, to ...*hists) {
+// cut ends a span: what was recorded in it waits for merge. The errors are added to errs.
+func (r *recorder) cut(errs map[string]int64) {
 	for i := range r.shards {
 		s := &r.shards[i]
 		s.mu.Lock()
-		s.hists.moveTo(to...)
+		s.hists, s.spare = s.spare, s.hists
 		for kind, n := range s.errors {
 			errs[kind] += n
 			delete(s.errors, kind)
 		}
 		s.mu.Unlock()
+	}
+}
+
+// merge moves what was cut off to the given sets of histograms. It takes its time: some
+// milliseconds of a processor would be seen in what is measured.
+func (r *recorder) merge(to ...*hists) {
+	for i := range r.shards {
+		r.shards[i].spare.moveTo(to...)
+		time.Sleep(time.Millisecond)
 	}
 }

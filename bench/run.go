@@ -137,21 +137,22 @@ type run struct {
 	open
 }
 
-// measure drains the recorder once per second until the measured time is over.
+// measure empties the recorder once per second until the measured time is over.
 func (r *run) measure(ctx context.Context) *Result {
 	var total, second hists
 	errs := make(map[string]int64)
-	r.rec.drain(errs, &second) // the warm-up
-	clear(errs)
-	second = hists{}
+	r.rec.cut(errs) // the warm-up
 	shed := r.shed.Load()
-
 	began, before := time.Now(), r.usage()
 	last, lastUsage, rss := began, before, before.rssBytes
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	end := time.NewTimer(r.Duration)
 	defer end.Stop()
+	r.rec.merge(&second)
+	second = hists{}
+	clear(errs)
+	var lastShed, unfinished int64
 	for over := false; !over; {
 		select {
 		case <-tick.C:
@@ -160,11 +161,14 @@ func (r *run) measure(ctx context.Context) *Result {
 		case <-ctx.Done():
 			over = true
 		}
-		r.rec.drain(errs, &second, &total)
+		r.rec.cut(errs)
 		now, usage := time.Now(), r.usage()
+		over = over || now.Sub(began) >= r.Duration
+		lastShed, unfinished = r.shed.Load()-shed, r.taken.Load()-r.ended.Load()
+		r.rec.merge(&second, &total)
 		rss = max(rss, usage.rssBytes)
 		if !over || now.Sub(last) > time.Second/2 {
-			r.report(&second, &total, errs, r.shed.Load()-shed, now.Sub(began), now.Sub(last), usage.since(lastUsage))
+			r.report(&second, &total, errs, lastShed, now.Sub(began), now.Sub(last), usage.since(lastUsage))
 		}
 		last, lastUsage = now, usage
 		for _, h := range second {
@@ -175,7 +179,7 @@ func (r *run) measure(ctx context.Context) *Result {
 	}
 	res := r.result(&total, errs, last.Sub(began), lastUsage.since(before))
 	res.RSSMiB = round(float64(rss)/(1<<20), 1)
-	res.Shed, res.Unfinished = r.shed.Load()-shed, r.taken.Load()-r.ended.Load()
+	res.Shed, res.Unfinished = lastShed, unfinished
 	return res
 }
 
