@@ -214,6 +214,7 @@ func (b *Batch) Commit(sync bool) (err error) {
 		}
 	}()
 	if len(b.through) > 0 {
+		b.e.through.Store(true)
 		b.e.def.mu.Lock()
 		defer b.e.def.mu.Unlock()
 	}

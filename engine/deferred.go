@@ -548,12 +548,36 @@ func (e *Engine) flushOnce(alone bool) (groups []Flushed, ok bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
+	// Whoever waits for the next step waits for the end of this.
+	e.hurry.Add(1)
+	defer e.hurry.Add(-1)
+	if err := e.flushThrough(); err != nil {
+		return nil, false, err
+	}
 	if !alone {
 		e.def.flushMu.Lock()
 		defer e.def.flushMu.Unlock()
 	}
 	ok, err = e.ingestTables(paths, taken)
 	return groups, ok, err
+}
+
+// flushThrough has the memtables flushed in which there may be writes to the applied
+// side. Pebble ingests no table over them, and would wait for that flush in the midst
+// of its commits, none of which would end meanwhile: 10 s where processors are full.
+func (e *Engine) flushThrough() error {
+	if e.opts.FlushInline || !e.through.Swap(false) {
+		return nil
+	}
+	done, err := e.db.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-done:
+	case <-e.down:
+	}
+	return nil
 }
 
 // ingestTables makes tables of d.imm part of the store, unless something was taken

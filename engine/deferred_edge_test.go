@@ -3,9 +3,14 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -167,5 +172,60 @@ func TestTakeNothing(t *testing.T) {
 	}
 	if n := describe(0); n != 1 {
 		t.Errorf("what was taken is taken again (%d)", n)
+	}
+}
+
+// gateFS holds up whoever makes a table of the database.
+type gateFS struct {
+	FS
+	shut    atomic.Bool
+	arrived chan struct{} // one for each table held up
+	open    chan struct{}
+}
+
+func (g *gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if g.shut.Load() && strings.HasSuffix(name, ".sst") && g.PathBase(g.PathDir(name)) == dbName {
+		g.arrived <- struct{}{}
+		<-g.open
+	}
+	return g.FS.Create(name, c)
+}
+
+// TestCommitDuringFlush: commits go on while a flush waits for a memtable with writes
+// that went past it. Were the tables ingested at once, Pebble would wait for that
+// memtable in the midst of its commits.
+func TestCommitDuringFlush(t *testing.T) {
+	fs := &gateFS{FS: NewMemFS(), arrived: make(chan struct{}, 16), open: make(chan struct{})}
+	e := deferredEngine(t, fs, func(o *Options) {
+		o.tune = func(p *pebble.Options) {
+			p.Experimental.DisableIngestAsFlushable = func() bool { return true } // as if many memtables were full
+		}
+	})
+	d := testDesc(7)
+	commit := func() {
+		b := e.NewBatch()
+		defer b.Close()
+		b.Set(d.Keyspace, append(slices.Clone(d.Start), 'x'), []byte("v"))
+		b.Append(d.Shard, 0, []raft.Entry{entry(1, 1)})
+		must(t, b.Commit(false))
+	}
+	b := e.NewBatch()
+	b.SetDescriptor(&d)
+	must(t, b.Commit(false))
+	b.Close()
+	commit()
+	fs.shut.Store(true)
+	flushed := e.startFlush()
+	<-fs.arrived
+	commit()
+	select {
+	case <-flushed:
+		t.Error("the flush did not wait for the memtable")
+	default:
+	}
+	close(fs.open)
+	<-flushed
+	if v, ok, err := e.Get(d.Keyspace, append(slices.Clone(d.Start), 'x'), nil); err != nil || !ok || string(v) != "v" {
+		t.Errorf("%q %v %v", v, ok, err)
 	}
 }

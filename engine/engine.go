@@ -62,6 +62,7 @@ type Engine struct {
 	// memBytes were committed since the present memtable was begun.
 	memBytes atomic.Int64
 
+	through   atomic.Bool  // a memtable may hold writes to the applied side
 	memtables atomic.Int32 // that are full, and not flushed yet
 	paced     atomic.Bool  // background work takes a share of the processors only
 	hurry     atomic.Int32 // calls that wait for background work

@@ -68,33 +68,45 @@ func (p *pacer) take(now time.Time, worked time.Duration, share float64) time.Du
 	}
 	wait := p.due.Sub(now)
 	p.due = p.due.Add(time.Duration(float64(worked) / share))
-	return min(wait, politeNap)
+	return min(max(0, wait), politeNap)
 }
 
 // politeness makes a goroutine of background work pause.
 type politeness struct {
-	yield func()                                       // runtime.Gosched
-	sleep func(time.Duration)                          // time.Sleep
-	now   func() time.Time                             // time.Now
-	pace  func(time.Time, time.Duration) time.Duration // how long to sleep for that much work
-	began time.Time                                    // to work, after the last pause
+	yield func()              // runtime.Gosched
+	sleep func(time.Duration) // time.Sleep
+	now   func() time.Time    // time.Now
+	// pace returns how long to sleep for that much work; negative: no pause at all.
+	pace  func(time.Time, time.Duration) time.Duration
+	began time.Time     // to work, after the last pause
+	late  time.Duration // how much longer the last pause took than it should have
 }
 
+// pause is called between two steps of the work. Where processors are full a pause ends
+// late, by 10 ms and more behind goroutines that never pause themselves: then work goes
+// on for half as long before the next one. Else a flush would never end, and writes
+// would wait for it.
 func (p *politeness) pause() {
 	now := p.now()
 	if p.began.IsZero() {
 		p.began = now
 	}
 	worked := now.Sub(p.began)
-	if worked < politeWork {
+	if worked < max(politeWork, p.late/2) {
 		return
 	}
-	if wait := p.pace(now, min(worked, politeDebt)); wait > 0 {
-		p.sleep(wait)
-	} else {
+	wait := p.pace(now, min(worked, max(politeDebt, p.late)))
+	switch {
+	case wait < 0:
+		p.began = now
+		return
+	case wait == 0:
 		p.yield()
+	default:
+		p.sleep(wait)
 	}
 	p.began = p.now()
+	p.late = p.began.Sub(now) - wait
 }
 
 func (e *Engine) politeness(c chore) politeness {
@@ -102,7 +114,7 @@ func (e *Engine) politeness(c chore) politeness {
 	p.pace = func(now time.Time, worked time.Duration) time.Duration {
 		rest := 1 - e.urgency(c, now)
 		if rest <= 0 {
-			return 0
+			return -1
 		}
 		b := &background[c]
 		return b.take(now, time.Duration(float64(worked)*rest), b.share*float64(runtime.GOMAXPROCS(0)))

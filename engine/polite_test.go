@@ -53,7 +53,7 @@ func TestPoliteTables(t *testing.T) {
 	for from := range 2 {
 		write(from)
 		yields.Store(0)
-		must(t, e.flushAll())
+		<-e.startFlush() // nobody is in a hurry
 		expect("flush")
 	}
 	before := e.db.Metrics().Filter.Hits
@@ -118,15 +118,28 @@ func TestPoliteness(t *testing.T) {
 			}
 		}
 	}
-	var slept, yields int
-	p := politeness{
-		now: time.Now, yield: func() { yields++ }, sleep: func(time.Duration) { slept++ },
-		pace: func(time.Time, time.Duration) time.Duration { return 0 },
-	}
+	rests := 0
+	p := politeness{now: time.Now, yield: func() { rests++ }, sleep: func(time.Duration) { rests++ }}
+	p.pace = func(time.Time, time.Duration) time.Duration { return -1 }
 	p.began = time.Now().Add(-time.Second)
-	p.pause()
-	if slept != 0 || yields != 1 {
-		t.Errorf("urgent work slept %d times and yielded %d times, of 1 pause", slept, yields)
+	if p.pause(); rests != 0 {
+		t.Error("urgent work rested")
+	}
+
+	// Processors are full: each pause ends 20 ms late. A third of the time is left.
+	var clock time.Time
+	var bucket pacer
+	worked := time.Duration(0)
+	full := func(d time.Duration) { clock = clock.Add(d + 20*time.Millisecond) }
+	p = politeness{now: func() time.Time { return clock }, yield: func() { full(0) }, sleep: full}
+	p.pace = func(now time.Time, w time.Duration) time.Duration { return bucket.take(now, w, share) }
+	clock = clock.Add(time.Hour)
+	for start := clock; clock.Sub(start) < total; {
+		clock, worked = clock.Add(step), worked+step
+		p.pause()
+	}
+	if got := float64(worked) / float64(total); got < 0.25 || got > share {
+		t.Errorf("with full processors it worked for %.2f of the time", got)
 	}
 }
 
