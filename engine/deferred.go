@@ -135,8 +135,7 @@ func (d *deferred) getLocked(key, dst []byte) ([]byte, entryKind) {
 // writes are in newer tables, which are asked first; and whatever else changes the
 // applied side in Pebble drops what is kept (takeLocked). Called with mu held.
 func (d *deferred) retireLocked(room int) {
-	kept := []*table{d.imm}
-	kept = kept[:0]
+	var kept []*table
 	for _, t := range append([]*table{d.imm}, d.clean...) {
 		if room -= t.size(); room < 0 {
 			break
@@ -437,8 +436,7 @@ func (e *Engine) startFlush() <-chan struct{} {
 	run := func() {
 		defer close(done)
 		if !e.opts.FlushInline {
-			flushTurn.take(e)
-			defer flushTurn.give(e)
+			defer flushTurn.give(flushTurn.take(e))
 		}
 		d.mu.Lock()
 		if !left {
@@ -541,6 +539,8 @@ func (e *Engine) flushOnce(alone bool) (groups []Flushed, ok bool, err error) {
 	if alone {
 		e.def.flushMu.Lock()
 		defer e.def.flushMu.Unlock()
+		e.hurry.Add(1)
+		defer e.hurry.Add(-1)
 	}
 	dir := e.fs.PathJoin(e.StagingDir(), fmt.Sprintf("install-flush-%d-%d", e.bootEpoch, e.seq.Add(1)))
 	defer func() { _ = e.fs.RemoveAll(dir) }()
@@ -569,15 +569,26 @@ func (e *Engine) flushThrough() error {
 	if e.opts.FlushInline || !e.through.Swap(false) {
 		return nil
 	}
+	began := time.Now().UnixNano()
 	done, err := e.db.AsyncFlush()
 	if err != nil {
 		return err
 	}
-	select {
-	case <-done:
-	case <-e.down:
+	tick := time.NewTicker(fullPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-done:
+			return nil
+		case <-e.down:
+			return e.failed.Load().err
+		case <-tick.C: // Pebble tries for ever
+			if e.fullTold.Load() > began {
+				e.through.Store(true)
+				return syscall.ENOSPC
+			}
+		}
 	}
-	return nil
 }
 
 // ingestTables makes tables of d.imm part of the store, unless something was taken

@@ -175,18 +175,24 @@ func TestTakeNothing(t *testing.T) {
 	}
 }
 
-// gateFS holds up whoever makes a table of the database.
+// gateFS holds up whoever makes a table of the database, or has no room for it.
 type gateFS struct {
 	FS
+	full    atomic.Bool
 	shut    atomic.Bool
 	arrived chan struct{} // one for each table held up
 	open    chan struct{}
 }
 
 func (g *gateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if g.shut.Load() && strings.HasSuffix(name, ".sst") && g.PathBase(g.PathDir(name)) == dbName {
-		g.arrived <- struct{}{}
-		<-g.open
+	if strings.HasSuffix(name, ".sst") && g.PathBase(g.PathDir(name)) == dbName {
+		if g.full.Load() {
+			return nil, syscall.ENOSPC
+		}
+		if g.shut.Load() {
+			g.arrived <- struct{}{}
+			<-g.open
+		}
 	}
 	return g.FS.Create(name, c)
 }
@@ -227,5 +233,30 @@ func TestCommitDuringFlush(t *testing.T) {
 	<-flushed
 	if v, ok, err := e.Get(d.Keyspace, append(slices.Clone(d.Start), 'x'), nil); err != nil || !ok || string(v) != "v" {
 		t.Errorf("%q %v %v", v, ok, err)
+	}
+}
+
+// TestFlushThroughOnFullDisk: nobody waits for ever for a memtable for which there is no
+// room, and the flush is made up for when there is some.
+func TestFlushThroughOnFullDisk(t *testing.T) {
+	fs := &gateFS{FS: NewMemFS()}
+	e := deferredEngine(t, fs, nil)
+	d := testDesc(7)
+	b := e.NewBatch()
+	b.SetDescriptor(&d)
+	must(t, b.Commit(false))
+	b.Close()
+	b = e.NewBatch()
+	b.Set(d.Keyspace, append(slices.Clone(d.Start), 'x'), []byte("v"))
+	must(t, b.Commit(false))
+	b.Close()
+	fs.full.Store(true)
+	if err := e.flushAll(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("flush on a full disk: %v", err)
+	}
+	fs.full.Store(false)
+	must(t, e.flushAll())
+	if n := e.Metrics().Flushes; n != 1 {
+		t.Errorf("%d flushes", n)
 	}
 }

@@ -63,11 +63,11 @@ type Engine struct {
 	memBytes atomic.Int64
 
 	through   atomic.Bool  // a memtable may hold writes to the applied side
-	memtables atomic.Int32 // that are full, and not flushed yet
 	paced     atomic.Bool  // background work takes a share of the processors only
 	hurry     atomic.Int32 // calls that wait for background work
-	sublevels atomic.Int32 // of level 0, at levelsAt (Unix milliseconds)
-	levelsAt  atomic.Int64
+	memtables atomic.Int32 // that wait to be flushed, at levelsAt
+	sublevels atomic.Int32 // of level 0, at levelsAt
+	levelsAt  atomic.Int64 // Unix milliseconds: see lookAtLevels
 
 	def *deferred // nil: batches are applied at once
 
@@ -589,17 +589,7 @@ func (e *Engine) pauseIfFull() {
 // eventListener counts what the metrics show and stops the node on damage.
 func (e *Engine) eventListener() *pebble.EventListener {
 	return &pebble.EventListener{
-		WALCreated: func(pebble.WALCreateInfo) { // a new memtable
-			e.memBytes.Store(0)
-			if e.paced.Load() {
-				e.memtables.Add(1)
-			}
-		},
-		FlushEnd: func(info pebble.FlushInfo) {
-			if e.paced.Load() {
-				e.memtables.Store(max(0, e.memtables.Load()-int32(info.Input)))
-			}
-		},
+		WALCreated: func(pebble.WALCreateInfo) { e.memBytes.Store(0) }, // a new memtable
 		WriteStallBegin: func(info pebble.WriteStallBeginInfo) {
 			e.stats.stalled.Store(true)
 			e.stats.stalls.Add(1)

@@ -547,6 +547,8 @@ func (e *Engine) installTables(in *Install) error {
 	if mutants.On("E17") {
 		upper = lower // what was there stays
 	}
+	e.hurry.Add(1) // what the ingest waits for, commits wait for
+	defer e.hurry.Add(-1)
 	err = e.taking(&in.Desc, func() error {
 		_, err := e.db.IngestAndExcise(context.Background(), paths, nil, nil, pebble.KeyRange{Start: lower, End: upper})
 		return err

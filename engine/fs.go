@@ -125,7 +125,7 @@ func (d storeFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 		return d.wal(name, f, err)
 	}
 	if err == nil && strings.HasSuffix(base, ".sst") {
-		f = politeTable{f, d.e.politeness(choreCompaction).yield}
+		f = politeTable{f, d.e.yield}
 	}
 	number, isManifest := manifestNumber(base)
 	if err == nil && isManifest {

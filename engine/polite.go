@@ -73,9 +73,9 @@ func (p *pacer) take(now time.Time, worked time.Duration, share float64) time.Du
 
 // politeness makes a goroutine of background work pause.
 type politeness struct {
-	yield func()              // runtime.Gosched
-	sleep func(time.Duration) // time.Sleep
-	now   func() time.Time    // time.Now
+	yield func()
+	sleep func(time.Duration)
+	now   func() time.Time
 	// pace returns how long to sleep for that much work; negative: no pause at all.
 	pace  func(time.Time, time.Duration) time.Duration
 	began time.Time     // to work, after the last pause
@@ -110,7 +110,7 @@ func (p *politeness) pause() {
 }
 
 func (e *Engine) politeness(c chore) politeness {
-	p := politeness{yield: runtime.Gosched, sleep: time.Sleep, now: time.Now}
+	p := politeness{yield: e.yield, sleep: time.Sleep, now: time.Now}
 	p.pace = func(now time.Time, worked time.Duration) time.Duration {
 		rest := 1 - e.urgency(c, now)
 		if rest <= 0 {
@@ -119,10 +119,18 @@ func (e *Engine) politeness(c chore) politeness {
 		b := &background[c]
 		return b.take(now, time.Duration(float64(worked)*rest), b.share*float64(runtime.GOMAXPROCS(0)))
 	}
-	if f := e.opts.yield; f != nil {
-		p.yield, p.sleep = f, func(time.Duration) { f() }
+	if e.opts.yield != nil {
+		p.sleep = func(time.Duration) { e.yield() }
 	}
 	return p
+}
+
+func (e *Engine) yield() {
+	if e.opts.yield != nil {
+		e.opts.yield()
+		return
+	}
+	runtime.Gosched()
 }
 
 // urgency says how soon background work has to be done, from 0 to 1: at 1 it takes
@@ -133,62 +141,98 @@ func (e *Engine) urgency(c chore, now time.Time) (u float64) {
 	}
 	switch c {
 	case choreDeferred: // and others may wait for their turn
-		for _, e := range flushTurn.all() {
-			d := e.def
-			d.mu.RLock()
-			u = max(u, over(float64(e.memBytes.Load())/float64(e.opts.MemTableBytes), 0.6, 0.8),
-				over(float64(d.mem.size())/float64(e.opts.DeferBytes), 0.4, 0.9),
-				over(float64(d.logBytes+d.immLog)/float64(e.opts.DeferLogLimit), 0.6, 0.9))
-			if e.stats.stalled.Load() || e.hurry.Load() > 0 || e.closed.Load() {
-				u = 1
-			}
-			d.mu.RUnlock()
+		for _, t := range flushTurn.all() {
+			u = max(u, t.e.deferredUrgency())
 		}
 	case choreMemtable:
-		u = over(float64(e.memBytes.Load())/float64(e.opts.MemTableBytes)+float64(e.memtables.Load()-1), 0.3, 0.9)
+		e.lookAtLevels(now)
+		u = over(e.memtableFill()+float64(e.memtables.Load()-1), 0.3, 0.9)
 	case choreCompaction: // level 0 makes reads slow
-		last := e.levelsAt.Load()
-		if at := now.UnixMilli(); at-last >= 100 && e.levelsAt.CompareAndSwap(last, at) {
-			e.sublevels.Store(e.db.Metrics().Levels[0].Sublevels)
-		}
+		e.lookAtLevels(now)
 		u = over(float64(e.sublevels.Load()), l0Compaction+2, l0Stop-8)
 	}
 	return u
 }
 
+// memtableFill says how full the present memtable is.
+func (e *Engine) memtableFill() float64 {
+	return float64(e.memBytes.Load()) / float64(e.opts.MemTableBytes)
+}
+
+// deferredUrgency is that of a flush of what the store deferred.
+func (e *Engine) deferredUrgency() float64 {
+	if e.closed.Load() || e.stats.stalled.Load() || e.hurry.Load() > 0 {
+		return 1
+	}
+	u := over(e.memtableFill(), 0.6, 0.8)
+	d := e.def
+	if !d.mu.TryRLock() { // of a store that may be held up
+		return u
+	}
+	defer d.mu.RUnlock()
+	return max(u, over(float64(d.mem.size())/float64(e.opts.DeferBytes), 0.4, 0.9),
+		over(float64(d.logBytes+d.immLog)/float64(e.opts.DeferLogLimit), 0.6, 0.9))
+}
+
+// lookAtLevels notes how many memtables wait to be flushed, and what is in level 0.
+func (e *Engine) lookAtLevels(now time.Time) {
+	last := e.levelsAt.Load()
+	if at := now.UnixMilli(); at-last >= 100 && e.levelsAt.CompareAndSwap(last, at) {
+		m := e.db.Metrics()
+		e.sublevels.Store(m.Levels[0].Sublevels)
+		e.memtables.Store(int32(m.MemTable.Count - 1))
+	}
+}
+
 // flushTurn lets the stores of a process write what they deferred one after the
 // other: the sooner one is done, the less of the log that is written meanwhile has to
 // be kept.
-var flushTurn turns
+var flushTurn = turns{wait: 3 * time.Second}
 
-// turns is a lock that knows who has it and who waits for it.
+// turns is a line of stores, the first of which has its turn. It is a courtesy and no
+// lock: nobody waits longer than wait, since a store whose disk hangs keeps its turn.
 type turns struct {
+	wait time.Duration
 	mu   sync.Mutex
-	cond *sync.Cond
-	line []*Engine // the first has it
+	line []*turn // replaced and never changed
 }
 
-func (t *turns) take(e *Engine) {
+type turn struct {
+	e     *Engine
+	first chan struct{} // closed when it has come
+}
+
+// take returns when it is the turn of e, or when e need not wait any more.
+func (t *turns) take(e *Engine) *turn {
+	mine := &turn{e, make(chan struct{})}
+	t.mu.Lock()
+	t.line = append(slices.Clone(t.line), mine)
+	if len(t.line) == 1 {
+		close(mine.first)
+	}
+	t.mu.Unlock()
+	timer := time.NewTimer(t.wait)
+	defer timer.Stop()
+	select {
+	case <-mine.first:
+	case <-timer.C:
+	case <-e.down:
+	}
+	return mine
+}
+
+func (t *turns) give(mine *turn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.cond == nil {
-		t.cond = sync.NewCond(&t.mu)
-	}
-	t.line = append(t.line, e)
-	for t.line[0] != e {
-		t.cond.Wait()
+	i := slices.Index(t.line, mine)
+	t.line = slices.Concat(t.line[:i], t.line[i+1:])
+	if i == 0 && len(t.line) > 0 {
+		close(t.line[0].first)
 	}
 }
 
-func (t *turns) give(e *Engine) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.line = slices.Clone(t.line[1:]) // who looks at the old one may go on
-	t.cond.Broadcast()
-}
-
-// all returns who has the lock and who waits.
-func (t *turns) all() []*Engine {
+// all returns who has the turn and who waits.
+func (t *turns) all() []*turn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.line

@@ -156,8 +156,8 @@ func TestUrgency(t *testing.T) {
 			t.Errorf("%s: urgency %.2f, expected %.2f to %.2f", what, u, low, high)
 		}
 	}
-	flushTurn.take(e)
-	defer flushTurn.give(e)
+	mine := flushTurn.take(e)
+	e.levelsAt.Store(now.UnixMilli()) // nobody looks at them
 	for c := range chores {
 		expect("at the start", c, 0, 0.01)
 	}
@@ -187,18 +187,49 @@ func TestUrgency(t *testing.T) {
 
 	// Whoever waits for its turn hurries the one whose turn it is.
 	other := deferredEngine(t, NewMemFS(), func(o *Options) { o.MemTableBytes = 1 << 20 })
-	took := make(chan struct{})
-	go func() { flushTurn.take(other); close(took) }()
+	took := make(chan *turn)
+	go func() { took <- flushTurn.take(other) }()
 	for len(flushTurn.all()) < 2 {
 		runtime.Gosched()
 	}
 	expect("another waits, at leisure", choreDeferred, 0, 0.01)
 	other.memBytes.Store(1 << 20)
 	expect("another waits, full", choreDeferred, 1, 1)
-	flushTurn.give(e)
-	<-took
-	flushTurn.give(other)
-	flushTurn.take(e)
+	flushTurn.give(mine)
+	flushTurn.give(<-took)
+}
+
+// TestTurns: stores take turns in the order in which they came, but nobody waits for
+// ever for one that keeps its turn.
+func TestTurns(t *testing.T) {
+	line := turns{wait: time.Hour}
+	e := &Engine{down: make(chan struct{})}
+	first := line.take(e)
+	came := make(chan *turn)
+	for n := range 2 {
+		go func() { came <- line.take(e) }()
+		for len(line.all()) < n+2 {
+			runtime.Gosched()
+		}
+	}
+	second, third := line.all()[1], line.all()[2]
+	line.give(first)
+	if got := <-came; got != second {
+		t.Error("the third came before the second")
+	}
+	short := turns{wait: time.Millisecond}
+	kept := short.take(e)
+	short.give(short.take(e))
+	short.give(kept)
+	close(e.down)
+	if got := <-came; got != third {
+		t.Error("a store that has failed waits")
+	}
+	line.give(third)
+	line.give(second)
+	if n := len(line.all()); n != 0 {
+		t.Errorf("%d are left in line", n)
+	}
 }
 
 // TestRemove: a table is cut to a small size before it is removed, unless another name

@@ -10,9 +10,7 @@ import (
 // discard), the syncs of the log wait while the disk takes note: 15 to 30 ms for a
 // table of 16 MiB, and 5 ms for each of the many small ones of a compaction
 // (docs/performance.md). So tables are removed one after the other, with pauses, and a
-// large one is cut shorter by steps before, each of which is made durable by itself,
-// since all that was not is told at once. RocksDB does the same
-// (bytes_max_delete_chunk).
+// large one is cut shorter by steps before, as RocksDB does (bytes_max_delete_chunk).
 const (
 	removeStep  = 1 << 20
 	removePause = 25 * time.Millisecond // for each step
