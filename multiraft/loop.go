@@ -264,6 +264,14 @@ func (l *loop) touch(r *replica) {
 	}
 }
 
+// touchStirred touches r if something follows from what its core was handed. It
+// often does not: of three acknowledgements of a write, one commits it.
+func (l *loop) touchStirred(r *replica) {
+	if r.core.Stirred() {
+		l.touch(r)
+	}
+}
+
 func (l *loop) onAck(now raft.Time, a *ack) {
 	l.inFlight--
 	l.acked++
@@ -277,7 +285,7 @@ func (l *loop) onAck(now raft.Time, a *ack) {
 	for _, m := range a.marks {
 		if r := l.byID[m.shard]; r != nil && !r.removed {
 			r.core.Appended(now, m.mark, &l.out)
-			l.touch(r)
+			l.touchStirred(r)
 		}
 	}
 	l.held.give(a.held)
@@ -347,7 +355,7 @@ func (l *loop) stepMsg(now raft.Time, m *raft.Msg) bool {
 		l.touch(r)
 	}
 	r.core.Step(now, m, &l.out)
-	l.touch(r)
+	l.touchStirred(r)
 	return true
 }
 

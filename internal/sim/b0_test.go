@@ -32,7 +32,7 @@ func TestB0_B6(t *testing.T) { b0(t, []string{"log"}, "B0-B6") }
 func TestB0_C1(t *testing.T) { b0(t, []string{"elect"}, "B0-C1b", "B0-C1e") }
 
 // On links that work one way support is not asked for in the same epoch for ever.
-func TestB0_C2(t *testing.T) { b0(t, []string{"elect"}, "B0-C2") }
+func TestB0_C2(t *testing.T) { b0(t, []string{"swarm"}, "B0-C2") }
 
 // Nothing that was dropped stays dropped.
 func TestB0_C3(t *testing.T) { b0(t, []string{"conf"}, "B0-C3b") }

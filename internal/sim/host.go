@@ -352,7 +352,11 @@ func (n *node) round() {
 	}
 	if n.core != nil {
 		n.settleAsks(now)
-		n.core.Flush(now, &n.out)
+		if n.core.Stirred() {
+			n.core.Flush(now, &n.out)
+		} else if err := n.core.CheckQuiet(now); err != nil {
+			w.fail("L3", "node %d: %v", n.id, err)
+		}
 	}
 	n.commitRound(now)
 }

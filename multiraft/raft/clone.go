@@ -2,7 +2,9 @@ package raft
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"time"
 )
@@ -67,6 +69,7 @@ func (c *Core) Freeze(keepTruncate bool) {
 	if c.quorumLost {
 		c.quorumSince = FrozenTime
 	}
+	c.stirred = false // what is explored is at rest
 	c.queryAt, c.quorumFrom, c.waitAll, c.waitMost = 0, FrozenTime, 0, 0
 	c.attempts, c.anomalies = 0, 0
 	c.lastSeen, c.appliedAt = c.log.last, c.log.applied
@@ -91,6 +94,34 @@ func (c *Core) Freeze(keepTruncate bool) {
 			p.fortifyAt = 0
 		}
 	}
+}
+
+// CheckQuiet holds Stirred against what it promises: where it says that nothing
+// follows, a copy is flushed to see that nothing does. It is called in place of a
+// Flush that is left out. now is the round's time.
+func (c *Core) CheckQuiet(now Time) error {
+	if c.Stirred() || c.Deadline() <= now {
+		return nil // or time has more to say than what came in
+	}
+	n := c.Clone(nil)
+	var o Out
+	n.Flush(now, &o)
+	o.Truncates = nil // the log may be cut now, but need not be: the timer comes back to it
+	if x := [...]int{len(o.Msgs), len(o.Held), len(o.Appends), len(o.HardStates), len(o.Applies), len(o.Fetches), len(o.Snapshots),
+		len(o.Reads), len(o.Roles), len(o.Drops), len(o.Asks), len(o.Forgets)}; x != [len(x)]int{} {
+		return fmt.Errorf("replica %d of shard %d is not stirred, and has a round to give out: %+v", c.id, c.shard, o)
+	}
+	if a, b := c.Status(), n.Status(); !reflect.DeepEqual(a, b) {
+		return fmt.Errorf("replica %d of shard %d is not stirred, and comes from %+v to %+v", c.id, c.shard, a, b)
+	}
+	if a, b := c.Deadline(), n.Deadline(); b < a {
+		return fmt.Errorf("replica %d of shard %d is not stirred, and its deadline comes from %d to %d", c.id, c.shard, a, b)
+	}
+	l, _ := c.Lease(nil)
+	if m, _ := n.Lease(nil); !l.Same(&m) {
+		return fmt.Errorf("replica %d of shard %d is not stirred, and its lease comes from %+v to %+v", c.id, c.shard, l, m)
+	}
+	return nil
 }
 
 // TimerKind names a deadline of a core.

@@ -20,6 +20,7 @@ var noForm = map[string]string{
 	"waitAll":       "Freeze resets it",
 	"waitMost":      "Freeze resets it",
 	"attempts":      "Freeze resets it",
+	"stirred":       "Freeze resets it",
 	"anomalies":     "Freeze resets it",
 	"lastSeen":      "Freeze sets it to log.last",
 	"appliedAt":     "Freeze sets it to log.applied",

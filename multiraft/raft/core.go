@@ -241,6 +241,7 @@ type Core struct {
 	lastSeen   Index // log end and applied index when truncAt was set
 	appliedAt  Index
 	due        bool // Flush has something to do although nothing came in
+	stirred    bool // something came in from which more may follow than what is noted
 	applyBytes int  // handed out and not yet applied
 	drops      []DropTask
 	told       RoleChange // what the owner knows
@@ -325,6 +326,7 @@ func (c *Core) load(now Time, st State) error {
 // Step takes one message. It may be for anyone and of any age; what does not
 // concern this replica has no effect. m.Entries are copied as needed.
 func (c *Core) Step(now Time, m *Msg, o *Out) {
+	stirred := c.stirred
 	c.touch(now)
 	if !c.accept(m, o) || !c.remembers(m, o) {
 		return
@@ -383,9 +385,14 @@ func (c *Core) Step(now Time, m *Msg, o *Out) {
 	case MsgVoteResp:
 		c.stepVoteResp(now, m, o)
 	case MsgAppResp:
-		c.stepAppResp(now, m, o)
+		if c.stepAppResp(now, m, o) {
+			c.stirred = stirred
+		}
 	case MsgCommitResp:
 		if p := c.peer(m.FromReplica); p != nil && c.role == RoleLeader {
+			if len(c.reads) == 0 {
+				c.stirred = stirred // who asks later asks in a later round
+			}
 			p.round = max(p.round, m.Round)
 			c.confirmReads(o)
 		}
@@ -400,7 +407,21 @@ func (c *Core) Step(now Time, m *Msg, o *Out) {
 	}
 }
 
-func (c *Core) touch(now Time) { c.now = max(c.now, now) }
+// touch notes that something came in at now.
+func (c *Core) touch(now Time) {
+	c.now = max(c.now, now)
+	c.stirred = true
+}
+
+// Stirred reports whether Flush may do more than nothing: false says that what was
+// handed in since the last Flush, if anything, moved only what the leader or the
+// replica notes of acknowledgements. Then nothing is to be emitted, Status (but
+// for Stable) and Lease are what they were, and Deadline is not earlier than it
+// was. The owner may leave Flush out. It need not: Flush does no harm.
+//
+// What does not stir is named where it is found (Appended, stepAppResp, Step),
+// anything else does.
+func (c *Core) Stirred() bool { return c.stirred || c.due }
 
 // accept drops messages that are not for this incarnation, or come from a
 // replica that is known to be gone: its id is below the next unused one and
@@ -484,15 +505,23 @@ func (c *Core) neutralise(m *Msg, o *Out) {
 // LogMark{Term: State.Term} (Index zero); the latter may be left out where the
 // same core had an AppendTask in the same batch.
 func (c *Core) Appended(now Time, mark LogMark, o *Out) {
+	stirred := c.stirred
 	c.touch(now)
 	if c.campaigned == c.hs.Term && !c.voteDurable && (c.role == RoleCandidate || c.role == RolePreCandidate) {
 		if mark.Index == 0 && mark.Term == c.hs.Term || mark.Index != 0 && mark == c.voteMark {
 			c.voteDurable = true
 			c.countVote(now, c.id, true, o)
 		}
+		stirred = true
 	}
 	if mark.Index != 0 && (mark.Term == c.log.accTerm || mutants.On("B6")) {
 		c.log.stable = max(c.log.stable, min(mark.Index, c.log.last))
+	}
+	// A follower's disk concerns the leader, who hears of it by what was held. A
+	// leader's own may be what the commit waited for. Memory that the disk frees can
+	// wait for the next Flush, if it is not much.
+	if c.log.bytes <= 2*c.tun.TailBytes && (c.role == RoleFollower || c.role == RoleLeader && c.ready && (!c.canCommit() || mutants.On("K23"))) {
+		c.stirred = stirred
 	}
 }
 
@@ -521,7 +550,17 @@ func (c *Core) Applied(idx Index, _ Term, bytes int, _ *Out) {
 
 // Truncated says that the disk's log is cut through idx in the batch that is
 // being built. Memory may still hold entries below.
-func (c *Core) Truncated(idx Index, term Term) { c.log.truncated(idx, term) }
+func (c *Core) Truncated(idx Index, term Term) {
+	c.log.truncated(idx, term)
+	if c.role != RoleLeader {
+		return
+	}
+	for i := range c.peers {
+		if p := &c.peers[i]; i != c.self && p.next <= c.log.trunc && p.state != stateSnapshot && !p.paused {
+			c.due = true // it needs a snapshot now
+		}
+	}
+}
 
 // Hold says that the entries behind idx are needed after a restart, as redo of what
 // was applied in memory only: the log is cut through idx at most, until Hold says
@@ -530,17 +569,18 @@ func (c *Core) Hold(idx Index) {
 	if c.redoes && idx <= c.redo {
 		return
 	}
-	c.redoes, c.redo = true, idx
+	c.redoes, c.redo, c.stirred = true, idx, true
 	if c.truncAt == Never {
 		c.truncAt = c.now.Add(c.tun.IdleTruncate)
 	}
 }
 
 // Flush ends a round: it emits what follows from everything handed in since
-// the last one. The owner calls it once per round for every touched core.
+// the last one. The owner calls it once per round for every core that was handed
+// something and is Stirred.
 func (c *Core) Flush(now Time, o *Out) {
 	c.touch(now)
-	c.due = false
+	c.due, c.stirred = false, false
 	if c.role == RoleLeader {
 		c.flushLeader(now, o)
 	}

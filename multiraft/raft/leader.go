@@ -180,14 +180,11 @@ func (c *Core) flushLeader(now Time, o *Out) {
 // only through an entry of the own term (paper section 5.4.2, figure 8).
 func (c *Core) maybeCommit() {
 	self := &c.peers[c.self]
-	self.match, self.next, self.state = c.log.stable, c.log.last+1, stateReplicate
-	if mutants.On("K10") {
-		self.match = c.log.last
-	}
+	self.next, self.state = c.log.last+1, stateReplicate
 	if mutants.On("A15") && len(c.peers) == 1 {
 		return // only answers of peers trigger the check
 	}
-	i := Index(quorumOf(c.peers, matchOf))
+	i := c.heldByQuorum()
 	if i <= c.log.commit || i <= c.preLeading && !mutants.On("K3") {
 		return
 	}
@@ -199,6 +196,20 @@ func (c *Core) maybeCommit() {
 		}
 	}
 }
+
+// heldByQuorum returns through which index a quorum holds the log durably.
+func (c *Core) heldByQuorum() Index {
+	if c.self >= 0 {
+		c.peers[c.self].match = c.log.stable
+		if mutants.On("K10") {
+			c.peers[c.self].match = c.log.last
+		}
+	}
+	return Index(quorumOf(c.peers, matchOf))
+}
+
+// canCommit reports whether a leader that is ready has something to commit.
+func (c *Core) canCommit() bool { return c.heldByQuorum() > c.log.commit }
 
 // sendAppends sends what the peer's window takes.
 func (c *Core) sendAppends(now Time, p *progress, o *Out) {
@@ -411,12 +422,21 @@ func (c *Core) snapshotFailed(now Time, p *progress) {
 	c.armRetry(now, p)
 }
 
-// stepAppResp takes the answer to an append.
-func (c *Core) stepAppResp(now Time, m *Msg, o *Out) {
+// steady reports whether a leader has nothing to do for p but to take note of what
+// it acknowledges: all was sent to it, and nobody waits for it.
+func (c *Core) steady(p *progress) bool {
+	return p.state == stateReplicate && (p.next > c.log.last || mutants.On("K22")) && !p.fetching && !p.wantSnap &&
+		c.ready && len(c.reads) == 0 && c.transferTo == 0 && len(c.leaving) == 0 && !c.desc.IsJoint()
+}
+
+// stepAppResp takes the answer to an append. It reports whether that is all there
+// is to do: nothing can be committed, sent or answered by it.
+func (c *Core) stepAppResp(now Time, m *Msg, o *Out) (quiet bool) {
 	p := c.peer(m.FromReplica)
 	if c.role != RoleLeader || p == nil {
-		return
+		return false
 	}
+	quiet = c.steady(p) && (m.Epoch == 0 || m.Epoch == p.epoch)
 	if m.Epoch != 0 {
 		p.epoch = m.Epoch
 	}
@@ -426,17 +446,22 @@ func (c *Core) stepAppResp(now Time, m *Msg, o *Out) {
 	}
 	if m.Reject() && !mutants.On("K19") {
 		c.stepAppRefused(m, p)
-		return
+		return false
 	}
 	if m.Index > c.log.last {
 		c.anomalies++
-		return
+		return false
 	}
 	if m.Index > p.match {
+		if c.truncAt == Never && p.match < c.log.applied && !mutants.On("K24") {
+			quiet = false // it may have held up the cutting of the logs, which no timer comes back to
+		}
+		retryAt := p.retryAt
 		p.match = m.Index
 		p.noteAck(m)
 		p.retryWait = 0
 		c.armRetry(now, p)
+		quiet = quiet && p.retryAt >= retryAt
 	}
 	p.next = max(p.next, p.match+1)
 	p.inflight.freeTo(m.Index)
@@ -451,6 +476,7 @@ func (c *Core) stepAppResp(now Time, m *Msg, o *Out) {
 			p.toReplicate()
 		}
 	}
+	return quiet && (!c.canCommit() || mutants.On("K21"))
 }
 
 // stepAppRefused backs off to where the logs may agree.

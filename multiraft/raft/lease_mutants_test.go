@@ -14,6 +14,9 @@ func TestMutants(t *testing.T) {
 	for _, c := range leaseCases {
 		cases[c.name] = c.run
 	}
+	for _, c := range stirredCases {
+		cases[c.name] = c.run
+	}
 	for id, name := range map[string]string{
 		"A11": "restarted voter", "A12": "voter keeps its promise",
 		"A20b": "step down is final",
@@ -21,6 +24,8 @@ func TestMutants(t *testing.T) {
 		"D2b": "follower read, earlier answer", "D2c": "follower read, earlier life",
 		"D9d": "epochs", "D9e": "joint", "D9f": "majority", "D9g": "learners", "D9k": "joint",
 		"D11": "own term first", "D13": "question to a follower",
+		"K21": "acknowledgements of one write", "K22": "the window opens",
+		"K23": "a quorum by the own disk", "K24": "the cutting of logs waits",
 	} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)

@@ -185,7 +185,11 @@ func (n *node) start(m *Group, fx *effects) {
 func (n *node) finish(m *Group, fx *effects) {
 	o := &m.out
 	for k := 0; ; k++ {
-		n.core.Flush(raft.FrozenTime, o)
+		if n.core.Stirred() {
+			n.core.Flush(raft.FrozenTime, o)
+		} else if err := n.core.CheckQuiet(raft.FrozenTime); err != nil {
+			fx.broken("L3", "node %d: %v", n.id(), err)
+		}
 		b, desc := &batch{}, n.desc
 		n.apply(b, o, fx)
 		n.write(m, b, o, fx)
