@@ -17,7 +17,7 @@ import (
 // what belongs to a live neighbour.
 func TestB0_A1(t *testing.T) {
 	b0(t, func(t *testing.T) error {
-		_, _, err := crashEverywhere(destroyScript(5), simfs.Modes, 10, crashOptions)
+		_, _, err := crashEverywhere(destroyScript(5), simfs.Modes, 3, crashOptions)
 		return errors.Join(err, intentBesideLiveGroup(t))
 	}, "E-destroy-unsynced", "E-intent-all")
 }
@@ -175,23 +175,31 @@ func tablePrefixes(t *testing.T) error {
 }
 
 func oldEntriesDeleted(t *testing.T) error {
-	fs := NewMemFS()
-	e := openTest(t, fs)
+	e := openTest(t, NewMemFS())
 	createGroup(t, e, 1)
+	moved(t, e, 1, entries(1, 3, 1))
 	b := e.NewBatch()
-	b.Append(1, 0, entries(1, 3, 1))
-	must(t, errors.Join(b.Commit(true), b.Wait()))
-	b.Close()
-	must(t, e.Close())
-	e = openTest(t, fs)
-	b = e.NewBatch()
 	defer b.Close()
 	b.Append(1, 3, entries(3, 4, 2))
 	b.Truncate(1, 0, 2, 1)
-	if got := kinds(b); got != "DEL:3 SET:3 SET:4 DEL:1 DEL:2" {
-		return fmt.Errorf("entries from before a restart: %s", got)
+	must(t, b.Commit(false))
+	if got := kinds(b); got != "SET:record DEL:3 DEL:1 DEL:2" {
+		return fmt.Errorf("entries with keys of their own: %s", got)
 	}
 	return nil
+}
+
+// moved writes entries as they are when they have moved out of their record, or come
+// from a store of an older layout.
+func moved(t *testing.T, e *Engine, s raft.ShardID, ents []raft.Entry) {
+	t.Helper()
+	b := e.NewBatch()
+	defer b.Close()
+	for _, en := range ents {
+		b.set(appendLogKey(nil, s, en.Index), en.Value)
+	}
+	must(t, b.Commit(false))
+	must(t, e.findMoved())
 }
 
 func writesInTheLog(t *testing.T) error {

@@ -33,9 +33,13 @@ type Batch struct {
 	// through are the descriptors written: with them goes the whole group.
 	through []raft.Descriptor
 
-	cuts int // logs it cuts
+	// What it says of logs: the record of its entries, which lacks the checksum, the
+	// runs in it, groups whose log it overwrites from an index on, and which it cuts.
+	rec  []byte
+	runs []run
+	over []logCut
+	cuts []logCut
 
-	undo    []trackUndo
 	overlay overlay
 	arena   []byte // values handed out by Get
 
@@ -123,14 +127,20 @@ func (b *Batch) Len() int {
 	if b.Empty() {
 		return 0
 	}
+	n := b.b.Len() + len(b.rec)
 	if b.d != b.b && !b.d.Empty() {
-		return b.b.Len() + b.d.Len()
+		n += b.d.Len()
 	}
-	return b.b.Len()
+	return n
 }
 
 // Empty reports whether nothing was written.
-func (b *Batch) Empty() bool { return (b.b == nil || b.b.Empty()) && (b.d == nil || b.d.Empty()) }
+func (b *Batch) Empty() bool {
+	return (b.b == nil || b.b.Empty()) && (b.d == nil || b.d.Empty()) && !b.logs()
+}
+
+// logs reports whether the batch says anything of logs.
+func (b *Batch) logs() bool { return len(b.runs)+len(b.cuts) > 0 }
 
 // Mark returns the present position for RollbackTo.
 func (b *Batch) Mark() int { return b.d.Len() }
@@ -142,9 +152,6 @@ func (b *Batch) RollbackTo(mark int) {
 	data := b.d.Repr()
 	if mark >= len(data) {
 		return
-	}
-	if b.d == b.b {
-		b.undoTracks(mark)
 	}
 	b.overlay.reset()
 	if mark <= batchrepr.HeaderLen {
@@ -190,6 +197,12 @@ func (b *Batch) Commit(sync bool) (err error) {
 		return err
 	}
 	defer b.e.leave()
+	if b.logs() && b.e.journal.bytes.Load() > b.e.opts.JournalBytes {
+		if err := b.e.settle(); err != nil {
+			b.abandon()
+			return err
+		}
+	}
 	switch {
 	case len(b.through) > 0:
 		d := b.e.def
@@ -199,11 +212,16 @@ func (b *Batch) Commit(sync bool) (err error) {
 			b.abandon()
 			return b.e.fail(fmt.Errorf("commit: %w", err))
 		}
-	case b.b.Empty() && !sync: // the applied side alone
+	case b.b.Empty() && !sync && !b.logs(): // the applied side alone
 		b.e.stats.batches.Add(1)
 		b.e.def.applyBatch(b)
 		return nil
-	case b.b.Empty():
+	}
+	if b.logs() {
+		b.seal()
+		defer b.e.journal.gate.RUnlock()
+	}
+	if b.b.Empty() {
 		_ = b.b.LogData(nil, nil) // never fails
 	}
 	defer func() {
@@ -230,7 +248,6 @@ func (b *Batch) Commit(sync bool) (err error) {
 		b.abandon()
 		return b.e.fail(fmt.Errorf("commit: %w", err))
 	}
-	b.undo = b.undo[:0]
 	if b.e.def != nil {
 		b.e.memBytes.Add(int64(b.b.Len()))
 		b.e.def.applyBatch(b)
@@ -281,9 +298,6 @@ func (b *Batch) Close() {
 		return
 	}
 	_ = b.Wait() // reported through OnFatal
-	if !b.committed && b.b != nil {
-		b.undoTracks(-1)
-	}
 	if b.b != nil {
 		b.b.Reset()
 	}
@@ -292,11 +306,14 @@ func (b *Batch) Close() {
 	}
 	b.through = b.through[:0]
 	b.overlay.reset()
-	b.undo = b.undo[:0]
+	b.rec, b.runs, b.over, b.cuts = b.rec[:0], b.runs[:0], b.over[:0], b.cuts[:0]
+	if cap(b.rec) > batchRetain {
+		b.rec = nil
+	}
 	b.arena = b.arena[:0]
 	if cap(b.arena) > batchRetain {
 		b.arena = nil
 	}
-	b.committed, b.flushed, b.cuts = false, false, 0
+	b.committed, b.flushed = false, false
 	b.e.batches.Put(b)
 }

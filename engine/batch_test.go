@@ -111,73 +111,71 @@ func printMap(m map[string]string) string {
 	return b.String()
 }
 
-// kinds lists the operations of a batch on log keys.
+// kinds lists the operations of a committed batch on the log.
 func kinds(b *Batch) string {
 	var out []string
 	for r := batchrepr.Read(b.b.Repr()); len(r) > 0; {
 		kind, key, _, _, _ := r.Next()
-		if k, err := ParseKey(key); err == nil && k.Kind == KindEntry {
+		switch k, err := ParseKey(key); {
+		case err != nil:
+			out = append(out, fmt.Sprintf("%s:%v", kind, err))
+		case k.Kind == KindEntry:
 			out = append(out, fmt.Sprintf("%s:%d", kind, k.Index))
+		case k.Kind == KindRecord:
+			out = append(out, fmt.Sprintf("%s:record", kind))
 		}
 	}
 	return strings.Join(out, " ")
 }
 
-// TestDeleteKinds shows which deletes the log uses: SINGLEDEL only for entries
-// that this process wrote, and a deletion before every overwrite.
+// TestDeleteKinds shows which deletes the log uses: SINGLEDEL for records, which are
+// written once, and plain ones for entries with keys of their own.
 func TestDeleteKinds(t *testing.T) {
-	fs := NewMemFS()
-	e := openTest(t, fs)
+	e := openTest(t, NewMemFS())
 	createGroup(t, e, 1)
-	step := func(e *Engine, want string, commit bool, f func(b *Batch)) {
+	createGroup(t, e, 2)
+	step := func(want string, f func(b *Batch)) {
 		t.Helper()
 		b := e.NewBatch()
 		defer b.Close()
 		f(b)
+		must(t, b.Commit(false))
 		if got := kinds(b); got != want {
 			t.Fatalf("got  %s\nwant %s", got, want)
 		}
-		if commit {
-			must(t, b.Commit(false))
-		}
 	}
-	step(e, "SET:1 SET:2 SET:3 SET:4", true, func(b *Batch) { b.Append(1, 0, entries(1, 4, 1)) })
-	step(e, "SINGLEDEL:3 SINGLEDEL:4 SET:3", true, func(b *Batch) { b.Append(1, 4, entries(3, 3, 2)) })
-	step(e, "SINGLEDEL:1", true, func(b *Batch) {
-		b.Truncate(1, 0, 1, 1)
-		b.SetApplied(1, raft.AppliedState{Applied: 1, TruncIndex: 1, AppliedTerm: 1, TruncTerm: 1})
-	})
-	must(t, e.Close())
-
-	// After a restart the entries from before get plain deletes; the process's
-	// own begin where it first wrote.
-	e = openTest(t, fs)
-	step(e, "SET:4 SET:5", true, func(b *Batch) { b.Append(1, 3, entries(4, 5, 2)) })
-	step(e, "DEL:2 DEL:3 SINGLEDEL:4", true, func(b *Batch) {
-		b.Truncate(1, 1, 4, 2)
-		b.SetApplied(1, raft.AppliedState{Applied: 4, TruncIndex: 4, AppliedTerm: 2, TruncTerm: 2})
-	})
-	must(t, e.Close())
-
-	// A batch that is thrown away, or rolled back, changes nothing: index 5 is
-	// still not known to be the process's own.
-	e = openTest(t, fs)
-	step(e, "DEL:5 SET:5 SET:6", false, func(b *Batch) { b.Append(1, 5, entries(5, 6, 3)) })
-	step(e, "DEL:5 SET:5", true, func(b *Batch) {
-		m := b.Mark()
-		b.Append(1, 5, entries(5, 6, 3))
-		b.RollbackTo(m)
-		b.Append(1, 5, entries(5, 5, 4))
-	})
-	step(e, "SINGLEDEL:5 SET:5", true, func(b *Batch) { b.Append(1, 5, entries(5, 5, 5)) })
-	// A long span is one range deletion.
-	step(e, "SET:6 RANGEDEL:5", true, func(b *Batch) {
-		b.Append(1, 5, entries(6, 6, 5))
-		b.Truncate(1, 4, 4+pointDeletes+1, 5)
-	})
+	cut := func(b *Batch, s raft.ShardID, from, to raft.Index) {
+		b.Truncate(s, from, to, 1)
+		b.SetApplied(s, raft.AppliedState{Applied: to, TruncIndex: to, AppliedTerm: 1, TruncTerm: 1})
+	}
+	step("SET:record", func(b *Batch) { b.Append(1, 0, entries(1, 4, 1)); b.Append(2, 0, entries(1, 1, 1)) })
+	step("SET:record", func(b *Batch) { b.Append(1, 4, entries(3, 3, 2)) })
+	step("", func(b *Batch) { cut(b, 1, 0, 1) })
+	step("", func(b *Batch) { cut(b, 2, 0, 1) })
+	// What was overwritten does not keep its record.
+	step("SINGLEDEL:record", func(b *Batch) { cut(b, 1, 1, 2) })
+	step("SINGLEDEL:record", func(b *Batch) { cut(b, 1, 2, 3) })
+	step("SET:record SINGLEDEL:record", func(b *Batch) { b.Append(2, 1, entries(2, 2, 2)); cut(b, 2, 1, 2) })
+	// With keys of their own.
+	moved(t, e, 1, entries(4, 8, 2))
+	step("DEL:4 DEL:5 DEL:6", func(b *Batch) { cut(b, 1, 3, 6) })
+	step("SET:record DEL:8", func(b *Batch) { b.Append(1, 8, entries(8, 9, 3)) })
+	step("DEL:7", func(b *Batch) { cut(b, 1, 6, 8) })
+	step("SINGLEDEL:record", func(b *Batch) { cut(b, 1, 8, 9) })
+	// A long span of them is one range deletion.
+	moved(t, e, 1, entries(10, 10+2*pointDeletes, 3))
+	step("RANGEDEL:10", func(b *Batch) { cut(b, 1, 9, 10+pointDeletes) })
 	st, _, err := e.Load(1)
-	if err != nil || st.Last != 4 {
+	if err != nil || st.Last != 10+2*pointDeletes {
 		t.Fatalf("%v %+v", err, st)
+	}
+	// A batch that is thrown away says nothing.
+	b := e.NewBatch()
+	b.Append(1, st.Last, entries(20, 20, 4))
+	b.Truncate(1, 10, 20, 3)
+	b.Close()
+	if now, _, err := e.Load(1); err != nil || now.Last != st.Last || len(now.Tail) != len(st.Tail) {
+		t.Fatalf("%v %+v, was %+v", err, now, st)
 	}
 }
 
@@ -185,9 +183,16 @@ func TestDeleteKinds(t *testing.T) {
 // and restarts in between, and compares the log with a model: no delete ever
 // brings an old entry back.
 func TestLogChurn(t *testing.T) {
+	for name, journal := range map[string]int64{"records": 1 << 30, "moved": 2 << 10, "at once": 1} {
+		t.Run(name, func(t *testing.T) { logChurn(t, journal) })
+	}
+}
+
+func logChurn(t *testing.T, journal int64) {
 	s := newScript(11)
 	fs := NewMemFS()
 	o := testOptions(t, fs)
+	o.JournalBytes = journal
 	e, err := Open(o)
 	must(t, err)
 	s.create(1)
@@ -396,7 +401,9 @@ func TestDamagedGroup(t *testing.T) {
 			createGroup(t, e, 1)
 			createGroup(t, e, 2)
 			b := e.NewBatch()
-			b.Append(1, 0, entries(1, 4, 1))
+			for _, en := range entries(1, 4, 1) {
+				b.set(appendLogKey(nil, 1, en.Index), en.Value)
+			}
 			b.SetApplied(1, raft.AppliedState{Applied: 3, AppliedTerm: 1})
 			damage(b)
 			must(t, b.Commit(false))

@@ -273,8 +273,8 @@ func (d *deferred) applyBatch(b *Batch) {
 		defer d.mu.Unlock()
 	}
 	d.logBytes += b.b.Len()
-	if d.uncut > 0 && b.cuts > 0 {
-		if d.uncut -= b.cuts; d.uncut <= 0 {
+	if d.uncut > 0 && len(b.cuts) > 0 {
+		if d.uncut -= len(b.cuts); d.uncut <= 0 {
 			d.rotate = true
 		}
 	}

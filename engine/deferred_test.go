@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -76,7 +78,7 @@ func deferredEngine(t *testing.T, fs FS, change func(*Options)) *Engine {
 }
 
 // TestLayout1 opens a store of layout 1, in which a log's cut stands in the applied
-// state alone.
+// state alone, and all entries (as in layout 2) have keys of their own.
 func TestLayout1(t *testing.T) {
 	fs := simfs.New()
 	e, err := Open(crashOptions(fs)) // applies at once, as releases of layout 1 did
@@ -91,6 +93,13 @@ func TestLayout1(t *testing.T) {
 	}
 	if s.m.groups[1].as.TruncIndex == 0 {
 		t.Fatal("nothing was cut")
+	}
+	e.opts.JournalBytes = 0
+	for e.journal.bytes.Load() > 0 {
+		must(t, e.settle())
+	}
+	if none, err := e.hasKeys(pebble.KeyRange{Start: []byte{prefixRecord}, End: []byte{prefixRecord + 1}}); err != nil || none {
+		t.Fatalf("records are left: %v", err)
 	}
 	must(t, e.Close())
 	path := fs.PathJoin(crashOptions(fs).Dir, identName)

@@ -123,6 +123,8 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 		d.flushMu.Lock()
 		defer d.flushMu.Unlock()
 	}
+	e.journal.hold(s, true)
+	defer e.journal.hold(s, false)
 	pb := e.db.NewBatch()
 	write := func(errs ...error) error { return errors.Join(errs...) }
 	err := write(
@@ -133,7 +135,7 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 		pb.DeleteRange(StatePrefix(s), PrefixEnd(StatePrefix(s)), nil),
 	)
 	if !mutants.On("G14") {
-		err = write(err, pb.DeleteRange(LogPrefix(s), PrefixEnd(LogPrefix(s)), nil))
+		err = write(err, pb.DeleteRange(LogPrefix(s), PrefixEnd(LogPrefix(s)), nil), pb.Set(voidKey(nil, s), e.journal.voidMark(), nil))
 	}
 	if mutants.On("E-intent-early") {
 		err = write(err, pb.Delete(intentKey(nil, s), nil))
@@ -154,7 +156,7 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 			return err
 		}
 	}
-	e.setOwnFrom(s, 0)
+	e.journal.voided(s, 0)
 	return e.carryOut(s, in)
 }
 

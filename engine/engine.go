@@ -71,9 +71,10 @@ type Engine struct {
 
 	def *deferred // nil: batches are applied at once
 
+	journal journal
+
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *[]byte
-	tracks  [trackStripes]trackStripe
 	stats   stats
 	seq     atomic.Uint64 // names of staged files
 }
@@ -170,6 +171,9 @@ func (e *Engine) openFiles() error {
 		return err
 	}
 	if err := e.loadIdent(); err != nil {
+		return err
+	}
+	if err := e.openJournal(); err != nil {
 		return err
 	}
 	return e.openStaging()

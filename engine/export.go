@@ -300,6 +300,8 @@ func (e *Engine) InstallSnapshot(in Install) error {
 	}
 	// The log of the installed replica is empty: it begins behind the snapshot.
 	in.Applied.TruncIndex, in.Applied.TruncTerm = in.Applied.Applied, in.Applied.AppliedTerm
+	e.journal.hold(in.Desc.Shard, true)
+	defer e.journal.hold(in.Desc.Shard, false)
 	var err error
 	if len(in.Data) == 0 {
 		err = e.installSmall(&in)
@@ -309,7 +311,7 @@ func (e *Engine) InstallSnapshot(in Install) error {
 	if err != nil {
 		return err
 	}
-	e.setOwnFrom(in.Desc.Shard, 0)
+	e.journal.voided(in.Desc.Shard, in.Applied.Applied)
 	return nil
 }
 
@@ -401,6 +403,11 @@ func (e *Engine) installSmall(in *Install) error {
 				return err
 			}
 			pb = e.db.NewBatch()
+		}
+		if !mutants.On("E11") {
+			if err := pb.Set(voidKey(nil, s), e.journal.voidMark(), nil); err != nil {
+				return err
+			}
 		}
 		return in.state(func(k, v []byte) error { return pb.Set(k, v, nil) },
 			func(k, v []byte) error { return pb.Set(k, v, nil) })
@@ -528,7 +535,12 @@ func (e *Engine) installTables(in *Install) error {
 				in.state(w.Set, func([]byte, []byte) error { return nil }))
 		})
 	} else if err == nil {
-		err = table("02", HardPrefix(s), func(w *SSTWriter) error { return w.Set(hk, hv) })
+		err = table("02", HardPrefix(s), func(w *SSTWriter) error {
+			if mutants.On("E-ingest-keeps-log") {
+				return w.Set(hk, hv)
+			}
+			return errors.Join(w.Set(hk, hv), w.Set(voidKey(nil, s), e.journal.voidMark()))
+		})
 	}
 	if err == nil && !mutants.On("E-ingest-keeps-log") {
 		err = table("01", LogPrefix(s), nil)

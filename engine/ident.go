@@ -22,7 +22,9 @@ import (
 //	1  the first one
 //	2  how far a log is cut stands beside the hard state, too (key 02 shard 't'),
 //	   since the applied state may come to the disk later
-const LayoutVersion = 2
+//	3  log entries stand in records of many groups (04), with void marks (02 shard
+//	   'v'); those that older layouts wrote below 01 are read on
+const LayoutVersion = 3
 
 // Ident says whom a store belongs to.
 type Ident struct {

@@ -19,15 +19,18 @@ import (
 //	| 00 | 'N' ...                     | reserved: checkpoint of group stubs               |
 //	| 00 | 'T' shard(8)                | tombstone {lowest replica id that may live here}  |
 //	+----+-----------------------------+---------------------------------------------------+
-//	| 01 | shard(8) index(8)           | log entry; the value is the entry as on the wire  |
+//	| 01 | shard(8) index(8)           | log entry that has moved out of its record        |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 02 | shard(8) 'h'                | hard state (never part of a snapshot's source)    |
 //	| 02 | shard(8) 't'                | how far the log is cut (if applying is deferred)  |
+//	| 02 | shard(8) 'v'                | void mark: log records before it do not count     |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 03 | shard(8) 'a'                | applied state: applied and truncated index, ...   |
 //	| 03 | shard(8) 'd'                | descriptor                                        |
 //	| 03 | shard(8) 's' ..., 't' ...   | session records (package multiraft/session)       |
 //	| 03 | shard(8) 'k' ...            | reserved: locks of cross-shard transactions       |
+//	+----+-----------------------------+---------------------------------------------------+
+//	| 04 | boot epoch(8) number(8)     | log record: the entries of one batch (journal)    |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 10 | keyspace(4) user key        | value record (opaque to the engine)               |
 //	+----+-----------------------------+---------------------------------------------------+
@@ -41,6 +44,7 @@ const (
 	prefixLog     byte = 0x01
 	prefixHard    byte = 0x02
 	prefixApplied byte = 0x03
+	prefixRecord  byte = 0x04
 	prefixData    byte = 0x10
 
 	tagIdent     byte = 'I'
@@ -52,6 +56,7 @@ const (
 
 	suffixHard    byte = 'h'
 	suffixTrunc   byte = 't'
+	suffixVoid    byte = 'v'
 	suffixApplied byte = 'a'
 	suffixDesc    byte = 'd'
 
@@ -65,7 +70,7 @@ func appendGroup(dst []byte, prefix byte, s raft.ShardID) []byte {
 	return binary.BigEndian.AppendUint64(dst, uint64(s))
 }
 
-// LogPrefix returns the prefix of the log entries of a shard.
+// LogPrefix returns the prefix of the log entries of a shard that have keys of their own.
 func LogPrefix(s raft.ShardID) []byte { return appendGroup(nil, prefixLog, s) }
 
 // HardPrefix returns the prefix of the hard state of a shard.
@@ -131,12 +136,24 @@ func putLogKey(dst []byte, s raft.ShardID, i raft.Index) {
 	binary.BigEndian.PutUint64(dst[9:], uint64(i))
 }
 
+// putRecordKey writes the key of a log record into dst, which has logKeyLen bytes.
+func putRecordKey(dst []byte, id recordID) {
+	_ = dst[logKeyLen-1]
+	dst[0] = prefixRecord
+	binary.BigEndian.PutUint64(dst[1:], id.epoch)
+	binary.BigEndian.PutUint64(dst[9:], id.seq)
+}
+
 func hardKey(dst []byte, s raft.ShardID) []byte {
 	return append(appendGroup(dst, prefixHard, s), suffixHard)
 }
 
 func truncKey(dst []byte, s raft.ShardID) []byte {
 	return append(appendGroup(dst, prefixHard, s), suffixTrunc)
+}
+
+func voidKey(dst []byte, s raft.ShardID) []byte {
+	return append(appendGroup(dst, prefixHard, s), suffixVoid)
 }
 
 func appliedKey(dst []byte, s raft.ShardID) []byte {
@@ -185,6 +202,8 @@ const (
 	KindGroup                        // other key of the applied side: Shard, Rest
 	KindData                         // user key: Keyspace, Rest
 	KindTrunc                        // how far the log is cut: Shard
+	KindVoid                         // void mark: Shard
+	KindRecord                       // log record: Epoch, Seq
 )
 
 // Key is a raw key taken apart. Rest aliases the raw key.
@@ -194,8 +213,12 @@ type Key struct {
 	Index    raft.Index
 	Node     raft.NodeID
 	Keyspace uint32
+	Epoch    uint64
+	Seq      uint64
 	Rest     []byte
 }
+
+func (k Key) record() recordID { return recordID{k.Epoch, k.Seq} }
 
 // ParseKey takes a raw key apart. It fails on every key that this layout does
 // not contain.
@@ -229,6 +252,13 @@ func ParseKey(raw []byte) (Key, error) {
 		}
 		if len(raw) == groupKeyLen+1 && raw[9] == suffixTrunc {
 			return Key{Kind: KindTrunc, Shard: raft.ShardID(u64(1))}, nil
+		}
+		if len(raw) == groupKeyLen+1 && raw[9] == suffixVoid {
+			return Key{Kind: KindVoid, Shard: raft.ShardID(u64(1))}, nil
+		}
+	case prefixRecord:
+		if len(raw) == logKeyLen {
+			return Key{Kind: KindRecord, Epoch: u64(1), Seq: u64(9)}, nil
 		}
 	case prefixApplied:
 		if len(raw) <= groupKeyLen {
@@ -271,6 +301,12 @@ func (k Key) Raw() []byte {
 		return hardKey(nil, k.Shard)
 	case KindTrunc:
 		return truncKey(nil, k.Shard)
+	case KindVoid:
+		return voidKey(nil, k.Shard)
+	case KindRecord:
+		raw := make([]byte, logKeyLen)
+		putRecordKey(raw, k.record())
+		return raw
 	case KindApplied:
 		return appliedKey(nil, k.Shard)
 	case KindDesc:

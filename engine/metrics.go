@@ -37,10 +37,10 @@ type Metrics struct {
 
 // stats are the counters the engine keeps itself.
 type stats struct {
-	batches, syncs, stalls, slowWrites, misuse, flushes atomic.Uint64
-	stalled                                             atomic.Bool
-	maxNanos                                            atomic.Int64
-	buckets                                             [64 * 4]atomic.Uint64
+	batches, syncs, stalls, slowWrites, misuse, flushes, settled atomic.Uint64
+	stalled                                                      atomic.Bool
+	maxNanos                                                     atomic.Int64
+	buckets                                                      [64 * 4]atomic.Uint64
 }
 
 func (s *stats) now() time.Time { return time.Now() }
@@ -131,13 +131,14 @@ func (e *Engine) Metrics() Metrics {
 		m.CacheHitRate = float64(p.BlockCache.Hits) / float64(n)
 	}
 	m.LogBytes, _ = e.db.EstimateDiskUsage([]byte{prefixLog}, []byte{prefixLog + 1})
+	m.LogBytes += uint64(e.journal.bytes.Load())
 	return m
 }
 
-// LogSize estimates the bytes of the log of s in tables; entries that are only
-// in memory do not count.
+// LogSize estimates the bytes of the log of s, as of some seconds ago.
 func (e *Engine) LogSize(s raft.ShardID) (uint64, error) {
-	return e.diskUsage(LogPrefix(s), PrefixEnd(LogPrefix(s)))
+	n, err := e.diskUsage(LogPrefix(s), PrefixEnd(LogPrefix(s)))
+	return n + e.journal.logSizes(e.opts.Now())[s], err
 }
 
 // DataSize estimates the bytes of the user keys [start, end) in tables.

@@ -63,8 +63,12 @@ type Options struct {
 	// DeferLogLimit is how much of the write-ahead log may be needed as redo of what is
 	// in memory: beyond it writes wait for a flush. Zero: three times DeferLogBytes.
 	DeferLogLimit int64
-	// PointDeletes is the longest span of log entries that is deleted key by key and
-	// not as a range. Zero: 64 if applying is deferred, else 4096.
+	// JournalBytes is how much of the log, in records that hold the entries of many
+	// groups, may be there because some of the groups still need theirs. Beyond it these
+	// are moved to keys of their own. Zero: DeferLogLimit and DeferLogBytes together.
+	JournalBytes int64
+	// PointDeletes is the longest span of log entries with keys of their own that is
+	// deleted key by key and not as a range. Zero: 64.
 	PointDeletes raft.Index
 	// FlushInline makes flushes part of the commit that begins them. Simulators use it.
 	FlushInline bool
@@ -121,14 +125,14 @@ func (o Options) withDefaults() Options {
 	}
 	if o.PointDeletes == 0 {
 		o.PointDeletes = pointDeletes
-		if o.DeferBytes > 0 {
-			o.PointDeletes = pointDeletesDeferred
-		}
 	}
 	if o.DeferLogLimit <= 0 {
 		o.DeferLogLimit = 3 * o.DeferLogBytes
 	}
 	o.DeferLogLimit = max(o.DeferLogLimit, o.DeferLogBytes)
+	if o.JournalBytes <= 0 {
+		o.JournalBytes = o.DeferLogLimit + o.DeferLogBytes
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

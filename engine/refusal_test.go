@@ -318,7 +318,9 @@ func TestDamagedRecords(t *testing.T) {
 			createGroup(t, e, 1)
 			createGroup(t, e, 2)
 			b := e.NewBatch()
-			b.Append(1, 0, entries(1, 4, 1))
+			for _, en := range entries(1, 4, 1) {
+				b.set(appendLogKey(nil, 1, en.Index), en.Value)
+			}
 			b.SetApplied(1, raft.AppliedState{Applied: 3, AppliedTerm: 1})
 			c.damage(b)
 			must(t, b.Commit(false))

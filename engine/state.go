@@ -120,6 +120,17 @@ func (e *Engine) boot() ([]GroupState, error) {
 		return nil, err
 	}
 	defer logs.Close()
+	var recs [][]byte // all of them are read once, not one for each of its groups
+	err = e.eachRecord(func(_ recordID, val []byte) error {
+		recs = append(recs, slices.Clone(val))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer e.journal.dropIndex()
+	head := e.journal.oldest()
+	record := func(rec uint64, _ recordID) ([]byte, error) { return recs[rec-head], nil }
 	var out []GroupState
 	var kb [logKeyLen]byte
 	for ok := state.First(); ok; {
@@ -127,7 +138,7 @@ func (e *Engine) boot() ([]GroupState, error) {
 		if err != nil {
 			return nil, err
 		}
-		st, live, err := e.loadGroup(k.Shard, itGetter(state), itGetter(hard), logs)
+		st, live, err := e.loadGroup(k.Shard, itGetter(state), itGetter(hard), logs, record)
 		if err != nil {
 			return nil, err
 		}
@@ -144,6 +155,7 @@ func (e *Engine) boot() ([]GroupState, error) {
 	if err := e.checkOverlap(out); err != nil {
 		return nil, err
 	}
+	e.journal.orphaned(out)
 	return out, e.iterError(errors.Join(state.Error(), hard.Error(), logs.Error()))
 }
 
@@ -208,7 +220,20 @@ func (e *Engine) Load(s raft.ShardID) (st raft.State, ok bool, err error) {
 		return st, false, err
 	}
 	defer logs.Close()
-	st, ok, err = e.loadGroup(s, get, itGetter(hard), logs)
+	var val []byte
+	var at recordID
+	st, ok, err = e.loadGroup(s, get, itGetter(hard), logs, func(_ uint64, id recordID) ([]byte, error) {
+		if at == id {
+			return val, nil
+		}
+		v, done, err := e.readRecord(id)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		val, at = append(val[:0], v...), id
+		return val, nil
+	})
 	if err == nil {
 		err = e.iterError(errors.Join(state.Error(), hard.Error(), logs.Error()))
 	}
@@ -227,7 +252,7 @@ func itGetter(it *pebble.Iterator) getter {
 }
 
 // loadGroup reads one group and checks that its parts belong together.
-func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iterator) (st raft.State, ok bool, err error) {
+func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iterator, record func(uint64, recordID) ([]byte, error)) (st raft.State, ok bool, err error) {
 	var kb [logKeyLen]byte
 	bad := func(i raft.Index, format string, args ...any) (raft.State, bool, error) {
 		return raft.State{}, false, &GroupError{Shard: s, Index: i, Err: fmt.Errorf(format, args...)}
@@ -272,42 +297,38 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 		return bad(0, "truncated through %d, applied only through %d: %w", as.TruncIndex, as.Applied, raft.ErrCorrupt)
 	}
 	st.Last = as.TruncIndex
-	for ok := logs.SeekGE(appendLogKey(kb[:0], s, 0)); ok; ok = logs.Next() {
-		k, err := ParseKey(logs.Key())
-		if err != nil {
-			return bad(0, "%w", err)
+	err = e.eachEntry(s, st.Last, logs, record, func(i raft.Index, v []byte) error {
+		fail := func(format string, args ...any) error {
+			return &GroupError{Shard: s, Index: i, Err: fmt.Errorf(format, args...)}
 		}
-		if k.Shard != s {
-			break
-		}
-		if k.Index != st.Last+1 {
-			return bad(k.Index, "entry %d follows index %d (applied %d, truncated %d): %w", k.Index, st.Last, as.Applied, as.TruncIndex, raft.ErrCorrupt)
-		}
-		v, err := logs.ValueAndErr()
-		if err != nil {
-			return st, false, err
+		if i != st.Last+1 {
+			return fail("entry %d follows index %d (applied %d, truncated %d): %w", i, st.Last, as.Applied, as.TruncIndex, raft.ErrCorrupt)
 		}
 		var term raft.Term
-		if k.Index > as.Applied {
-			en, err := raft.DecodeEntry(k.Index, slices.Clone(v))
+		if i > as.Applied {
+			en, err := raft.DecodeEntry(i, slices.Clone(v))
 			if err != nil {
-				return bad(k.Index, "%w", err)
+				return fail("%w", err)
 			}
 			term = en.Term
 			st.Tail = append(st.Tail, en)
-		} else if term, _, err = raft.PeekEntry(v); err != nil {
-			return bad(k.Index, "%w", err)
+		} else {
+			var err error
+			if term, _, err = raft.PeekEntry(v); err != nil {
+				return fail("%w", err)
+			}
 		}
 		if n := len(st.Runs); n == 0 || st.Runs[n-1].Term != term {
 			if n > 0 && st.Runs[n-1].Term > term {
-				return bad(k.Index, "term %d after term %d: %w", term, st.Runs[n-1].Term, raft.ErrCorrupt)
+				return fail("term %d after term %d: %w", term, st.Runs[n-1].Term, raft.ErrCorrupt)
 			}
-			st.Runs = append(st.Runs, raft.TermRun{First: k.Index, Term: term})
+			st.Runs = append(st.Runs, raft.TermRun{First: i, Term: term})
 		}
-		st.Last = k.Index
-	}
-	if err := logs.Error(); err != nil { // it ended there, not the log
-		return st, false, e.iterError(err)
+		st.Last = i
+		return nil
+	})
+	if err != nil {
+		return raft.State{}, false, err
 	}
 	if st.Last < as.Applied {
 		return bad(0, "log ends at %d, applied through %d: %w", st.Last, as.Applied, raft.ErrCorrupt)

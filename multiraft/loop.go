@@ -1,7 +1,6 @@
 package multiraft
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -518,9 +517,6 @@ func (l *loop) commitRound(now raft.Time) {
 		}
 		b.SetHardState(t.Shard, t.State)
 	}
-	// In the order of the keys, so that the memtable finds the place of each near that
-	// of the one before.
-	slices.SortFunc(o.Appends, func(a, b raft.AppendTask) int { return cmp.Compare(a.Shard, b.Shard) })
 	for i := range o.Appends {
 		t := &o.Appends[i]
 		b.Append(t.Shard, t.OldLast, t.Entries)

@@ -249,6 +249,9 @@ func (h *hand) install(id raft.ShardID, keys int, tables bool) error {
 	}
 	g.hard = raft.HardState{Term: g.hard.Term + 1}
 	at := g.last() + 10
+	if next := g.as.Applied + 1; next < g.last() { // the rest of its log has gone another way than its leader's
+		at = next
+	}
 	g.as = raft.AppliedState{Applied: at, AppliedTerm: g.hard.Term, TruncIndex: at, TruncTerm: g.hard.Term, GroupTs: uint64(at)}
 	g.log = nil
 	h.flushed[id] = at

@@ -55,7 +55,7 @@ func TestMutants(t *testing.T) {
 			o := Options{Scenarios: some, Images: 1500, PerOp: 2, Workers: 2, SecondEvery: 4}
 			switch id {
 			case "E5": // deferred, the record goes with the entries
-				o.Defer = DeferNever
+				o.Defer, o.Images = DeferNever, 6000
 			case "J3":
 				o.Defer, o.PerOp = DeferAlways, 0.2
 			}

@@ -143,6 +143,7 @@ func storeOptions(fs engine.FS, dir string, id raft.NodeID, deferred int64) engi
 	return engine.Options{
 		DeferBytes: deferred, DeferLogBytes: 4 * deferred, FlushInline: true,
 		Dir: dir, FS: fs, Create: true, Node: id, Cluster: [16]byte{7}, CacheBytes: 256 << 10, MemTableBytes: 64 << 10,
+		JournalBytes:  2 << 10 << (2 * (id % 3)),
 		ManifestBytes: 1, NoDiskWatch: true, Nonce: func() uint64 { return uint64(id) },
 	}
 }

@@ -258,7 +258,11 @@ func handScenarios() []Scenario {
 		}),
 		handed("install-small-over-empty", three, func(h *hand) error { return h.install(4, 5, false) }),
 		handed("install-small-over-existing", filled, func(h *hand) error {
-			return do(func() error { return h.install(1, 5, false) }, func() error { return busy(h, 4) })
+			return do(
+				func() error { return h.round(false, h.appendTo(1, 0, 8)) },
+				func() error { return h.install(1, 5, false) },
+				func() error { return busy(h, 4) },
+			)
 		}),
 		handed("install-tables-over-empty", flushed, func(h *hand) error {
 			return do(func() error { return h.round(false, h.appendTo(2, 0, 2)) }, func() error { return h.install(4, 40, true) }, func() error { return busy(h, 3) })

@@ -75,6 +75,8 @@ func Capture(e *engine.Engine) (*State, error) {
 		trunc     raft.Index
 		truncTerm raft.Term
 		records   uint64
+		// void: log records before it do not count
+		void [2]uint64
 	}
 	groups := map[raft.ShardID]*found{}
 	group := func(id raft.ShardID) *found {
@@ -116,6 +118,35 @@ func Capture(e *engine.Engine) (*State, error) {
 			}
 			g.trunc, g.truncTerm = raft.Index(binary.BigEndian.Uint64(val[1:])), raft.Term(binary.BigEndian.Uint64(val[9:]))
 			g.has = append(g.has, "truncation")
+		case engine.KindVoid:
+			if len(val) != 17 {
+				return fmt.Errorf("shard %d: void mark %x", k.Shard, val)
+			}
+			g.void = [2]uint64{binary.BigEndian.Uint64(val[1:]), binary.BigEndian.Uint64(val[9:])}
+		case engine.KindRecord:
+			return engine.EachLogged(val, func(id raft.ShardID, i raft.Index, fresh bool, value []byte) error {
+				g := group(id)
+				if k.Epoch < g.void[0] || k.Epoch == g.void[0] && k.Seq < g.void[1] {
+					return nil
+				}
+				if fresh {
+					for at := range g.log {
+						if at >= i {
+							delete(g.log, at)
+						}
+					}
+				}
+				if i <= max(g.trunc, g.g.Applied.TruncIndex) {
+					return nil // not deleted yet: others of the record are needed
+				}
+				en, err := raft.DecodeEntry(i, slices.Clone(value))
+				if err != nil {
+					return fmt.Errorf("shard %d entry %d: %w", id, i, err)
+				}
+				g.log[i] = LogEntry{en.Term, crc32.Checksum(value, castagnoli)}
+				g.has = append(g.has, fmt.Sprintf("entry %d", i))
+				return nil
+			})
 		case engine.KindApplied:
 			if g.g.Applied, err = raft.DecodeAppliedState(val); err != nil {
 				return fmt.Errorf("shard %d: %w", k.Shard, err)

@@ -165,8 +165,8 @@ func (n *node) openEngine() (*engine.Engine, error) {
 	return engine.Open(engine.Options{
 		Dir: storeDir, FS: n.disk, Cluster: clusterID, Node: n.id, Cache: n.w.cache, MemTableBytes: n.w.p.MemTable,
 		DeferBytes: n.w.p.Defer, DeferLogBytes: 4 * n.w.p.Defer, FlushInline: true,
-		PointDeletes: n.w.p.PointDeletes,
-		OnFatal:      t.onFatal, OnDurable: t.onDurable, Now: t.now,
+		PointDeletes: n.w.p.PointDeletes, JournalBytes: n.w.p.Journal,
+		OnFatal: t.onFatal, OnDurable: t.onDurable, Now: t.now,
 		Nonce: func() uint64 { return uint64(n.id)<<32 | uint64(n.gen) },
 	})
 }

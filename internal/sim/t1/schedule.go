@@ -60,6 +60,9 @@ type Params struct {
 	Defer int64 `json:"defer,omitempty"`
 	// PointDeletes is up to how many log entries are deleted one by one; 0: the default.
 	PointDeletes raft.Index `json:"point_deletes,omitempty"`
+	// Journal is from how many bytes of log records on entries are moved out of them; 0:
+	// the default.
+	Journal int64 `json:"journal,omitempty"`
 
 	Payload    int           `json:"payload"` // bytes of a value, at most
 	Timeout    time.Duration `json:"timeout"` // of a client's operation, mean
@@ -159,6 +162,7 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 	if p.PointDeletes = []raft.Index{0, 1 << 40, 4, 1 << 40}[seed/8%4]; p.PointDeletes > 4 {
 		p.MemTable = 32 << 10 // compactions tell of deletions that are mistakes
 	}
+	p.Journal = []int64{0, 2 << 10, 16 << 10}[seed/3%3] // not drawn either
 	n := p.Nodes
 	// Each fault is off in half of the seeds.
 	rate := func(hi float64) float64 {

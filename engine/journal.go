@@ -1,0 +1,858 @@
+package engine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// The journal holds the log entries of all groups: one record per batch, whose key
+// ascends, with everything that the batch appends. A key per entry would be sorted
+// into the memtable at a place of its own, which for a thousand groups costs more
+// than everything else that the log asks of the processor.
+//
+// What is needed to know of the records is in memory: which runs of entries each of
+// them has (journal.runs, in the order of writing), and per group how far its log is
+// cut. Nothing is looked up when a batch appends. A group's entries are found by an
+// index that is made when somebody asks (a peer that lags, a restart) and dropped
+// when it is old.
+//
+//	K1  A run takes the place of everything the group had from its first index on.
+//	K2  Entries through the group's cut do not count, whether their record is still
+//	    there or not; runs in records before the group's void mark neither (its log
+//	    began anew: a snapshot was installed, or the replica was destroyed).
+//	K3  A record is deleted, oldest first, when none of its entries counts any more,
+//	    in the batch that says so or a later one. Its key is written once, ever, so
+//	    SINGLEDEL is right, and the record dies in the memtable.
+//	K4  Where a slow group holds up the deletion while Options.JournalBytes are
+//	    exceeded, the entries of the oldest records that still count are moved to keys
+//	    of their own (prefix 01), in one batch with the deletion of the record. Stores
+//	    of layouts 1 and 2 have all entries there.
+//
+// So a group's log is: its keys below 01, then its runs, by index.
+type journal struct {
+	// gate is held shared while a batch with log entries or cuts is committed, and
+	// exclusively while entries are moved. It is taken before mu.
+	gate sync.RWMutex
+
+	mu      sync.Mutex
+	epoch   uint64 // of this boot
+	next    uint64 // number of the next record
+	recs    []recordMeta
+	head    uint64 // number, counted from the opening, of recs[0]
+	runs    []run  // of recs, one after the other
+	runHead uint64 // number, counted from the opening, of runs[0]
+	headRun int    // runs of recs[0] that are known not to count any more
+	groups  map[raft.ShardID]groupLog
+	overs   map[raft.ShardID][]overwrite // overwritten ends of logs
+	index   *logIndex                    // nil: nobody asked lately
+
+	bytes atomic.Int64 // of recs
+
+	sizes   map[raft.ShardID]uint64 // see LogSize
+	sizesAt time.Time
+}
+
+// recordID orders records: the boot that wrote it, and its number in that boot.
+type recordID struct{ epoch, seq uint64 }
+
+func (r recordID) less(o recordID) bool {
+	return r.epoch < o.epoch || r.epoch == o.epoch && r.seq < o.seq
+}
+
+type recordMeta struct {
+	id    recordID
+	bytes uint32
+	runs  uint32
+}
+
+// run is entries of one group, with consecutive indexes, in one record.
+type run struct {
+	shard raft.ShardID
+	first raft.Index
+	n     uint32
+	off   uint32 // of the run in the record
+}
+
+func (r *run) last() raft.Index { return r.first + raft.Index(r.n) - 1 }
+
+// overwrite says that a run, by its number, took the place of what its group had from an
+// index on.
+type overwrite struct {
+	run   uint64
+	first raft.Index
+}
+
+// groupLog is what is known of the log of one group.
+type groupLog struct {
+	trunc  raft.Index // entries through here do not count
+	void   uint64     // runs in records before this one do not count
+	lo, hi raft.Index // entries below keys of their own; zero: none
+	busy   bool       // an install or a destruction is under way: nothing is moved
+}
+
+// A record: version u8, runs, crc32c u32 of everything before it.
+// A run: shard u64, first index u64, number of entries u32, then of each entry its
+// length uvarint and its bytes.
+const (
+	recordVersion = 1
+	recordMin     = 1 + 4
+	runHead       = 8 + 8 + 4
+)
+
+// appendRun adds a run to a record that lacks its checksum.
+func appendRun(dst []byte, s raft.ShardID, ents []raft.Entry) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, uint64(s))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(ents[0].Index))
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(ents)))
+	for i := range ents {
+		dst = binary.AppendUvarint(dst, uint64(len(ents[i].Value)))
+		dst = append(dst, ents[i].Value...)
+	}
+	return dst
+}
+
+var errBadRecord = fmt.Errorf("log record is damaged: %w", raft.ErrCorrupt)
+
+// parseRecord appends the runs of a record to dst.
+func parseRecord(dst []run, b []byte) ([]run, error) {
+	if len(b) < recordMin || b[0] != recordVersion {
+		return dst, errBadRecord
+	}
+	body := b[:len(b)-4]
+	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(b[len(b)-4:]) {
+		return dst, errBadRecord
+	}
+	for at := 1; at < len(body); {
+		if len(body)-at < runHead {
+			return dst, errBadRecord
+		}
+		r := run{
+			shard: raft.ShardID(binary.BigEndian.Uint64(body[at:])),
+			first: raft.Index(binary.BigEndian.Uint64(body[at+8:])),
+			n:     binary.BigEndian.Uint32(body[at+16:]),
+			off:   uint32(at),
+		}
+		at += runHead
+		if r.n == 0 || r.first == 0 || r.last() < r.first {
+			return dst, errBadRecord
+		}
+		for range r.n {
+			n, used := binary.Uvarint(body[at:])
+			if used <= 0 || n > uint64(len(body)-at-used) || used != uvarintLen(n) {
+				return dst, errBadRecord
+			}
+			at += used + int(n)
+		}
+		dst = append(dst, r)
+	}
+	return dst, nil
+}
+
+// eachOf calls f with the entries of the run at offset off of a record that was
+// checked when it was written or read first.
+func eachOf(b []byte, off uint32, f func(i raft.Index, v []byte) bool) error {
+	if uint64(off)+runHead > uint64(len(b)) {
+		return errBadRecord
+	}
+	b = b[off:]
+	first := raft.Index(binary.BigEndian.Uint64(b[8:]))
+	n := binary.BigEndian.Uint32(b[16:])
+	b = b[runHead:]
+	for i := range n {
+		size, used := binary.Uvarint(b)
+		if used <= 0 || size > uint64(len(b)-used) {
+			return errBadRecord
+		}
+		if !f(first+raft.Index(i), b[used:used+int(size):used+int(size)]) {
+			return nil
+		}
+		b = b[used+int(size):]
+	}
+	return nil
+}
+
+// EachLogged calls f with every entry of a log record (KindRecord), in the order in
+// which they were appended; fresh is set for the first one of a run, which takes the
+// place of everything that the group had from there on. It is for those who look at a
+// whole store (EachKey).
+func EachLogged(record []byte, f func(s raft.ShardID, i raft.Index, fresh bool, value []byte) error) error {
+	runs, err := parseRecord(nil, record)
+	for i := range runs {
+		r := &runs[i]
+		if e := eachOf(record, r.off, func(at raft.Index, v []byte) bool {
+			err = errors.Join(err, f(r.shard, at, at == r.first, v))
+			return err == nil
+		}); e != nil || err != nil {
+			return errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// A void mark: version u8, boot epoch u64, number u64. The runs of the group in
+// records before it do not count.
+func encodeVoid(dst []byte, id recordID) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, 1), id.epoch)
+	return binary.BigEndian.AppendUint64(dst, id.seq)
+}
+
+func decodeVoid(b []byte) (recordID, error) {
+	if len(b) != 17 || b[0] != 1 {
+		return recordID{}, fmt.Errorf("void mark %x is damaged: %w", b, raft.ErrCorrupt)
+	}
+	return recordID{binary.BigEndian.Uint64(b[1:]), binary.BigEndian.Uint64(b[9:])}, nil
+}
+
+// openJournal reads what is in the store. Damage is an *OpenError.
+func (e *Engine) openJournal() error {
+	j := &e.journal
+	j.epoch, j.groups, j.overs = e.bootEpoch, make(map[raft.ShardID]groupLog), make(map[raft.ShardID][]overwrite)
+	ends := make(map[raft.ShardID]raft.Index)
+	err := e.eachRecord(func(id recordID, val []byte) error {
+		n := len(j.runs)
+		var err error
+		if j.runs, err = parseRecord(j.runs, val); err != nil {
+			return fmt.Errorf("record %d.%d of the log: %w", id.epoch, id.seq, err)
+		}
+		j.recs = append(j.recs, recordMeta{id: id, bytes: uint32(len(val)), runs: uint32(len(j.runs) - n)})
+		j.bytes.Add(int64(len(val)))
+		return nil
+	})
+	for i := range j.runs {
+		r := &j.runs[i]
+		if _, known := j.groups[r.shard]; !known && err == nil {
+			j.groups[r.shard], err = e.groupLog(r.shard)
+		}
+		if r.first <= ends[r.shard] {
+			j.overs[r.shard] = append(j.overs[r.shard], overwrite{uint64(i), r.first})
+		}
+		ends[r.shard] = r.last()
+	}
+	if err == nil {
+		err = e.findMoved()
+	}
+	if err != nil {
+		return e.openErr(Corrupt, e.replaceHint(), err)
+	}
+	return nil
+}
+
+// eachRecord calls f with the records of the store, oldest first.
+func (e *Engine) eachRecord(f func(id recordID, val []byte) error) error {
+	it, err := e.newRawIter([]byte{prefixRecord}, []byte{prefixRecord + 1})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	for ok := it.First(); ok; ok = it.Next() {
+		k, err := ParseKey(it.Key())
+		if err != nil {
+			return err
+		}
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return e.iterError(err)
+		}
+		if err := f(k.record(), v); err != nil {
+			return err
+		}
+	}
+	return e.iterError(it.Error())
+}
+
+// groupLog reads how far the log of s counts, as of the opening.
+func (e *Engine) groupLog(s raft.ShardID) (g groupLog, err error) {
+	as, _, err := e.readApplied(e.getRaw, s)
+	if err != nil {
+		return g, err
+	}
+	g.trunc = as.TruncIndex
+	b, ok, err := e.getRaw(truncKey(nil, s))
+	if err != nil {
+		return g, err
+	}
+	if ok {
+		i, _, err := decodeTrunc(b)
+		if err != nil {
+			return g, &GroupError{Shard: s, Err: err}
+		}
+		g.trunc = max(g.trunc, i)
+	}
+	if b, ok, err = e.getRaw(voidKey(nil, s)); err != nil || !ok {
+		return g, err
+	}
+	id, err := decodeVoid(b)
+	if err != nil {
+		return g, &GroupError{Shard: s, Err: err}
+	}
+	recs := e.journal.recs
+	g.void = uint64(sort.Search(len(recs), func(i int) bool { return !recs[i].id.less(id) }))
+	return g, nil
+}
+
+// findMoved notes which groups have entries below keys of their own.
+func (e *Engine) findMoved() error {
+	it, err := e.newRawIter([]byte{prefixLog}, []byte{prefixLog + 1})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	var kb [logKeyLen]byte
+	for ok := it.First(); ok; {
+		k, err := ParseKey(it.Key())
+		if err != nil {
+			return err
+		}
+		g := e.journal.groups[k.Shard]
+		g.lo, g.hi = k.Index, k.Index
+		if it.SeekLT(append(appendGroup(kb[:0], prefixLog, k.Shard), 255, 255, 255, 255, 255, 255, 255, 255)) {
+			if l, err := ParseKey(it.Key()); err == nil && l.Shard == k.Shard {
+				g.hi = l.Index
+			}
+		}
+		e.journal.groups[k.Shard] = g
+		if k.Shard == ^raft.ShardID(0) {
+			break
+		}
+		ok = it.SeekGE(appendGroup(kb[:0], prefixLog, k.Shard+1))
+	}
+	return e.iterError(it.Error())
+}
+
+// seal puts what a batch says of logs into its Pebble batch and makes it known. The
+// gate is held shared then; the caller gives it back after the commit.
+func (b *Batch) seal() {
+	j := &b.e.journal
+	var op *pebble.DeferredBatchOp
+	if len(b.runs) > 0 {
+		b.rec = binary.BigEndian.AppendUint32(b.rec, crc32.Checksum(b.rec, castagnoli))
+		op = b.b.SetDeferred(logKeyLen, len(b.rec))
+		copy(op.Value, b.rec)
+	}
+	j.gate.RLock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if op != nil {
+		j.next++
+		id := recordID{j.epoch, j.next}
+		putRecordKey(op.Key, id)
+		j.recs = append(j.recs, recordMeta{id: id, bytes: uint32(len(b.rec)), runs: uint32(len(b.runs))})
+		j.runs = append(j.runs, b.runs...)
+		j.bytes.Add(int64(len(b.rec)))
+	}
+	for _, c := range b.over {
+		j.overs[c.shard] = append(j.overs[c.shard], overwrite{j.runHead + uint64(len(j.runs)-len(b.runs)+c.run), c.to})
+		if g := j.groups[c.shard]; g.hi >= c.to && g.hi != 0 {
+			b.deleteMoved(c.shard, max(c.to, g.lo), g.hi)
+			g.hi = c.to - 1
+			j.groups[c.shard] = g.tidied()
+		}
+	}
+	for _, c := range b.cuts {
+		g := j.groups[c.shard]
+		if g.hi != 0 {
+			b.deleteMoved(c.shard, g.lo, min(c.to, g.hi))
+			g.lo = max(g.lo, c.to+1)
+		}
+		g.trunc = max(g.trunc, c.to)
+		j.groups[c.shard] = g.tidied()
+	}
+	if len(b.cuts) > 0 {
+		j.sweep(b)
+	}
+}
+
+// tidied forgets a span of moved entries in which nothing is left.
+func (g groupLog) tidied() groupLog {
+	if g.lo > g.hi {
+		g.lo, g.hi = 0, 0
+	}
+	return g
+}
+
+// sweep deletes the oldest records in which nothing counts any more. Called with mu held.
+func (j *journal) sweep(b *Batch) {
+	for len(j.recs) > 0 {
+		r := &j.recs[0]
+		for j.headRun < int(r.runs) {
+			if !j.dead(j.head, j.headRun) {
+				return
+			}
+			j.headRun++
+		}
+		putRecordKey(b.b.SingleDeleteDeferred(logKeyLen).Key, r.id)
+		j.pop()
+	}
+}
+
+// dead reports whether no entry of a run, which is the k-th of runs and in the record
+// of that number, counts any more. Called with mu held.
+func (j *journal) dead(rec uint64, k int) bool {
+	r := &j.runs[k]
+	g, ok := j.groups[r.shard]
+	return ok && (rec < g.void || r.last() <= g.trunc || len(j.overs) > 0 && j.standing(r, j.runHead+uint64(k)) <= g.trunc)
+}
+
+// pop forgets the oldest record. Called with mu held.
+func (j *journal) pop() {
+	r := &j.recs[0]
+	j.bytes.Add(-int64(r.bytes))
+	j.runs = j.runs[r.runs:]
+	j.runHead += uint64(r.runs)
+	j.recs = j.recs[1:]
+	j.head++
+	j.headRun = 0
+	if x := j.index; x != nil && j.head > x.from+uint64(len(j.recs)) { // most of it is of records that are gone
+		j.index = nil
+	}
+}
+
+// settle moves entries that count out of the oldest records (K4), while the journal
+// is too large.
+func (e *Engine) settle() error {
+	j := &e.journal
+	j.gate.Lock()
+	defer j.gate.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	pb := e.db.NewBatch()
+	for len(j.recs) > 0 && j.bytes.Load() > e.opts.JournalBytes && pb.Len() < settleStep {
+		r := &j.recs[0]
+		for j.headRun < int(r.runs) && j.dead(j.head, j.headRun) {
+			j.headRun++
+		}
+		if j.headRun < int(r.runs) {
+			if ok, err := e.moveOut(pb, r); err != nil {
+				return errors.Join(err, pb.Close())
+			} else if !ok {
+				break
+			}
+		}
+		putRecordKey(pb.SingleDeleteDeferred(logKeyLen).Key, r.id)
+		j.pop()
+		e.stats.settled.Add(1)
+	}
+	if !pb.Empty() {
+		if err := e.commitUnsynced(pb); err != nil {
+			return err
+		}
+	}
+	return pb.Close()
+}
+
+// settleStep bounds what is moved at a time.
+const settleStep = 1 << 20
+
+// moveOut adds the entries of the oldest record that count to pb. It reports false
+// if one of their groups is busy. Called with gate and mu held.
+func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (ok bool, err error) {
+	j := &e.journal
+	for i := j.headRun; i < int(r.runs); i++ {
+		if j.groups[j.runs[i].shard].busy {
+			return false, nil
+		}
+	}
+	var kb [logKeyLen]byte
+	putRecordKey(kb[:], r.id)
+	val, c, err := e.db.Get(kb[:])
+	if err != nil {
+		return false, e.fail(fmt.Errorf("record %d.%d of the log: %w", r.id.epoch, r.id.seq, err))
+	}
+	defer c.Close()
+	for ; j.headRun < int(r.runs); j.headRun++ {
+		run := &j.runs[j.headRun]
+		g := j.groups[run.shard]
+		lo, hi := max(run.first, g.trunc+1), j.standing(run, j.runHead+uint64(j.headRun))
+		if hi < lo || j.dead(j.head, j.headRun) {
+			continue
+		}
+		err := eachOf(val, run.off, func(i raft.Index, v []byte) bool {
+			if i >= lo && i <= hi {
+				op := pb.SetDeferred(logKeyLen, len(v))
+				putLogKey(op.Key, run.shard, i)
+				copy(op.Value, v)
+			}
+			return true
+		})
+		if err != nil {
+			return false, e.fail(err)
+		}
+		if g.hi == 0 {
+			g.lo = lo
+		}
+		g.hi = hi
+		j.groups[run.shard] = g
+	}
+	return true, nil
+}
+
+// standing returns through which index a run, by its number, was not overwritten
+// later. Called with mu held.
+func (j *journal) standing(r *run, number uint64) raft.Index {
+	all, ok := j.overs[r.shard]
+	if !ok {
+		return r.last()
+	}
+	all = slices.DeleteFunc(all, func(o overwrite) bool { return o.run < j.runHead })
+	if j.overs[r.shard] = all; len(all) == 0 {
+		delete(j.overs, r.shard)
+	}
+	last := r.last()
+	for _, o := range all {
+		if o.run > number {
+			last = min(last, o.first-1)
+		}
+	}
+	return last
+}
+
+// oldest returns the number of the oldest record.
+func (j *journal) oldest() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.head
+}
+
+// hold keeps the entries of a group where they are until free: what takes its log
+// away is under way.
+func (j *journal) hold(s raft.ShardID, busy bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	g := j.groups[s]
+	g.busy = busy
+	j.groups[s] = g
+}
+
+// voidMark returns the void mark of a group whose log begins anew now: nothing of it
+// is committed until then.
+func (j *journal) voidMark() []byte {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return encodeVoid(nil, recordID{j.epoch, j.next + 1})
+}
+
+// voided says that the log of s began anew, behind index trunc.
+func (j *journal) voided(s raft.ShardID, trunc raft.Index) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.groups[s] = groupLog{trunc: trunc, void: j.head + uint64(len(j.recs))}
+	if j.index != nil {
+		delete(j.index.groups, s)
+	}
+}
+
+// orphaned says which groups are here: nobody needs the entries of others.
+func (j *journal) orphaned(here []GroupState) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	known := make(map[raft.ShardID]bool, len(here))
+	for i := range here {
+		known[here[i].Desc.Shard] = true
+	}
+	for s, g := range j.groups {
+		if !known[s] {
+			g.void = j.head + uint64(len(j.recs))
+			j.groups[s] = g
+		}
+	}
+}
+
+// logIndex says in which records the entries of the groups are.
+type logIndex struct {
+	groups map[raft.ShardID]*locs
+	from   uint64 // oldest record it knows
+	next   uint64 // first record it does not know
+	// nextRun is the number of the first run of that.
+	nextRun uint64
+}
+
+// loc says where the entries [first, last] of a group are.
+type loc struct {
+	first, last raft.Index
+	rec         uint64
+	off         uint32
+}
+
+// locs are the places of a group's entries, by index, and so by record.
+type locs []loc
+
+// add notes a run (K1).
+func (l *locs) add(rec uint64, r *run) {
+	s := *l
+	var old []loc
+	for n := len(s); n > 0 && s[n-1].last >= r.first; n = len(s) {
+		if mutants.On("B17b") && s[n-1].last > r.last() {
+			o := s[n-1]
+			o.first = max(o.first, r.last()+1)
+			old = append(old, o)
+		}
+		if s[n-1].first < r.first {
+			s[n-1].last = r.first - 1
+			break
+		}
+		s = s[:n-1]
+	}
+	s = append(s, loc{r.first, r.last(), rec, r.off})
+	slices.Reverse(old)
+	*l = append(s, old...)
+}
+
+// find returns the place of entry i, or of the next one that has one.
+func (l locs) find(i raft.Index) (loc, bool) {
+	n := sort.Search(len(l), func(n int) bool { return l[n].last >= i })
+	if n == len(l) {
+		return loc{}, false
+	}
+	return l[n], true
+}
+
+// extend lets the index know more of the runs, some at a time: nobody shall be kept
+// waiting. It reports whether it knows all. Called with mu held.
+func (j *journal) extend() bool {
+	if j.index == nil {
+		j.index = &logIndex{groups: make(map[raft.ShardID]*locs), from: j.head}
+	}
+	x := j.index
+	if x.next < j.head {
+		x.next, x.nextRun = j.head, j.runHead
+	}
+	for left := indexStep; x.next < j.head+uint64(len(j.recs)); x.next++ {
+		n := j.recs[x.next-j.head].runs
+		if left -= int(n); left < 0 && left != indexStep-int(n) {
+			return false
+		}
+		for range n {
+			r := &j.runs[x.nextRun-j.runHead]
+			x.nextRun++
+			if x.next < j.groups[r.shard].void {
+				continue
+			}
+			l := x.groups[r.shard]
+			if l == nil {
+				l = new(locs)
+				x.groups[r.shard] = l
+			}
+			l.add(x.next, r)
+		}
+	}
+	return true
+}
+
+// indexStep is how many runs the index takes at a time.
+const indexStep = 1 << 13
+
+// find looks for entry i of s, or the next one that is in a record. moved is through
+// which index the group has entries below keys of their own.
+func (j *journal) find(s raft.ShardID, i raft.Index) (l loc, id recordID, ok bool, g groupLog) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for !j.extend() {
+		j.mu.Unlock()
+		j.mu.Lock()
+	}
+	g = j.groups[s]
+	if of := j.index.groups[s]; of != nil {
+		// Records before the oldest one are gone, and what of them counted has moved.
+		n := sort.Search(len(*of), func(n int) bool { return (*of)[n].rec >= j.head })
+		if l, ok = (*of)[n:].find(max(i, g.trunc+1)); ok {
+			id = j.recs[l.rec-j.head].id
+		}
+	}
+	return l, id, ok, g
+}
+
+// dropIndex frees the memory of the index.
+func (j *journal) dropIndex() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.index = nil
+}
+
+// eachEntry calls f with the entries of the log of s behind index after, ascending as
+// they are: it is for the caller to find gaps. moved is positioned anywhere over the
+// keys of prefix 01; read returns a record, which counts until the next call.
+func (e *Engine) eachEntry(s raft.ShardID, after raft.Index, moved *pebble.Iterator, read func(rec uint64, id recordID) ([]byte, error), f func(i raft.Index, v []byte) error) error {
+	var kb [logKeyLen]byte
+	last := raft.Index(0)
+	for ok := moved.SeekGE(appendLogKey(kb[:0], s, 0)); ok; ok = moved.Next() {
+		k, err := ParseKey(moved.Key())
+		if err != nil {
+			return err
+		}
+		if k.Shard != s {
+			break
+		}
+		v, err := moved.ValueAndErr()
+		if err != nil {
+			return err
+		}
+		if err := f(k.Index, v); err != nil {
+			return err
+		}
+		last = k.Index
+	}
+	if err := moved.Error(); err != nil { // it ended there, not the log
+		return e.iterError(err)
+	}
+	j := &e.journal
+	for i := after + 1; ; {
+		l, id, ok, _ := j.find(s, i)
+		if !ok {
+			return nil
+		}
+		val, err := read(l.rec, id)
+		if err != nil {
+			return err
+		}
+		if l.first <= last {
+			return &GroupError{Shard: s, Index: l.first, Err: fmt.Errorf("entry %d is in a record and below a key of its own: %w", l.first, raft.ErrCorrupt)}
+		}
+		bad := eachOf(val, l.off, func(at raft.Index, v []byte) bool {
+			if at > l.last {
+				return false
+			}
+			if at >= i {
+				err = f(at, v)
+			}
+			return err == nil
+		})
+		if err = errors.Join(err, bad); err != nil {
+			return err
+		}
+		i = l.last + 1
+	}
+}
+
+// readRecord returns the value of a record; the caller closes c.
+func (e *Engine) readRecord(id recordID) (val []byte, c func(), err error) {
+	var kb [logKeyLen]byte
+	putRecordKey(kb[:], id)
+	v, closer, err := e.db.Get(kb[:])
+	if err != nil {
+		return nil, nil, err
+	}
+	return v, func() { _ = closer.Close() }, nil
+}
+
+// lookEntries calls f with the entries [lo, hi] of the log of s until one is not
+// there or f reports false. v counts during the call.
+func (e *Engine) lookEntries(s raft.ShardID, lo, hi raft.Index, f func(i raft.Index, v []byte) bool) error {
+	j := &e.journal
+	more := true
+	take := func(i raft.Index, v []byte) bool {
+		if more = i <= hi && f(i, v); more {
+			lo = i + 1
+		}
+		return more
+	}
+	for tries := 0; more && lo <= hi; {
+		l, id, ok, g := j.find(s, lo)
+		switch {
+		case lo <= g.trunc:
+			return nil
+		case ok && l.first <= lo:
+			val, done, err := e.readRecord(id)
+			if errors.Is(err, pebble.ErrNotFound) && tries < 3 {
+				// It was moved, or is being committed, between the look and the read.
+				tries++
+				j.gate.Lock()
+				j.gate.Unlock() //nolint:staticcheck // for the wait alone
+				continue
+			}
+			if err != nil {
+				return e.iterError(err)
+			}
+			err = eachOf(val, l.off, func(i raft.Index, v []byte) bool { return i < lo || i <= l.last && take(i, v) })
+			done()
+			if err != nil {
+				return &GroupError{Shard: s, Index: lo, Err: err}
+			}
+			if lo <= l.last {
+				return nil
+			}
+		case g.hi >= lo && g.hi != 0:
+			was := lo
+			if err := e.lookMoved(s, lo, min(hi, g.hi), take); err != nil || lo == was {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+	return nil
+}
+
+// lookMoved is lookEntries for those below keys of their own.
+func (e *Engine) lookMoved(s raft.ShardID, lo, hi raft.Index, f func(i raft.Index, v []byte) bool) error {
+	var kb [2][logKeyLen]byte
+	putLogKey(kb[0][:], s, lo)
+	putLogKey(kb[1][:], s, hi+1)
+	it, err := e.newRawIter(kb[0][:], kb[1][:])
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	for ok := it.First(); ok; ok = it.Next() {
+		k, err := ParseKey(it.Key())
+		if err != nil {
+			return err
+		}
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return e.iterError(err)
+		}
+		if k.Index != lo || !f(k.Index, v) {
+			break
+		}
+		lo++
+	}
+	return e.iterError(it.Error())
+}
+
+// sizesFor is how long LogSize remembers.
+const sizesFor = 5 * time.Second
+
+// logSizes returns the bytes of the groups' entries in records, as of some seconds ago.
+func (j *journal) logSizes(now time.Time) map[raft.ShardID]uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.sizes != nil && now.Sub(j.sizesAt) < sizesFor {
+		return j.sizes
+	}
+	recs, runs, head := j.recs, j.runs, j.head
+	cuts := make(map[raft.ShardID]groupLog, len(j.groups))
+	for s, g := range j.groups {
+		cuts[s] = g
+	}
+	j.sizesAt = now
+	j.mu.Unlock() // what was written does not change any more
+	sizes := make(map[raft.ShardID]uint64)
+	for i := range recs {
+		mine := runs[:recs[i].runs]
+		runs = runs[recs[i].runs:]
+		for k := range mine {
+			end := recs[i].bytes - 4
+			if k+1 < len(mine) {
+				end = mine[k+1].off
+			}
+			if g := cuts[mine[k].shard]; head+uint64(i) >= g.void && mine[k].last() > g.trunc {
+				sizes[mine[k].shard] += uint64(end - mine[k].off)
+			}
+		}
+	}
+	j.mu.Lock()
+	j.sizes = sizes
+	return sizes
+}
