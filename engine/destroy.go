@@ -148,7 +148,11 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 		return errors.Join(err, pb.Close())
 	}
 	begun := e.stats.now()
-	if err := e.takeWith(s, func() error { return e.commitSyncing(pb) }); err != nil {
+	commit := e.commitSyncing
+	if mutants.On("E-destroy-unsynced") {
+		commit = e.commitUnsynced
+	}
+	if err := e.takeWith(s, func() error { return commit(pb) }); err != nil {
 		return err
 	}
 	if !mutants.On("E-destroy-unsynced") {

@@ -28,14 +28,14 @@ import (
 // index that is made when somebody asks (a peer that lags, a restart) and dropped
 // when it is old.
 //
-//	K1  A run takes the place of everything the group had from its first index on.
-//	K2  Entries through the group's cut do not count, whether their record is still
+//	LR1  A run takes the place of everything the group had from its first index on.
+//	LR2  Entries through the group's cut do not count, whether their record is still
 //	    there or not; runs in records before the group's void mark neither (its log
 //	    began anew: a snapshot was installed, or the replica was destroyed).
-//	K3  A record is deleted, oldest first, when none of its entries counts any more,
+//	LR3  A record is deleted, oldest first, when none of its entries counts any more,
 //	    in the batch that says so or a later one. Its key is written once, ever, so
 //	    SINGLEDEL is right, and the record dies in the memtable.
-//	K4  Where a slow group holds up the deletion while Options.JournalBytes are
+//	LR4  Where a slow group holds up the deletion while Options.JournalBytes are
 //	    exceeded, the entries of the oldest records that still count are moved to keys
 //	    of their own (prefix 01), in one batch with the deletion of the record. Stores
 //	    of layouts 1 and 2 have all entries there.
@@ -387,7 +387,7 @@ func (j *journal) sweep(b *Batch) {
 	for len(j.recs) > 0 {
 		r := &j.recs[0]
 		for j.headRun < int(r.runs) {
-			if !j.dead(j.head, j.headRun) {
+			if !j.dead(j.head, j.headRun) && !(mutants.On("LR3") && j.headRun > 0) {
 				return
 			}
 			j.headRun++
@@ -419,7 +419,7 @@ func (j *journal) pop() {
 	}
 }
 
-// settle moves entries that count out of the oldest records (K4), while the journal
+// settle moves entries that count out of the oldest records (LR4), while the journal
 // is too large.
 func (e *Engine) settle() error {
 	j := &e.journal
@@ -440,7 +440,11 @@ func (e *Engine) settle() error {
 				break
 			}
 		}
-		putRecordKey(pb.SingleDeleteDeferred(logKeyLen).Key, r.id)
+		if mutants.On("LR4") {
+			_ = e.db.SingleDelete(Key{Kind: KindRecord, Epoch: r.id.epoch, Seq: r.id.seq}.Raw(), pebble.Sync)
+		} else {
+			putRecordKey(pb.SingleDeleteDeferred(logKeyLen).Key, r.id)
+		}
 		j.pop()
 		e.stats.settled.Add(1)
 	}
@@ -588,7 +592,7 @@ type loc struct {
 // locs are the places of a group's entries, by index, and so by record.
 type locs []loc
 
-// add notes a run (K1).
+// add notes a run (LR1).
 func (l *locs) add(rec uint64, r *run) {
 	s := *l
 	var old []loc

@@ -27,11 +27,38 @@ func (m *journalModel) last(s raft.ShardID) raft.Index {
 // and as a restart loads it.
 func TestJournalModel(t *testing.T) {
 	for seed := range uint64(12) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { journalModelRun(t, seed) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { must(t, journalModelRun(t, seed)) })
 	}
 }
 
-func journalModelRun(t *testing.T, seed uint64) {
+// journalScript has many rounds, and groups that keep their logs for long.
+func journalScript(seed uint64) *script {
+	s := newScript(seed)
+	for shard := raft.ShardID(1); shard <= 3; shard++ {
+		s.create(shard)
+	}
+	for range 25 {
+		s.round()
+	}
+	return s
+}
+
+func journalOptions(fs FS) Options {
+	o := crashOptions(fs)
+	o.JournalBytes = 1 << 10
+	return o
+}
+
+// TestLR4Crash: entries that are moved are there once, whenever the machine stops.
+func TestLR4Crash(t *testing.T) {
+	seen, n, err := crashEverywhere(journalScript(6), simfs.Modes, 2, journalOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d images, %d different steps", n, len(seen))
+}
+
+func journalModelRun(t *testing.T, seed uint64) error {
 	rng := rand.New(rand.NewPCG(seed, 5))
 	fs := NewMemFS()
 	o := testOptions(t, fs)
@@ -133,59 +160,62 @@ func journalModelRun(t *testing.T, seed uint64) {
 			b.Close()
 		}
 		if e.journal.bytes.Load() > o.JournalBytes+settleStep {
-			t.Fatalf("round %d: %d bytes in records, at most %d wanted", round, e.journal.bytes.Load(), o.JournalBytes)
+			return fmt.Errorf("round %d: %d bytes in records, at most %d wanted", round, e.journal.bytes.Load(), o.JournalBytes)
 		}
-		m.check(t, e, rng, groups)
+		if err := m.check(e, rng, groups); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
 	}
 	if n := e.Metrics().Misuse; n != 0 {
-		t.Errorf("%d suspicious deletes", n)
+		return fmt.Errorf("%d suspicious deletes", n)
 	}
 	if o.JournalBytes <= 4<<10 && e.stats.settled.Load() == 0 {
-		t.Error("nothing was ever moved")
+		return errors.New("nothing was ever moved")
 	}
+	return nil
 }
 
-func (m *journalModel) check(t *testing.T, e *Engine, rng *rand.Rand, groups raft.ShardID) {
-	t.Helper()
+func (m *journalModel) check(e *Engine, rng *rand.Rand, groups raft.ShardID) error {
 	s := 1 + raft.ShardID(rng.IntN(int(groups)))
 	st, ok, err := e.Load(s)
 	if err != nil || !ok || st.Last != m.last(s) {
-		t.Fatalf("shard %d ends at %d, want %d (%v)", s, st.Last, m.last(s), err)
+		return fmt.Errorf("shard %d ends at %d, want %d (%v)", s, st.Last, m.last(s), err)
 	}
 	log := m.logs[s]
 	for i, en := range log {
 		if term, err := e.Term(s, en.Index); err != nil || term != en.Term {
-			t.Fatalf("shard %d index %d: term %d, want %d (%v)", s, en.Index, term, en.Term, err)
+			return fmt.Errorf("shard %d index %d: term %d, want %d (%v)", s, en.Index, term, en.Term, err)
 		}
 		if i > 3 {
 			break
 		}
 	}
 	if _, err := e.Term(s, m.last(s)+1); !errors.Is(err, ErrCompacted) {
-		t.Fatalf("shard %d: an entry behind the end: %v", s, err)
+		return fmt.Errorf("shard %d: an entry behind the end: %v", s, err)
 	}
 	if m.trunc[s] > 1 {
 		if got, err := e.Entries(nil, s, m.trunc[s]-1, m.last(s), 0); !errors.Is(err, ErrCompacted) || len(got) != 0 {
-			t.Fatalf("shard %d: %d entries from before the cut: %v", s, len(got), err)
+			return fmt.Errorf("shard %d: %d entries from before the cut: %v", s, len(got), err)
 		}
 	}
 	if len(log) == 0 {
-		return
+		return nil
 	}
 	lo := rng.IntN(len(log))
 	hi := lo + rng.IntN(len(log)-lo)
 	got, err := e.Entries(nil, s, log[lo].Index, log[hi].Index, 0)
 	if err != nil || len(got) != hi-lo+1 {
-		t.Fatalf("shard %d: %d entries of [%d, %d]: %v", s, len(got), log[lo].Index, log[hi].Index, err)
+		return fmt.Errorf("shard %d: %d entries of [%d, %d]: %v", s, len(got), log[lo].Index, log[hi].Index, err)
 	}
 	for i := range got {
 		if w := log[lo+i]; got[i].Index != w.Index || got[i].Term != w.Term || string(got[i].Value) != string(w.Value) {
-			t.Fatalf("shard %d index %d: got %+v, want %+v", s, w.Index, got[i], w)
+			return fmt.Errorf("shard %d index %d: got %+v, want %+v", s, w.Index, got[i], w)
 		}
 	}
 	if some, err := e.Entries(nil, s, log[lo].Index, log[hi].Index, 1); err != nil || len(some) != 1 {
-		t.Fatalf("shard %d: %d entries of one byte: %v", s, len(some), err)
+		return fmt.Errorf("shard %d: %d entries of one byte: %v", s, len(some), err)
 	}
+	return nil
 }
 
 // TestDamagedRecord: a log record that is damaged as no checksum of a block would

@@ -23,17 +23,22 @@ func TestMutants(t *testing.T) {
 		"E-destroy-unsynced": everywhere(destroyScript(5)),
 		"E-ingest-unsynced":  everywhere(ingestScript(4)),
 		"E-ingest-keeps-log": everywhere(ingestScript(4)),
-		"E17":                everywhere(ingestScript(4)),
-		"E-no-reopen":        flippedBit,
-		"E-old-format":       flippedBit,
-		"E-fatalf-returns":   fatalParks,
-		"E-intent-all":       intentBesideLiveGroup,
-		"B18":                cutLogOpens,
-		"B18c":               amnesiacOpens,
-		"B18f":               flippedFiles,
-		"H12":                othersMayRead,
-		"H-overlap":          overlapBoots,
-		"F1-read-on":         unreadable,
+		"LR3":                func(t *testing.T) error { return journalModelRun(t, 3) },
+		"LR4": func(t *testing.T) error {
+			_, _, err := crashEverywhere(journalScript(6), simfs.Modes, 1, journalOptions)
+			return err
+		},
+		"E17":              everywhere(ingestScript(4)),
+		"E-no-reopen":      flippedBit,
+		"E-old-format":     flippedBit,
+		"E-fatalf-returns": fatalParks,
+		"E-intent-all":     intentBesideLiveGroup,
+		"B18":              cutLogOpens,
+		"B18c":             amnesiacOpens,
+		"B18f":             flippedFiles,
+		"H12":              othersMayRead,
+		"H-overlap":        overlapBoots,
+		"F1-read-on":       unreadable,
 	} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)
