@@ -388,30 +388,43 @@ func (e *Engine) room() {
 	}
 }
 
-// rotate ends the memtable in which the log entries up to the last flush are, now
-// that they are deleted: Pebble writes none of them to a table then. Were it left to
-// fill up, entries that nobody deleted yet would be in it.
+// rotate ends the memtable in which the log records up to the last flush are, now
+// that the logs are cut behind it: Pebble writes none of them to a table then. Were it
+// left to fill up, records that nobody deleted yet would be in it.
 func (e *Engine) rotate() {
 	d := e.def
+	if !e.journal.swept() {
+		return // the next commit will see to it
+	}
 	d.mu.Lock()
-	due := d.rotate
+	due := d.rotate && !d.closing
 	d.rotate = false
+	if due {
+		d.running.Add(1)
+	}
 	d.mu.Unlock()
-	if !due || e.memBytes.Load() < e.opts.MemTableBytes/4 {
+	if !due {
 		return
 	}
-	if e.enter() != nil {
-		return
-	}
-	defer e.leave()
-	defer func() {
-		if p := recover(); p != nil {
-			e.fail(fmt.Errorf("rotate: %v", p))
+	run := func() {
+		defer d.running.Done()
+		defer func() {
+			if p := recover(); p != nil {
+				e.fail(fmt.Errorf("rotate: %v", p))
+			}
+		}()
+		if e.usable() != nil || e.settleFlushed() != nil || e.memBytes.Load() < e.opts.MemTableBytes/4 {
+			return
 		}
-	}()
-	if _, err := e.db.AsyncFlush(); err != nil {
-		e.fail(fmt.Errorf("rotate: %w", err))
+		if _, err := e.db.AsyncFlush(); err != nil {
+			e.fail(fmt.Errorf("rotate: %w", err))
+		}
 	}
+	if e.opts.FlushInline {
+		run()
+		return
+	}
+	go run()
 }
 
 // startFlush begins a flush unless one is under way. It returns a channel that is
@@ -443,6 +456,7 @@ func (e *Engine) startFlush() <-chan struct{} {
 			d.flushes++
 			d.imm, d.mem = d.mem, newTable(e.opts.Now())
 			d.immLog, d.logBytes = d.logBytes, 0
+			e.journal.flushBegun()
 		}
 		n := d.flushes
 		d.mu.Unlock()

@@ -54,9 +54,12 @@ type journal struct {
 	runs    []run  // of recs, one after the other
 	runHead uint64 // number, counted from the opening, of runs[0]
 	headRun int    // runs of recs[0] that are known not to count any more
-	groups  map[raft.ShardID]groupLog
-	overs   map[raft.ShardID][]overwrite // overwritten ends of logs
-	index   *logIndex                    // nil: nobody asked lately
+	// sweeping: the last batch did not look at all that may be deleted.
+	sweeping  bool
+	flushMark uint64 // number of the first record behind the last flush's beginning
+	groups    map[raft.ShardID]groupLog
+	overs     map[raft.ShardID][]overwrite // overwritten ends of logs
+	index     *logIndex                    // nil: nobody asked lately
 
 	bytes atomic.Int64 // of recs
 
@@ -369,7 +372,7 @@ func (b *Batch) seal() {
 		g.trunc = max(g.trunc, c.to)
 		j.groups[c.shard] = g.tidied()
 	}
-	if len(b.cuts) > 0 {
+	if len(b.cuts) > 0 || j.sweeping {
 		j.sweep(b)
 	}
 }
@@ -382,15 +385,23 @@ func (g groupLog) tidied() groupLog {
 	return g
 }
 
-// sweep deletes the oldest records in which nothing counts any more. Called with mu held.
+// sweepRuns bounds the runs that are looked at in one go.
+const sweepRuns = 1 << 13
+
+// sweep deletes the oldest records in which nothing counts any more, some in each
+// batch. Called with mu held.
 func (j *journal) sweep(b *Batch) {
-	for len(j.recs) > 0 {
+	j.sweeping = false
+	for left := sweepRuns; len(j.recs) > 0; {
 		r := &j.recs[0]
-		for j.headRun < int(r.runs) {
+		for ; j.headRun < int(r.runs); j.headRun++ {
 			if !j.dead(j.head, j.headRun) && !(mutants.On("LR3") && j.headRun > 0) {
 				return
 			}
-			j.headRun++
+			if left--; left < 0 {
+				j.sweeping = true
+				return
+			}
 		}
 		putRecordKey(b.b.SingleDeleteDeferred(logKeyLen).Key, r.id)
 		j.pop()
@@ -419,26 +430,63 @@ func (j *journal) pop() {
 	}
 }
 
-// settle moves entries that count out of the oldest records (LR4), while the journal
-// is too large.
+// settle moves entries that count out of the oldest records (LR4), some at a time,
+// while the journal is too large.
 func (e *Engine) settle() error {
+	_, _, err := e.settleWhile(func(j *journal) bool { return j.bytes.Load() > e.opts.JournalBytes })
+	return err
+}
+
+// settleFlushed moves what still counts out of the records from before the last
+// flush, so that they die in the memtable they are in, if that is little: of groups
+// that are cut seldom.
+func (e *Engine) settleFlushed() error {
+	j := &e.journal
+	j.mu.Lock()
+	mark, budget := j.flushMark, 0
+	for i := 0; i < len(j.recs) && j.head+uint64(i) < mark; i++ {
+		budget += int(j.recs[i].bytes) / 8
+	}
+	j.mu.Unlock()
+	for more := true; more && budget > 0; {
+		moved, again, err := e.settleWhile(func(j *journal) bool { return j.head < mark })
+		if err != nil {
+			return err
+		}
+		more = again
+		budget -= moved
+	}
+	return nil
+}
+
+// settleWhile moves entries that count out of the oldest records, some, while want
+// says so. It returns how many bytes it moved, and whether there is more to do.
+func (e *Engine) settleWhile(want func(*journal) bool) (moved int, more bool, err error) {
 	j := &e.journal
 	j.gate.Lock()
 	defer j.gate.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	pb := e.db.NewBatch()
-	for len(j.recs) > 0 && j.bytes.Load() > e.opts.JournalBytes && pb.Len() < settleStep {
+	left := sweepRuns
+	for len(j.recs) > 0 && want(j) {
+		if moved >= settleStep || left <= 0 {
+			more = true
+			break
+		}
 		r := &j.recs[0]
+		left -= int(r.runs)
 		for j.headRun < int(r.runs) && j.dead(j.head, j.headRun) {
 			j.headRun++
 		}
 		if j.headRun < int(r.runs) {
-			if ok, err := e.moveOut(pb, r); err != nil {
-				return errors.Join(err, pb.Close())
+			n, ok, err := e.moveOut(pb, r)
+			if err != nil {
+				return moved, false, errors.Join(err, pb.Close())
 			} else if !ok {
 				break
 			}
+			moved += n
 		}
 		if mutants.On("LR4") {
 			_ = e.db.SingleDelete(Key{Kind: KindRecord, Epoch: r.id.epoch, Seq: r.id.seq}.Raw(), pebble.Sync)
@@ -450,29 +498,29 @@ func (e *Engine) settle() error {
 	}
 	if !pb.Empty() {
 		if err := e.commitUnsynced(pb); err != nil {
-			return err
+			return moved, false, err
 		}
 	}
-	return pb.Close()
+	return moved, more, pb.Close()
 }
 
 // settleStep bounds what is moved at a time.
 const settleStep = 1 << 20
 
-// moveOut adds the entries of the oldest record that count to pb. It reports false
-// if one of their groups is busy. Called with gate and mu held.
-func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (ok bool, err error) {
+// moveOut adds the entries of the oldest record that count to pb, and returns their
+// bytes. It reports false if one of their groups is busy. Called with gate and mu held.
+func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (bytes int, ok bool, err error) {
 	j := &e.journal
 	for i := j.headRun; i < int(r.runs); i++ {
 		if j.groups[j.runs[i].shard].busy {
-			return false, nil
+			return 0, false, nil
 		}
 	}
 	var kb [logKeyLen]byte
 	putRecordKey(kb[:], r.id)
 	val, c, err := e.db.Get(kb[:])
 	if err != nil {
-		return false, e.fail(fmt.Errorf("record %d.%d of the log: %w", r.id.epoch, r.id.seq, err))
+		return bytes, false, e.fail(fmt.Errorf("record %d.%d of the log: %w", r.id.epoch, r.id.seq, err))
 	}
 	defer c.Close()
 	for ; j.headRun < int(r.runs); j.headRun++ {
@@ -487,11 +535,12 @@ func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (ok bool, err error) {
 				op := pb.SetDeferred(logKeyLen, len(v))
 				putLogKey(op.Key, run.shard, i)
 				copy(op.Value, v)
+				bytes += len(v)
 			}
 			return true
 		})
 		if err != nil {
-			return false, e.fail(err)
+			return bytes, false, e.fail(err)
 		}
 		if g.hi == 0 {
 			g.lo = lo
@@ -499,7 +548,7 @@ func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (ok bool, err error) {
 		g.hi = hi
 		j.groups[run.shard] = g
 	}
-	return true, nil
+	return bytes, true, nil
 }
 
 // standing returns through which index a run, by its number, was not overwritten
@@ -527,6 +576,20 @@ func (j *journal) oldest() uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.head
+}
+
+// flushBegun notes which records the flush that begins makes superfluous.
+func (j *journal) flushBegun() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.flushMark = j.head + uint64(len(j.recs))
+}
+
+// swept reports whether all was looked at that may be deleted.
+func (j *journal) swept() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return !j.sweeping
 }
 
 // hold keeps the entries of a group where they are until free: what takes its log
