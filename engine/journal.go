@@ -834,8 +834,7 @@ func (e *Engine) lookEntries(s raft.ShardID, lo, hi raft.Index, f func(i raft.In
 			if errors.Is(err, pebble.ErrNotFound) && tries < 3 {
 				// It was moved, or is being committed, between the look and the read.
 				tries++
-				j.gate.Lock()
-				j.gate.Unlock() //nolint:staticcheck // for the wait alone
+				j.pass()
 				continue
 			}
 			if err != nil {
@@ -859,6 +858,12 @@ func (e *Engine) lookEntries(s raft.ShardID, lo, hi raft.Index, f func(i raft.In
 		}
 	}
 	return nil
+}
+
+// pass waits for the commits that are under way.
+func (j *journal) pass() {
+	j.gate.Lock()
+	defer j.gate.Unlock()
 }
 
 // lookMoved is lookEntries for those below keys of their own.
