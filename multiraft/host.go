@@ -169,7 +169,7 @@ func New(c Config) (*Host, error) {
 	}
 	h := &Host{
 		node: c.Node, engine: c.Engine, net: c.Net, live: c.Liveness, clock: c.Clock, machine: c.Machine,
-		snaps: c.Snapshots, tuning: c.Tuning, seed: c.Seed, logger: c.Logger, onRole: c.OnRole, clockOK: c.ClockOK, onSync: c.OnSync, onFatal: c.OnFatal,
+		snaps: c.Snapshots, tuning: c.Tuning.WithDefaults(), seed: c.Seed, logger: c.Logger, onRole: c.OnRole, clockOK: c.ClockOK, onSync: c.OnSync, onFatal: c.OnFatal,
 		maxBytes: c.ProposalBytes, stop: make(chan struct{}),
 	}
 	h.leaseClock = noLeaseClock{}
@@ -255,7 +255,7 @@ func (h *Host) addGroups(states []raft.State, restarted bool) error {
 		}
 		core, err := raft.NewCore(raft.Config{
 			Node: h.node, Replica: me.ID, Liveness: h.live, Leased: h.leases, Restarted: restarted,
-			Rand: mix(h.seed ^ uint64(id)<<20 ^ uint64(h.node)), Tuning: h.tuning,
+			Rand: mix(h.seed ^ uint64(id)<<20 ^ uint64(h.node)), Shared: &h.tuning,
 		}, st, now)
 		if err != nil {
 			return fmt.Errorf("multiraft: shard %d: %w", id, err)

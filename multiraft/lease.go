@@ -139,11 +139,13 @@ func (l *loop) askReads(now raft.Time) {
 	for i := range o.Asks {
 		if r := l.byID[o.Asks[i].Shard]; r != nil {
 			r.newAsks = append(r.newAsks, o.Asks[i])
+			r.asked = true
 		}
 	}
 	for i := 0; i < len(l.touched); i++ {
 		r := l.touched[i]
-		if n := &r.newReads; len(n[byLease])+len(n[byQuorum])+len(n[byFollower])+len(r.newAsks) > 0 {
+		if r.asked {
+			r.asked = false
 			l.askReplica(now, r)
 		}
 	}
@@ -191,25 +193,25 @@ func (l *loop) hideLeases() {
 		return
 	}
 	for _, r := range l.touched {
-		old := r.pub.Load()
-		if r.leaseKept = old.lease != nil && !r.removed && r.lease(old) == old.lease; r.leaseKept || old.lease == nil {
+		old := r.shown.lease
+		if r.leaseKept = old != nil && !r.removed && r.lease(old) == old; r.leaseKept || old == nil {
 			continue
 		}
-		v := *old
+		v := *r.pub.Load()
 		v.lease = nil
-		r.pub.Store(&v)
+		r.show(&v)
 	}
 }
 
 // lease returns what the replica's lease rests on: old's, if that is the same;
 // nil if it claims none.
-func (r *replica) lease(old *View) *raft.Lease {
+func (r *replica) lease(old *raft.Lease) *raft.Lease {
 	l, ok := r.core.Lease(r.leaseBuf[:0])
 	if !ok || r.fenced != nil {
 		return nil
 	}
-	if old != nil && old.lease != nil && old.lease.Same(&l) {
-		return old.lease
+	if old != nil && old.Same(&l) {
+		return old
 	}
 	kept := raft.Lease{Term: l.Term, Voters: slices.Clone(l.Voters)} // l itself stays off the heap
 	return &kept

@@ -176,8 +176,7 @@ func (l *loop) step(now raft.Time) bool {
 	it.reset()
 	l.spare = it
 
-	for len(l.timers) > 0 && l.timers[0].deadline <= now {
-		r := l.timers[0]
+	for r := l.timers.first(); r != nil && r.dueAt <= now; r = l.timers.first() {
 		r.core.Tick(now, &l.out)
 		l.talk(now, r)
 		l.touch(r)
@@ -253,7 +252,7 @@ func (l *loop) next() (deadline raft.Time, hasDeadline, busy bool) {
 	if len(l.timers) == 0 || l.inFlight >= maxInFlightSyncs {
 		return 0, false, false
 	}
-	return min(l.timers[0].deadline, max(l.sweepAt, 1)), true, false
+	return min(l.timers.first().dueAt, max(l.sweepAt, 1)), true, false
 }
 
 func (l *loop) touch(r *replica) {
@@ -485,6 +484,7 @@ func (l *loop) takeRead(q *readRequest) {
 		return
 	}
 	r.newReads[q.how] = append(r.newReads[q.how], q.done)
+	r.asked = true
 	l.touch(r)
 }
 
@@ -607,21 +607,20 @@ func (l *loop) commitRound(now raft.Time) {
 		}
 		old := r.pub.Load()
 		changed := r.publish(now, wall)
-		v := r.pub.Load()
-		if changed && l.h.onRole != nil {
-			l.h.onRole(r.view(old), r.view(v))
+		if v := r.pub.Load(); v != old {
+			if changed && l.h.onRole != nil {
+				l.h.onRole(r.view(old), r.view(v))
+			}
+			if l.h.onDesc != nil && (old.Desc.ConfVer != v.Desc.ConfVer || old.Desc.Version != v.Desc.Version) {
+				l.h.onDesc(r.view(v))
+			}
 		}
-		if l.h.onDesc != nil && (old.Desc.ConfVer != v.Desc.ConfVer || old.Desc.Version != v.Desc.Version) {
-			l.h.onDesc(r.view(v))
-		}
-		l.watch(now, r, v)
+		l.watch(now, r)
 		if r.retiring {
 			l.retire(r)
 			continue
 		}
-		if d := r.due(); d != r.deadline || r.heapPos < 0 {
-			l.timers.set(r, d)
-		}
+		l.timers.set(r, r.due())
 	}
 	clear(l.touched)
 	l.touched = l.touched[:0]

@@ -94,24 +94,24 @@ func (r *replica) nextTalk() raft.Time {
 }
 
 // watch plans the questions of a replica, once per round in which it was touched.
-func (l *loop) watch(now raft.Time, r *replica, v *View) {
-	q := &r.quest
+func (l *loop) watch(now raft.Time, r *replica) {
+	q, v := &r.quest, &r.shown
 	switch {
-	case r.isRemoved():
+	case r.gone:
 		if q.at == raft.Never {
 			q.at, q.wait = now.Add(askFirst), askFirst
 		}
-	case v.IsLeader || v.Leader != 0 && q.newest.ConfVer == 0:
+	case v.isLeader || v.leader != 0 && q.newest.ConfVer == 0:
 		if q.leaderless != 0 {
 			*q = quest{at: raft.Never}
 		}
-	case v.Leader == 0 && q.leaderless == 0:
+	case v.leader == 0 && q.leaderless == 0:
 		q.leaderless = max(now, 1)
 		if q.at == raft.Never {
 			q.at, q.wait = now.Add(doubtAfter), doubtAfter
 		}
 	}
-	if !v.IsLeader && len(r.departed) > 0 {
+	if !v.isLeader && len(r.departed) > 0 {
 		r.departed = r.departed[:0] // the next leader knows, or they ask themselves
 	}
 }
@@ -175,6 +175,9 @@ func (l *loop) askNode(r *replica, n raft.NodeID) {
 
 // stepMember takes the messages of this protocol. It reports whether m was one.
 func (l *loop) stepMember(now raft.Time, m *raft.Msg) bool {
+	if m.Type != raft.MsgMember && m.Type != raft.MsgMemberResp {
+		return false
+	}
 	r := l.byID[m.Shard]
 	switch m.Type {
 	case raft.MsgMember:
@@ -197,8 +200,6 @@ func (l *loop) stepMember(now raft.Time, m *raft.Msg) bool {
 		case r.self == m.ToReplica:
 			l.learnGone(now, r, m)
 		}
-	default:
-		return false
 	}
 	return true
 }

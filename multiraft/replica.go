@@ -51,6 +51,30 @@ type View struct {
 	lease *raft.Lease
 }
 
+// shown is what of a View tells whether another one has to take its place: all else
+// in it follows from this, or stays the same for as long as no quorum is lost.
+type shown struct {
+	lease    *raft.Lease
+	term     raft.Term
+	leader   raft.NodeID
+	isLeader bool
+	isReady  bool
+	noQuorum bool
+	fenced   error
+	confVer  uint64
+	version  uint64
+}
+
+// show publishes v.
+func (r *replica) show(v *View) {
+	r.pub.Store(v)
+	r.gone = v.Removed
+	r.shown = shown{
+		lease: v.lease, term: v.Term, leader: v.Leader, isLeader: v.IsLeader, isReady: v.IsReady, noQuorum: v.NoQuorum != nil,
+		fenced: v.Fenced, confVer: v.Desc.ConfVer, version: v.Desc.Version,
+	}
+}
+
 // positions are how far a replica is. The loop stores them in one order and
 // everybody else loads them in the other, so that applied <= commit <= last holds
 // in what is loaded, though a round may come in between.
@@ -71,39 +95,50 @@ func (p *positions) store(last, commit, applied raft.Index) {
 // replica is one group on this node. Only its loop touches it; the rest of the
 // process reads pub and pos.
 type replica struct {
-	anomalies uint64 // of the core, as counted so far
+	// What every round with this replica looks at comes first, in few cache lines.
 
-	shard raft.ShardID
-	self  raft.ReplicaID
-	loop  *loop
 	core  *raft.Core
-	desc  raft.Descriptor
-	as    raft.AppliedState
-	hard  raft.HardState
-
-	queue      []proposal // not yet in the log
-	waiting    []pendingEntry
-	mixed      bool                   // waiting holds entries of several terms, in no order of index
-	reads      []readGroup            // asked, not answered; in order of ctx
-	readsReady []readGroup            // answered, waiting for the applied index; in order of index
-	newReads   [numReadHow][]ReadFunc // of this round
-	newAsks    []raft.ReadAsk         // of this round
-
-	flights map[flightKey]*flight // commands of sessions that are queued or in the log
-
-	lastTs uint64 // newest group time proposed or applied, nanoseconds
-
-	// flushFrom is the first flush that can hold anything of this replica.
-	flushFrom uint64
+	shard raft.ShardID
+	loop  *loop
+	self  raft.ReplicaID
 
 	touched   bool
 	leaseKept bool // this round changes nothing of the lease
 	asDirty   bool
-	fenced    error // nil or a *fenceError
-	removed   bool  // destroyed, or about to be: off the loop
-	retiring  bool  // to be taken off at the end of the round
-	quest     quest
-	departed  []departed
+	removed   bool // destroyed, or about to be: off the loop
+	retiring  bool // to be taken off at the end of the round
+	gone      bool // Removed of the View
+	mixed     bool // waiting holds entries of several terms, in no order of index
+	asked     bool // newReads or newAsks hold some
+
+	fenced error // nil or a *fenceError
+	as     raft.AppliedState
+	shown  shown                // of pub
+	pub    atomic.Pointer[View] // but for the positions, which move in most rounds
+	pos    positions
+
+	dueAt    raft.Time // when it needs a round; Never: when something arrives
+	deadline raft.Time // as the heap knows it: not later
+	heapPos  int       // -1: not in the heap
+
+	queue      []proposal // not yet in the log
+	waiting    []pendingEntry
+	readsReady []readGroup // answered, waiting for the applied index; in order of index
+	lastTs     uint64      // newest group time proposed or applied, nanoseconds
+	anomalies  uint64      // of the core, as counted so far
+	departed   []departed
+	quest      quest
+
+	desc     raft.Descriptor
+	hard     raft.HardState
+	reads    []readGroup            // asked, not answered; in order of ctx
+	newReads [numReadHow][]ReadFunc // of this round
+	newAsks  []raft.ReadAsk         // of this round
+
+	flights map[flightKey]*flight // commands of sessions that are queued or in the log
+
+	// flushFrom is the first flush that can hold anything of this replica.
+	flushFrom uint64
 	snapsBusy map[raft.ReplicaID]bool
 
 	// Of a fenced leader: when it tries next to hand over, how long it waits after
@@ -112,11 +147,6 @@ type replica struct {
 	handOffWait time.Duration
 	handOffTo   int
 
-	deadline raft.Time
-	heapPos  int // -1: not in the heap
-
-	pub atomic.Pointer[View] // but for the positions, which move in most rounds
-	pos positions
 	gen uint64 // View.Generation
 	// leaseBuf is memory for comparing.
 	leaseBuf [raft.MaxReplicas]raft.LeaseVoter
@@ -168,22 +198,27 @@ func (r *replica) view(v *View) View {
 // the positions first, so that who sees a lease sees no older ones (rule P2 of
 // lease.go). It reports whether leadership changed.
 func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool) {
-	st := r.core.Status()
-	if st.Anomalies != r.anomalies {
-		r.loop.h.noteAnomalies(now, r.shard, st.Anomalies-r.anomalies)
-		r.anomalies = st.Anomalies
+	b := r.core.Brief()
+	if b.Anomalies != r.anomalies {
+		r.loop.h.noteAnomalies(now, r.shard, b.Anomalies-r.anomalies)
+		r.anomalies = b.Anomalies
+	}
+	lease := r.shown.lease
+	if !r.leaseKept { // else it was looked at a moment ago, by hideLeases
+		lease = r.lease(lease)
+	}
+	r.leaseKept = false
+	r.pos.store(b.Last, b.Commit, r.as.Applied)
+	same := r.shown == shown{
+		lease: lease, term: b.Term, leader: b.LeadNode, isLeader: b.IsLeader, isReady: b.Ready, noQuorum: b.QuorumLost,
+		fenced: r.fenced, confVer: r.desc.ConfVer, version: r.desc.Version,
 	}
 	old := r.pub.Load()
-	var lease *raft.Lease
-	if r.leaseKept { // looked at a moment ago, by hideLeases
-		lease, r.leaseKept = old.lease, false
-	} else {
-		lease = r.lease(old)
+	if same && old != nil && !b.QuorumLost {
+		return false
 	}
-	r.pos.store(st.Last, st.Commit, r.as.Applied)
-	if old != nil && old.lease == lease && old.Term == st.Term && old.Leader == st.LeadNode && old.IsLeader == (st.Role == raft.RoleLeader) &&
-		old.IsReady == st.Ready && (old.NoQuorum != nil) == st.QuorumLost && old.forgot() == len(st.Forgot) && old.Fenced == r.fenced &&
-		old.Desc.ConfVer == r.desc.ConfVer && old.Desc.Version == r.desc.Version {
+	st := r.core.Status()
+	if same && old != nil && old.forgot() == len(st.Forgot) {
 		return false
 	}
 	v := &View{
@@ -199,7 +234,7 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 			v.NoQuorum = &NoQuorumError{Shard: r.shard, Down: st.QuorumDown, Forgot: st.Forgot, Voters: r.voters(), Since: wall.Add(-now.Sub(st.Since))}
 		}
 	}
-	r.pub.Store(v)
+	r.show(v)
 	return old != nil && (old.Leader != v.Leader || old.IsLeader != v.IsLeader || old.IsReady != v.IsReady ||
 		old.Term != v.Term || (old.NoQuorum == nil) != (v.NoQuorum == nil))
 }
@@ -312,7 +347,7 @@ func (r *replica) failReads(err error, c *completions) {
 			c.read(d, 0, err)
 		}
 	}
-	r.reads, r.readsReady, r.newReads, r.newAsks = nil, nil, [numReadHow][]ReadFunc{}, nil
+	r.reads, r.readsReady, r.newReads, r.newAsks, r.asked = nil, nil, [numReadHow][]ReadFunc{}, nil, false
 }
 
 func (r *replica) notLeader() error {
@@ -383,7 +418,8 @@ func (c *completions) flush() {
 	c.props, c.reads = c.props[:0], c.reads[:0]
 }
 
-// timerHeap orders replicas by deadline.
+// timerHeap orders replicas by deadline. What is put off stays where it is until it
+// comes to the top: in a group that writes, most deadlines move on before they come.
 type timerHeap []*replica
 
 func (h timerHeap) less(i, j int) bool { return h[i].deadline < h[j].deadline }
@@ -421,22 +457,30 @@ func (h timerHeap) down(i int) {
 	}
 }
 
-// set moves r to deadline d.
+// set says that r needs a round at d.
 func (h *timerHeap) set(r *replica, d raft.Time) {
+	r.dueAt = d
 	if r.heapPos < 0 {
 		r.deadline, r.heapPos = d, len(*h)
 		*h = append(*h, r)
 		h.up(r.heapPos)
 		return
 	}
-	if d == r.deadline {
-		return
-	}
-	up := d < r.deadline
-	r.deadline = d
-	if up {
+	if d < r.deadline {
+		r.deadline = d
 		h.up(r.heapPos)
-	} else {
-		h.down(r.heapPos)
 	}
+}
+
+// first returns the replica that needs a round before all others, at its dueAt;
+// nil: there is none at all.
+func (h timerHeap) first() *replica {
+	if len(h) == 0 {
+		return nil
+	}
+	for h[0].deadline < h[0].dueAt {
+		h[0].deadline = h[0].dueAt
+		h.down(0)
+	}
+	return h[0]
 }

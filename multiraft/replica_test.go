@@ -2,6 +2,7 @@ package multiraft
 
 import (
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -64,4 +65,56 @@ func sorted(s []string) []string {
 	s = slices.Clone(s)
 	slices.Sort(s)
 	return s
+}
+
+// TestTimerHeap compares the heap, which moves what is put off only when it comes
+// to the top, with a list.
+func TestTimerHeap(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var h timerHeap
+	rs := make([]*replica, 40)
+	for i := range rs {
+		rs[i] = &replica{heapPos: -1}
+	}
+	if h.first() != nil {
+		t.Fatal("an empty heap has a first one")
+	}
+	for n := range 20000 {
+		r := rs[rng.IntN(len(rs))]
+		switch x := rng.IntN(10); {
+		case x == 0:
+			h.remove(r)
+		default:
+			d := raft.Time(rng.IntN(1000))
+			if x == 1 {
+				d = raft.Never
+			}
+			h.set(r, d)
+			if r.dueAt != d {
+				t.Fatalf("step %d: due at %d, want %d", n, r.dueAt, d)
+			}
+		}
+		if rng.IntN(3) > 0 {
+			continue // several moves between two looks
+		}
+		var want *replica
+		in := 0
+		for _, r := range rs {
+			if r.heapPos >= 0 {
+				in++
+				if h[r.heapPos] != r {
+					t.Fatalf("step %d: another one is at %d", n, r.heapPos)
+				}
+				if want == nil || r.dueAt < want.dueAt {
+					want = r
+				}
+			}
+		}
+		if in != len(h) {
+			t.Fatalf("step %d: %d in the heap, want %d", n, len(h), in)
+		}
+		if got := h.first(); (got == nil) != (want == nil) || got != nil && (got.dueAt != want.dueAt || h[0] != got) {
+			t.Fatalf("step %d: the first is due at %d, want %d", n, got.dueAt, want.dueAt)
+		}
+	}
 }

@@ -61,6 +61,9 @@ type Config struct {
 	// Rand seeds the core's own random stream (election jitter).
 	Rand   uint64
 	Tuning Tuning
+	// Shared, if set, takes the place of Tuning: many cores look at it, and none
+	// changes it. It has every field set (Tuning.WithDefaults).
+	Shared *Tuning
 }
 
 // Tuning holds the limits and delays of a Core. Zero fields mean the default.
@@ -163,40 +166,31 @@ const Never Time = 1 << 62
 // Core is one replica of one group. It is not safe for concurrent use. The
 // zero value is not usable; see NewCore.
 type Core struct {
+	// What most inputs look at comes first, in few cache lines: a node has thousands
+	// of cores, and each input finds its core where the last one was long ago.
+
 	live  Liveness
-	tun   Tuning
-	rng   rand.PCG
+	tun   *Tuning // never changes
 	shard ShardID
 	node  NodeID
 	id    ReplicaID
+	now   Time      // newest time handed in
+	hs    HardState // as last emitted
+	role  RaftRole
 	// leased: claims leases when it leads.
 	leased bool
 	// restarted: not enough others have answered since the boot (see unsure).
 	restarted bool
-	waitAll   Time // until then all of them have to
-	waitMost  Time // until then a majority has to, and afterwards one
 	// forgotten: this replica was told that it forgot promises; it does nothing more.
 	forgotten bool
-
-	hs   HardState // as last emitted
-	role RaftRole
-	log  raftLog
-	desc Descriptor
-	// peers has one element per replica of desc, in its order; self is this
-	// replica's place, or -1 if the configuration does not hold it.
-	peers []progress
-	self  int
-
-	now Time // newest time handed in
+	due       bool // Flush has something to do although nothing came in
+	stirred   bool // something came in from which more may follow than what is noted
+	ready     bool // leader: an entry of the own term is committed
+	redoes    bool // see Hold
+	truncNow  bool
 
 	// Follower side.
-	lead      ReplicaID // believed leader of hs.Term; zero: unknown
-	leadNode  NodeID
-	leadEpoch Epoch // epoch at which lead's node was seen supported since its last message; zero: never
-	suspect   bool  // lead's node changed its epoch since: lead has to report soon
-	contactAt Time  // last message of lead
-	lagAt     Time  // ask lead for the rest; Never: not lagging
-	queryAt   Time  // not before: next LeadQuery
+	suspect bool // lead's node changed its epoch since: lead has to report soon
 	// released: the leader of hs.Lead leads no more, the promise to it is void.
 	// The disk learns that with the next term.
 	released bool
@@ -204,48 +198,62 @@ type Core struct {
 	// sent before that may still arrive, and must not bring it back.
 	leadOver bool
 
-	// Elections.
-	electionAt  Time // Never: a leader is known or this replica may not campaign
-	attempts    int  // campaigns since a leader was known
-	campaigned  Term // newest term in which this core asked for votes
 	voteDurable bool // candidate: the own vote is on disk
-	voteMark    LogMark
-	granted     bool // campaigned by the leader's grant
+	granted     bool // candidate: campaigned by the leader's grant
+	timeoutSent bool
+	grantSent   bool // leader: in this term somebody was granted a campaign
+	quorumLost  bool
+
+	lead      ReplicaID // believed leader of hs.Term; zero: unknown
+	leadNode  NodeID
+	anomalies uint64
+
+	log raftLog
+	// peers has one element per replica of desc, in its order; self is this
+	// replica's place, or -1 if the configuration does not hold it.
+	peers []progress
+	self  int
+
+	leadEpoch Epoch // epoch at which lead's node was seen supported since its last message; zero: never
+	contactAt Time  // last message of lead
+	lagAt     Time  // ask lead for the rest; Never: not lagging
+
+	electionAt Time // Never: a leader is known or this replica may not campaign
+	attempts   int  // campaigns since a leader was known
+	campaigned Term // newest term in which this core asked for votes
+
+	compactTo  Index
+	redo       Index // see Hold
+	truncAt    Time
+	lastSeen   Index // log end and applied index when truncAt was set
+	appliedAt  Index
+	applyBytes int // handed out and not yet applied
+	drops      []DropTask
+	told       RoleChange // what the owner knows
+	asking     asking
 
 	// Leader side.
 	preLeading  Index // last index before this leader's empty entry
-	ready       bool  // an entry of the own term is committed
 	uncommitted int   // bytes above commit proposed in this term
 	confIndex   Index // index of the newest configuration entry that may be unapplied
 	transferTo  ReplicaID
 	transferAt  Time // deadline
-	timeoutSent bool
-	grantSent   bool // in this term somebody was granted a campaign
+	commitAt    Time // when a commit record is due to peers that know less
 	reads       []pendingRead
-	readRound   uint64 // newest round sent
-	readSent    Time
-	asking      asking
+	readRound   uint64    // newest round sent
 	leaving     []Replica // members just removed, owed a last commit record
-	commitAt    Time      // when a commit record is due to peers that know less
+	quorumFrom  Time      // no judgement of the quorum before
 
-	// Quorum check.
-	quorumFrom  Time // no judgement before
-	quorumLost  bool
+	desc Descriptor
+
+	// What is seldom looked at.
+	rng         rand.PCG
+	waitAll     Time // restarted: until then all of them have to answer
+	waitMost    Time // until then a majority has to, and afterwards one
+	queryAt     Time // not before: next LeadQuery
+	voteMark    LogMark
+	readSent    Time
 	quorumSince Time
-
-	compactTo  Index
-	redo       Index // see Hold
-	redoes     bool
-	truncAt    Time
-	truncNow   bool
-	lastSeen   Index // log end and applied index when truncAt was set
-	appliedAt  Index
-	due        bool // Flush has something to do although nothing came in
-	stirred    bool // something came in from which more may follow than what is noted
-	applyBytes int  // handed out and not yet applied
-	drops      []DropTask
-	told       RoleChange // what the owner knows
-	anomalies  uint64
 }
 
 type pendingRead struct {
@@ -258,7 +266,11 @@ type pendingRead struct {
 // An error wraps ErrCorrupt if st contradicts itself; the replica must not run
 // then. The caller calls Flush (or Tick, when Deadline has come) afterwards.
 func NewCore(cfg Config, st State, now Time) (*Core, error) {
-	tun := cfg.Tuning.WithDefaults()
+	tun := cfg.Shared
+	if tun == nil {
+		t := cfg.Tuning.WithDefaults()
+		tun = &t
+	}
 	if err := tun.Validate(); err != nil {
 		return nil, err
 	}
@@ -856,6 +868,26 @@ func (c *Core) Status() Status {
 		}
 	}
 	return s
+}
+
+// Brief is what of a Status changes, or is looked at, often.
+type Brief struct {
+	Term         Term
+	LeadNode     NodeID // zero: unknown
+	IsLeader     bool
+	Ready        bool // leads, and an entry of its term is committed
+	QuorumLost   bool
+	Last, Commit Index
+	Anomalies    uint64
+}
+
+// Brief returns the part of Status that costs next to nothing.
+func (c *Core) Brief() Brief {
+	lead := c.role == RoleLeader
+	return Brief{
+		Term: c.hs.Term, LeadNode: c.leadNode, IsLeader: lead, Ready: lead && c.ready, QuorumLost: c.quorumLost,
+		Last: c.log.last, Commit: c.log.commit, Anomalies: c.anomalies,
+	}
 }
 
 // PeerStatus is what a leader knows of one member.

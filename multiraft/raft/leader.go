@@ -533,10 +533,16 @@ func (c *Core) sendFortify(now Time, p *progress, o *Out) {
 }
 
 func (c *Core) fortifyDue(p *progress) Time {
+	e, until := c.live.SupportFrom(p.node)
+	return c.fortifyFor(p, e, until)
+}
+
+// fortifyFor is fortifyDue for a node that supports this one at e until until.
+func (c *Core) fortifyFor(p *progress, e Epoch, until Time) Time {
 	if p.state != stateReplicate || p.forgot {
 		return Never // the next append asks, or it has no state yet
 	}
-	if e, until := c.live.SupportFrom(p.node); e == 0 || e == p.epoch || until <= c.now {
+	if e == 0 || e == p.epoch || until <= c.now {
 		return Never
 	}
 	return p.fortifyAt
@@ -637,14 +643,20 @@ func (c *Core) maybeTimeoutNow(o *Out) {
 func (c *Core) quorumUntil() Time {
 	return Time(quorumOf(c.peers, func(p *progress) int64 {
 		_, until := c.live.SupportFrom(p.node)
-		if p.forgot {
-			until = 0
-		}
-		if mutants.Enabled && mutants.On("A9") && slices.ContainsFunc(c.peers, func(q progress) bool { return q.match == 0 && q.id != c.id }) {
-			until = 0 // somebody was not heard of yet
-		}
-		return int64(until)
+		return c.countedUntil(p, until)
 	}))
+}
+
+// countedUntil returns until when the support of p's node counts, which stands for
+// as long as until.
+func (c *Core) countedUntil(p *progress, until Time) int64 {
+	if p.forgot {
+		until = 0
+	}
+	if mutants.Enabled && mutants.On("A9") && slices.ContainsFunc(c.peers, func(q progress) bool { return q.match == 0 && q.id != c.id }) {
+		until = 0 // somebody was not heard of yet
+	}
+	return int64(until)
 }
 
 // checkQuorum judges whether a quorum can be reached. A leader whose quorum's
@@ -685,20 +697,22 @@ func (c *Core) checkQuorum(now Time, o *Out) {
 
 func (c *Core) leaderDeadline() Time {
 	d := min(c.transferAt, c.commitAt)
-	if c.quorumLost {
-		d = min(d, c.quorumSince.Add(c.tun.QuorumGrace))
-	} else {
-		d = min(d, max(c.quorumUntil(), c.quorumFrom))
-	}
 	if len(c.reads) > 0 {
 		d = min(d, c.readDue())
 	}
+	var counted [MaxReplicas]int64
 	for i := range c.peers {
+		p := &c.peers[i]
+		e, until := c.live.SupportFrom(p.node)
+		counted[i] = c.countedUntil(p, until)
 		if i != c.self {
-			d = min(d, c.retryDue(&c.peers[i]), c.fortifyDue(&c.peers[i]))
+			d = min(d, c.retryDue(p), c.fortifyFor(p, e, until))
 		}
 	}
-	return d
+	if c.quorumLost {
+		return min(d, c.quorumSince.Add(c.tun.QuorumGrace))
+	}
+	return min(d, max(Time(quorumIn(c.peers, &counted)), c.quorumFrom))
 }
 
 func (c *Core) tickLeader(now Time, o *Out) {

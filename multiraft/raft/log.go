@@ -18,15 +18,6 @@ import (
 // Invariants: trunc <= applied <= applying <= commit <= last; stable <= last;
 // prev <= applied; runs cover (trunc, last].
 type raftLog struct {
-	trunc     Index
-	truncTerm Term
-	runs      []TermRun
-
-	prev     Index // index before ents[0]
-	prevTerm Term
-	ents     []Entry // contiguous; its memory is shared with Out and never rewritten
-	bytes    int     // of the values in ents
-
 	last     Index
 	lastTerm Term
 	// accTerm is the term of the leader whose append was accepted last. The log
@@ -37,6 +28,15 @@ type raftLog struct {
 	commit   Index
 	applying Index // handed to the state machine
 	applied  Index
+
+	trunc     Index
+	truncTerm Term
+	runs      []TermRun
+
+	prev     Index // index before ents[0]
+	prevTerm Term
+	ents     []Entry // contiguous; its memory is shared with Out and never rewritten
+	bytes    int     // of the values in ents
 
 	diskBytes uint64 // estimate: bytes of (trunc, last]
 

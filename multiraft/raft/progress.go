@@ -38,27 +38,27 @@ type progress struct {
 	paused   bool // stateProbe: an append is out, wait for its answer or retryAt
 	fetching bool // a FetchTask from next on is out
 	wantSnap bool // said that it has no usable state
-	match    Index
-	next     Index
-	inflight inflight
+	// forgot: it has forgotten what it promised, and counts for nothing any more.
+	forgot bool
 
-	retryAt   Time          // when silence means a loss
-	retryWait time.Duration // current retry interval
-	failures  int           // snapshots in a row that did not arrive
-	snapIndex Index         // stateSnapshot: the log is kept from here on
-	snapSince Time
-
+	match       Index
+	next        Index
 	sentCommit  Index
 	sentCompact Index
+	inflight    inflight
 	round       uint64 // newest read round the peer confirmed in this term
 	epoch       Epoch  // at which the peer fortified this leader in this term
 	fortifyAt   Time   // not before: next MsgFortify
 
+	retryAt   Time          // when silence means a loss
+	retryWait time.Duration // current retry interval
+
 	mem memory // what it promised, over terms and boots
-	// forgot: it has forgotten that, and counts for nothing any more. lost is
-	// through which index it should hold the log; zero: it lost a vote.
-	forgot bool
-	lost   Index
+
+	failures  int   // snapshots in a row that did not arrive
+	snapIndex Index // stateSnapshot: the log is kept from here on
+	snapSince Time
+	lost      Index // forgot: through which index it should hold the log; zero: it lost a vote
 }
 
 func (p *progress) toProbe(next Index) {
@@ -161,16 +161,29 @@ func (t *tally) won() bool {
 
 // quorumOf returns the highest value that a majority of each half reaches.
 func quorumOf(peers []progress, value func(*progress) int64) int64 {
+	var v [MaxReplicas]int64
+	for i := range peers {
+		v[i] = value(&peers[i])
+	}
+	return quorumIn(peers, &v)
+}
+
+// quorumIn is quorumOf of the values in v, one for each of peers.
+func quorumIn(peers []progress, v *[MaxReplicas]int64) int64 {
+	if len(peers) == 3 && peers[0].role == Voter && peers[1].role == Voter && peers[2].role == Voter && !mutants.On("K4") {
+		// As most groups are: the middle one.
+		return max(min(v[0], v[1]), min(max(v[0], v[1]), v[2]))
+	}
 	var a, b [MaxReplicas]int64
 	na, nb := 0, 0
 	for i := range peers {
 		p := &peers[i]
 		if p.role.inNew() {
-			insertDesc(a[:na+1], value(p))
+			insertDesc(a[:na+1], v[i])
 			na++
 		}
 		if p.role.inOld() {
-			insertDesc(b[:nb+1], value(p))
+			insertDesc(b[:nb+1], v[i])
 			nb++
 		}
 	}

@@ -593,6 +593,10 @@ func (g *quietGroup) end(i int) error {
 		return c.CheckQuiet(g.now)
 	}
 	c.Flush(g.now, o)
+	st, b := c.Status(), c.Brief()
+	if want := (Brief{st.Term, st.LeadNode, st.Role == RoleLeader, st.Ready, st.QuorumLost, st.Last, st.Commit, st.Anomalies}); b != want {
+		return fmt.Errorf("node %d: in brief %+v, want %+v", i+1, b, want)
+	}
 	for k := 0; k < len(o.Applies); k++ {
 		for _, e := range o.Applies[k].Entries {
 			c.Applied(e.Index, e.Term, len(e.Value), o)
