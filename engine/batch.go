@@ -218,8 +218,10 @@ func (b *Batch) Commit(sync bool) (err error) {
 		return nil
 	}
 	if b.logs() {
-		b.seal()
-		defer b.e.journal.gate.RUnlock()
+		defer b.seal()()
+		if hook := b.e.opts.sealed; hook != nil {
+			hook(b)
+		}
 	}
 	if b.b.Empty() {
 		_ = b.b.LogData(nil, nil) // never fails

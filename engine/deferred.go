@@ -451,12 +451,12 @@ func (e *Engine) startFlush() <-chan struct{} {
 		if !e.opts.FlushInline {
 			defer flushTurn.give(flushTurn.take(e))
 		}
+		e.journal.flushBegun()
 		d.mu.Lock()
 		if !left {
 			d.flushes++
 			d.imm, d.mem = d.mem, newTable(e.opts.Now())
 			d.immLog, d.logBytes = d.logBytes, 0
-			e.journal.flushBegun()
 		}
 		n := d.flushes
 		d.mu.Unlock()

@@ -23,7 +23,7 @@ import (
 // than everything else that the log asks of the processor.
 //
 // What is needed to know of the records is in memory: which runs of entries each of
-// them has (journal.runs, in the order of writing), and per group how far its log is
+// them has (journal.recs, in the order of writing), and per group how far its log is
 // cut. Nothing is looked up when a batch appends. A group's entries are found by an
 // index that is made when somebody asks (a peer that lags, a restart) and dropped
 // when it is old.
@@ -42,8 +42,10 @@ import (
 //
 // So a group's log is: its keys below 01, then its runs, by index.
 type journal struct {
-	// gate is held shared while a batch with log entries or cuts is committed, and
-	// exclusively while entries are moved. It is taken before mu.
+	// gate is held shared while a batch with log entries is committed. It is held
+	// exclusively while entries are moved, and while a batch is committed that cuts or
+	// overwrites logs: what another batch deletes on the strength of that comes behind it
+	// in the write-ahead log (LR3). It is taken before mu.
 	gate sync.RWMutex
 
 	mu      sync.Mutex
@@ -51,8 +53,7 @@ type journal struct {
 	next    uint64 // number of the next record
 	recs    []recordMeta
 	head    uint64 // number, counted from the opening, of recs[0]
-	runs    []run  // of recs, one after the other
-	runHead uint64 // number, counted from the opening, of runs[0]
+	nextRun uint64 // number, counted from the opening, of the next run
 	headRun int    // runs of recs[0] that are known not to count any more
 	// sweeping: the last batch did not look at all that may be deleted.
 	sweeping  bool
@@ -77,7 +78,8 @@ func (r recordID) less(o recordID) bool {
 type recordMeta struct {
 	id    recordID
 	bytes uint32
-	runs  uint32
+	first uint64 // number of its first run
+	runs  []run
 }
 
 // run is entries of one group, with consecutive indexes, in one record.
@@ -224,24 +226,24 @@ func (e *Engine) openJournal() error {
 	j.epoch, j.groups, j.overs = e.bootEpoch, make(map[raft.ShardID]groupLog), make(map[raft.ShardID][]overwrite)
 	ends := make(map[raft.ShardID]raft.Index)
 	err := e.eachRecord(func(id recordID, val []byte) error {
-		n := len(j.runs)
-		var err error
-		if j.runs, err = parseRecord(j.runs, val); err != nil {
+		runs, err := parseRecord(nil, val)
+		if err != nil {
 			return fmt.Errorf("record %d.%d of the log: %w", id.epoch, id.seq, err)
 		}
-		j.recs = append(j.recs, recordMeta{id: id, bytes: uint32(len(val)), runs: uint32(len(j.runs) - n)})
-		j.bytes.Add(int64(len(val)))
+		j.add(id, len(val), runs)
 		return nil
 	})
-	for i := range j.runs {
-		r := &j.runs[i]
-		if _, known := j.groups[r.shard]; !known && err == nil {
-			j.groups[r.shard], err = e.groupLog(r.shard)
+	for i := range j.recs {
+		for k := range j.recs[i].runs {
+			r := &j.recs[i].runs[k]
+			if _, known := j.groups[r.shard]; !known && err == nil {
+				j.groups[r.shard], err = e.groupLog(r.shard)
+			}
+			if r.first <= ends[r.shard] {
+				j.overs[r.shard] = append(j.overs[r.shard], overwrite{j.recs[i].first + uint64(k), r.first})
+			}
+			ends[r.shard] = r.last()
 		}
-		if r.first <= ends[r.shard] {
-			j.overs[r.shard] = append(j.overs[r.shard], overwrite{uint64(i), r.first})
-		}
-		ends[r.shard] = r.last()
 	}
 	if err == nil {
 		err = e.findMoved()
@@ -335,28 +337,37 @@ func (e *Engine) findMoved() error {
 }
 
 // seal puts what a batch says of logs into its Pebble batch and makes it known. The
-// gate is held shared then; the caller gives it back after the commit.
-func (b *Batch) seal() {
+// gate is held then; the caller gives it back, with what is returned, after the commit.
+func (b *Batch) seal() (done func()) {
 	j := &b.e.journal
 	var op *pebble.DeferredBatchOp
+	var mine []run
 	if len(b.runs) > 0 {
+		mine = slices.Clone(b.runs)
 		b.rec = binary.BigEndian.AppendUint32(b.rec, crc32.Checksum(b.rec, castagnoli))
 		op = b.b.SetDeferred(logKeyLen, len(b.rec))
 		copy(op.Value, b.rec)
 	}
-	j.gate.RLock()
+	if len(b.cuts)+len(b.over) > 0 && !mutants.On("LR3b") {
+		j.gate.Lock()
+		done = j.gate.Unlock
+	} else {
+		j.gate.RLock()
+		done = j.gate.RUnlock
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if op != nil {
 		j.next++
 		id := recordID{j.epoch, j.next}
 		putRecordKey(op.Key, id)
-		j.recs = append(j.recs, recordMeta{id: id, bytes: uint32(len(b.rec)), runs: uint32(len(b.runs))})
-		j.runs = append(j.runs, b.runs...)
-		j.bytes.Add(int64(len(b.rec)))
+		j.add(id, len(b.rec), mine)
 	}
 	for _, c := range b.over {
-		j.overs[c.shard] = append(j.overs[c.shard], overwrite{j.runHead + uint64(len(j.runs)-len(b.runs)+c.run), c.to})
+		if all := j.overs[c.shard]; len(all) > 0 && len(j.recs) > 0 {
+			j.overs[c.shard] = slices.DeleteFunc(all, func(o overwrite) bool { return o.run < j.recs[0].first })
+		}
+		j.overs[c.shard] = append(j.overs[c.shard], overwrite{j.nextRun - uint64(len(b.runs)-c.run), c.to})
 		if g := j.groups[c.shard]; g.hi >= c.to && g.hi != 0 {
 			b.deleteMoved(c.shard, max(c.to, g.lo), g.hi)
 			g.hi = c.to - 1
@@ -375,6 +386,7 @@ func (b *Batch) seal() {
 	if len(b.cuts) > 0 || j.sweeping {
 		j.sweep(b)
 	}
+	return done
 }
 
 // tidied forgets a span of moved entries in which nothing is left.
@@ -394,8 +406,8 @@ func (j *journal) sweep(b *Batch) {
 	j.sweeping = false
 	for left := sweepRuns; len(j.recs) > 0; {
 		r := &j.recs[0]
-		for ; j.headRun < int(r.runs); j.headRun++ {
-			if !j.dead(j.head, j.headRun) && !(mutants.On("LR3") && j.headRun > 0) {
+		for ; j.headRun < len(r.runs); j.headRun++ {
+			if !j.dead(r, j.headRun) && !(mutants.On("LR3") && j.headRun > 0) {
 				return
 			}
 			if left--; left < 0 {
@@ -408,20 +420,26 @@ func (j *journal) sweep(b *Batch) {
 	}
 }
 
-// dead reports whether no entry of a run, which is the k-th of runs and in the record
-// of that number, counts any more. Called with mu held.
-func (j *journal) dead(rec uint64, k int) bool {
-	r := &j.runs[k]
+// dead reports whether no entry of a run of the oldest record counts any more. Called
+// with mu held.
+func (j *journal) dead(rec *recordMeta, k int) bool {
+	r := &rec.runs[k]
 	g, ok := j.groups[r.shard]
-	return ok && (rec < g.void || r.last() <= g.trunc || len(j.overs) > 0 && j.standing(r, j.runHead+uint64(k)) <= g.trunc)
+	return ok && (j.head < g.void || r.last() <= g.trunc || len(j.overs) > 0 && j.standing(rec, k) <= g.trunc)
+}
+
+// add notes the newest record. Called with mu held.
+func (j *journal) add(id recordID, bytes int, runs []run) {
+	j.recs = append(j.recs, recordMeta{id: id, bytes: uint32(bytes), first: j.nextRun, runs: runs})
+	j.nextRun += uint64(len(runs))
+	j.bytes.Add(int64(bytes))
 }
 
 // pop forgets the oldest record. Called with mu held.
 func (j *journal) pop() {
 	r := &j.recs[0]
 	j.bytes.Add(-int64(r.bytes))
-	j.runs = j.runs[r.runs:]
-	j.runHead += uint64(r.runs)
+	r.runs = nil
 	j.recs = j.recs[1:]
 	j.head++
 	j.headRun = 0
@@ -475,11 +493,11 @@ func (e *Engine) settleWhile(want func(*journal) bool) (moved int, more bool, er
 			break
 		}
 		r := &j.recs[0]
-		left -= int(r.runs)
-		for j.headRun < int(r.runs) && j.dead(j.head, j.headRun) {
+		left -= len(r.runs)
+		for j.headRun < len(r.runs) && j.dead(r, j.headRun) {
 			j.headRun++
 		}
-		if j.headRun < int(r.runs) {
+		if j.headRun < len(r.runs) {
 			n, ok, err := e.moveOut(pb, r)
 			if err != nil {
 				return moved, false, errors.Join(err, pb.Close())
@@ -511,8 +529,8 @@ const settleStep = 1 << 20
 // bytes. It reports false if one of their groups is busy. Called with gate and mu held.
 func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (bytes int, ok bool, err error) {
 	j := &e.journal
-	for i := j.headRun; i < int(r.runs); i++ {
-		if j.groups[j.runs[i].shard].busy {
+	for i := j.headRun; i < len(r.runs); i++ {
+		if j.groups[r.runs[i].shard].busy && !j.dead(r, i) {
 			return 0, false, nil
 		}
 	}
@@ -523,11 +541,11 @@ func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (bytes int, ok bool, e
 		return bytes, false, e.fail(fmt.Errorf("record %d.%d of the log: %w", r.id.epoch, r.id.seq, err))
 	}
 	defer c.Close()
-	for ; j.headRun < int(r.runs); j.headRun++ {
-		run := &j.runs[j.headRun]
+	for ; j.headRun < len(r.runs); j.headRun++ {
+		run := &r.runs[j.headRun]
 		g := j.groups[run.shard]
-		lo, hi := max(run.first, g.trunc+1), j.standing(run, j.runHead+uint64(j.headRun))
-		if hi < lo || j.dead(j.head, j.headRun) {
+		lo, hi := max(run.first, g.trunc+1), j.standing(r, j.headRun)
+		if hi < lo || j.dead(r, j.headRun) {
 			continue
 		}
 		err := eachOf(val, run.off, func(i raft.Index, v []byte) bool {
@@ -551,20 +569,21 @@ func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (bytes int, ok bool, e
 	return bytes, true, nil
 }
 
-// standing returns through which index a run, by its number, was not overwritten
+// standing returns through which index a run of the oldest record was not overwritten
 // later. Called with mu held.
-func (j *journal) standing(r *run, number uint64) raft.Index {
+func (j *journal) standing(rec *recordMeta, k int) raft.Index {
+	r := &rec.runs[k]
 	all, ok := j.overs[r.shard]
 	if !ok {
 		return r.last()
 	}
-	all = slices.DeleteFunc(all, func(o overwrite) bool { return o.run < j.runHead })
+	all = slices.DeleteFunc(all, func(o overwrite) bool { return o.run < rec.first })
 	if j.overs[r.shard] = all; len(all) == 0 {
 		delete(j.overs, r.shard)
 	}
 	last := r.last()
 	for _, o := range all {
-		if o.run > number {
+		if o.run > rec.first+uint64(k) {
 			last = min(last, o.first-1)
 		}
 	}
@@ -641,8 +660,6 @@ type logIndex struct {
 	groups map[raft.ShardID]*locs
 	from   uint64 // oldest record it knows
 	next   uint64 // first record it does not know
-	// nextRun is the number of the first run of that.
-	nextRun uint64
 }
 
 // loc says where the entries [first, last] of a group are.
@@ -693,16 +710,15 @@ func (j *journal) extend() bool {
 	}
 	x := j.index
 	if x.next < j.head {
-		x.next, x.nextRun = j.head, j.runHead
+		x.next = j.head
 	}
 	for left := indexStep; x.next < j.head+uint64(len(j.recs)); x.next++ {
-		n := j.recs[x.next-j.head].runs
-		if left -= int(n); left < 0 && left != indexStep-int(n) {
+		runs := j.recs[x.next-j.head].runs
+		if left -= len(runs); left < 0 && left != indexStep-len(runs) {
 			return false
 		}
-		for range n {
-			r := &j.runs[x.nextRun-j.runHead]
-			x.nextRun++
+		for k := range runs {
+			r := &runs[k]
 			if x.next < j.groups[r.shard].void {
 				continue
 			}
@@ -840,6 +856,7 @@ func (e *Engine) lookEntries(s raft.ShardID, lo, hi raft.Index, f func(i raft.In
 			if err != nil {
 				return e.iterError(err)
 			}
+			tries = 0
 			err = eachOf(val, l.off, func(i raft.Index, v []byte) bool { return i < lo || i <= l.last && take(i, v) })
 			done()
 			if err != nil {
@@ -903,7 +920,7 @@ func (j *journal) logSizes(now time.Time) map[raft.ShardID]uint64 {
 	if j.sizes != nil && now.Sub(j.sizesAt) < sizesFor {
 		return j.sizes
 	}
-	recs, runs, head := j.recs, j.runs, j.head
+	recs, head := slices.Clone(j.recs), j.head
 	cuts := make(map[raft.ShardID]groupLog, len(j.groups))
 	for s, g := range j.groups {
 		cuts[s] = g
@@ -912,8 +929,7 @@ func (j *journal) logSizes(now time.Time) map[raft.ShardID]uint64 {
 	j.mu.Unlock() // what was written does not change any more
 	sizes := make(map[raft.ShardID]uint64)
 	for i := range recs {
-		mine := runs[:recs[i].runs]
-		runs = runs[recs[i].runs:]
+		mine := recs[i].runs
 		for k := range mine {
 			end := recs[i].bytes - 4
 			if k+1 < len(mine) {

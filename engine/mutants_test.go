@@ -24,6 +24,7 @@ func TestMutants(t *testing.T) {
 		"E-ingest-unsynced":  everywhere(ingestScript(4)),
 		"E-ingest-keeps-log": everywhere(ingestScript(4)),
 		"LR3":                func(t *testing.T) error { return journalModelRun(t, 3) },
+		"LR3b":               cutsInOrder,
 		"LR4": func(t *testing.T) error {
 			_, _, err := crashEverywhere(journalScript(6), simfs.Modes, 1, journalOptions)
 			return err

@@ -65,7 +65,8 @@ type Options struct {
 	DeferLogLimit int64
 	// JournalBytes is how much of the log, in records that hold the entries of many
 	// groups, may be there because some of the groups still need theirs. Beyond it these
-	// are moved to keys of their own. Zero: DeferLogLimit and DeferLogBytes together.
+	// are moved to keys of their own. Opening the store takes as much memory for a moment.
+	// Zero: four times DeferLogBytes.
 	JournalBytes int64
 	// PointDeletes is the longest span of log entries with keys of their own that is
 	// deleted key by key and not as a range. Zero: 64.
@@ -109,6 +110,8 @@ type Options struct {
 	noDirSync bool
 	// yield takes the place of each pause of background work (tests).
 	yield func()
+	// sealed is called with a batch before Pebble gets it (tests).
+	sealed func(*Batch)
 	// markAlways writes a watermark at every SyncNow.
 	markAlways bool
 }
@@ -131,7 +134,7 @@ func (o Options) withDefaults() Options {
 	}
 	o.DeferLogLimit = max(o.DeferLogLimit, o.DeferLogBytes)
 	if o.JournalBytes <= 0 {
-		o.JournalBytes = o.DeferLogLimit + o.DeferLogBytes
+		o.JournalBytes = 4 * o.DeferLogBytes
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -188,6 +188,10 @@ func (e *Engine) Load(s raft.ShardID) (st raft.State, ok bool, err error) {
 		return st, false, err
 	}
 	defer e.leave()
+	// Nobody's log changes meanwhile: what is read through iterators and what is known in
+	// memory are of one moment.
+	e.journal.gate.Lock()
+	defer e.journal.gate.Unlock()
 	var state *pebble.Iterator
 	var get getter
 	if d := e.def; d != nil {

@@ -21,6 +21,7 @@ func enginePlants() []plant {
 		in("E-ingest-unsynced", "E5", "files are ingested before the writes they rest on are synced", "S8"),
 		in("E-ingest-keeps-log", "E11", "an install leaves the old log beside the new state", "S18"),
 		in("LR3", "E6", "a log record is deleted though entries of other groups in it count", "S18"),
+		in("LR3b", "E6", "a log record is deleted by a batch that may be durable before the cut it rests on", "S18"),
 		in("LR4", "E6", "entries are moved out of a record after its deletion", "S18"),
 		in("B18", "B18", "a log whose synced end is missing opens as if nothing had happened", "F1"),
 		in("B18c", "B18", "a store found amnesiac once opens the next time", "F1"),
