@@ -128,8 +128,8 @@ func kinds(b *Batch) string {
 	return strings.Join(out, " ")
 }
 
-// TestDeleteKinds shows which deletes the log uses: SINGLEDEL for records, which are
-// written once, and plain ones for entries with keys of their own.
+// TestDeleteKinds shows which deletes the log uses: plain ones, and a range for long
+// spans of entries with keys of their own.
 func TestDeleteKinds(t *testing.T) {
 	e := openTest(t, NewMemFS())
 	createGroup(t, e, 1)
@@ -153,15 +153,15 @@ func TestDeleteKinds(t *testing.T) {
 	step("", func(b *Batch) { cut(b, 1, 0, 1) })
 	step("", func(b *Batch) { cut(b, 2, 0, 1) })
 	// What was overwritten does not keep its record.
-	step("SINGLEDEL:record", func(b *Batch) { cut(b, 1, 1, 2) })
-	step("SINGLEDEL:record", func(b *Batch) { cut(b, 1, 2, 3) })
-	step("SET:record SINGLEDEL:record", func(b *Batch) { b.Append(2, 1, entries(2, 2, 2)); cut(b, 2, 1, 2) })
+	step("DEL:record", func(b *Batch) { cut(b, 1, 1, 2) })
+	step("DEL:record", func(b *Batch) { cut(b, 1, 2, 3) })
+	step("SET:record DEL:record", func(b *Batch) { b.Append(2, 1, entries(2, 2, 2)); cut(b, 2, 1, 2) })
 	// With keys of their own.
 	moved(t, e, 1, entries(4, 8, 2))
 	step("DEL:4 DEL:5 DEL:6", func(b *Batch) { cut(b, 1, 3, 6) })
 	step("SET:record DEL:8", func(b *Batch) { b.Append(1, 8, entries(8, 9, 3)) })
 	step("DEL:7", func(b *Batch) { cut(b, 1, 6, 8) })
-	step("SINGLEDEL:record", func(b *Batch) { cut(b, 1, 8, 9) })
+	step("DEL:record", func(b *Batch) { cut(b, 1, 8, 9) })
 	// A long span of them is one range deletion.
 	moved(t, e, 1, entries(10, 10+2*pointDeletes, 3))
 	step("RANGEDEL:10", func(b *Batch) { cut(b, 1, 9, 10+pointDeletes) })

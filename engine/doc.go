@@ -58,9 +58,8 @@
 // deferred.flushMu, which is held across the end of a flush, an install or a
 // destruction and taken before deferred.mu.
 //
-// The idea of deleting what the log wrote by SINGLEDEL so that it dies in the
-// memtable, and the care it takes, come from CockroachDB's log store; the order of
-// destroying a replica from its replica-storage code. That the entries of many groups
+// The idea of deleting what the log wrote while it is in the memtable, so that it dies
+// there, comes from CockroachDB's log store; the order of destroying a replica from its replica-storage code. That the entries of many groups
 // stand in one record in the order of writing, and those of slow groups are written
 // anew when the oldest records are to go, is how log-structured engines for Raft logs
 // work (TiKV's raft-engine); here the records lie in Pebble, whose log they share with

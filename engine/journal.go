@@ -33,8 +33,9 @@ import (
 //	    there or not; runs in records before the group's void mark neither (its log
 //	    began anew: a snapshot was installed, or the replica was destroyed).
 //	LR3  A record is deleted, oldest first, when none of its entries counts any more,
-//	    in the batch that says so or a later one. Its key is written once, ever, so
-//	    SINGLEDEL is right, and the record dies in the memtable.
+//	    in the batch that says so or a later one. It is a plain deletion, though a key is
+//	    written once only: where Pebble cannot read a block, its compactions panic amid a
+//	    SINGLEDEL, and a disk's fault would end the process instead of the store.
 //	LR4  Where a slow group holds up the deletion while Options.JournalBytes are
 //	    exceeded, the entries of the oldest records that still count are moved to keys
 //	    of their own (prefix 01), in one batch with the deletion of the record. Stores
@@ -415,7 +416,7 @@ func (j *journal) sweep(b *Batch) {
 				return
 			}
 		}
-		putRecordKey(b.b.SingleDeleteDeferred(logKeyLen).Key, r.id)
+		putRecordKey(b.b.DeleteDeferred(logKeyLen).Key, r.id)
 		j.pop()
 	}
 }
@@ -507,9 +508,9 @@ func (e *Engine) settleWhile(want func(*journal) bool) (moved int, more bool, er
 			moved += n
 		}
 		if mutants.On("LR4") {
-			_ = e.db.SingleDelete(Key{Kind: KindRecord, Epoch: r.id.epoch, Seq: r.id.seq}.Raw(), pebble.Sync)
+			_ = e.db.Delete(Key{Kind: KindRecord, Epoch: r.id.epoch, Seq: r.id.seq}.Raw(), pebble.Sync)
 		} else {
-			putRecordKey(pb.SingleDeleteDeferred(logKeyLen).Key, r.id)
+			putRecordKey(pb.DeleteDeferred(logKeyLen).Key, r.id)
 		}
 		j.pop()
 		e.stats.settled.Add(1)
