@@ -56,7 +56,8 @@
 // Engine locks are leaves: none is held while another one is taken, or across
 // I/O, except identMu and markMu (the identity file and the watermark), and
 // deferred.flushMu, which is held across the end of a flush, an install or a
-// destruction and taken before deferred.mu.
+// destruction, and journal.gate, which is held while logs are committed. The order is
+// flushMu, gate, deferred.mu, journal.mu.
 //
 // The idea of deleting what the log wrote while it is in the memtable, so that it dies
 // there, comes from CockroachDB's log store; the order of destroying a replica from its replica-storage code. That the entries of many groups

@@ -36,10 +36,11 @@ import (
 //	    in the batch that says so or a later one. It is a plain deletion, though a key is
 //	    written once only: where Pebble cannot read a block, its compactions panic amid a
 //	    SINGLEDEL, and a disk's fault would end the process instead of the store.
-//	LR4  Where a slow group holds up the deletion while Options.JournalBytes are
-//	    exceeded, the entries of the oldest records that still count are moved to keys
-//	    of their own (prefix 01), in one batch with the deletion of the record. Stores
-//	    of layouts 1 and 2 have all entries there.
+//	LR4  Where groups that are cut seldom hold up the deletion, the entries of the
+//	    oldest records that still count are moved to keys of their own (prefix 01), in
+//	    one batch with the deletion of the record: after each flush, if they are few,
+//	    and whatever they are while Options.JournalBytes are exceeded. Stores of layouts
+//	    1 and 2 have all entries there.
 //
 // So a group's log is: its keys below 01, then its runs, by index.
 type journal struct {
@@ -108,119 +109,6 @@ type groupLog struct {
 	busy   bool       // an install or a destruction is under way: nothing is moved
 }
 
-// A record: version u8, runs, crc32c u32 of everything before it.
-// A run: shard u64, first index u64, number of entries u32, then of each entry its
-// length uvarint and its bytes.
-const (
-	recordVersion = 1
-	recordMin     = 1 + 4
-	runHead       = 8 + 8 + 4
-)
-
-// appendRun adds a run to a record that lacks its checksum.
-func appendRun(dst []byte, s raft.ShardID, ents []raft.Entry) []byte {
-	dst = binary.BigEndian.AppendUint64(dst, uint64(s))
-	dst = binary.BigEndian.AppendUint64(dst, uint64(ents[0].Index))
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(ents)))
-	for i := range ents {
-		dst = binary.AppendUvarint(dst, uint64(len(ents[i].Value)))
-		dst = append(dst, ents[i].Value...)
-	}
-	return dst
-}
-
-var errBadRecord = fmt.Errorf("log record is damaged: %w", raft.ErrCorrupt)
-
-// parseRecord appends the runs of a record to dst.
-func parseRecord(dst []run, b []byte) ([]run, error) {
-	if len(b) < recordMin || b[0] != recordVersion {
-		return dst, errBadRecord
-	}
-	body := b[:len(b)-4]
-	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(b[len(b)-4:]) {
-		return dst, errBadRecord
-	}
-	for at := 1; at < len(body); {
-		if len(body)-at < runHead {
-			return dst, errBadRecord
-		}
-		r := run{
-			shard: raft.ShardID(binary.BigEndian.Uint64(body[at:])),
-			first: raft.Index(binary.BigEndian.Uint64(body[at+8:])),
-			n:     binary.BigEndian.Uint32(body[at+16:]),
-			off:   uint32(at),
-		}
-		at += runHead
-		if r.n == 0 || r.first == 0 || r.last() < r.first {
-			return dst, errBadRecord
-		}
-		for range r.n {
-			n, used := binary.Uvarint(body[at:])
-			if used <= 0 || n > uint64(len(body)-at-used) || used != uvarintLen(n) {
-				return dst, errBadRecord
-			}
-			at += used + int(n)
-		}
-		dst = append(dst, r)
-	}
-	return dst, nil
-}
-
-// eachOf calls f with the entries of the run at offset off of a record that was
-// checked when it was written or read first.
-func eachOf(b []byte, off uint32, f func(i raft.Index, v []byte) bool) error {
-	if uint64(off)+runHead > uint64(len(b)) {
-		return errBadRecord
-	}
-	b = b[off:]
-	first := raft.Index(binary.BigEndian.Uint64(b[8:]))
-	n := binary.BigEndian.Uint32(b[16:])
-	b = b[runHead:]
-	for i := range n {
-		size, used := binary.Uvarint(b)
-		if used <= 0 || size > uint64(len(b)-used) {
-			return errBadRecord
-		}
-		if !f(first+raft.Index(i), b[used:used+int(size):used+int(size)]) {
-			return nil
-		}
-		b = b[used+int(size):]
-	}
-	return nil
-}
-
-// EachLogged calls f with every entry of a log record (KindRecord), in the order in
-// which they were appended; fresh is set for the first one of a run, which takes the
-// place of everything that the group had from there on. It is for those who look at a
-// whole store (EachKey).
-func EachLogged(record []byte, f func(s raft.ShardID, i raft.Index, fresh bool, value []byte) error) error {
-	runs, err := parseRecord(nil, record)
-	for i := range runs {
-		r := &runs[i]
-		if e := eachOf(record, r.off, func(at raft.Index, v []byte) bool {
-			err = errors.Join(err, f(r.shard, at, at == r.first, v))
-			return err == nil
-		}); e != nil || err != nil {
-			return errors.Join(err, e)
-		}
-	}
-	return err
-}
-
-// A void mark: version u8, boot epoch u64, number u64. The runs of the group in
-// records before it do not count.
-func encodeVoid(dst []byte, id recordID) []byte {
-	dst = binary.BigEndian.AppendUint64(append(dst, 1), id.epoch)
-	return binary.BigEndian.AppendUint64(dst, id.seq)
-}
-
-func decodeVoid(b []byte) (recordID, error) {
-	if len(b) != 17 || b[0] != 1 {
-		return recordID{}, fmt.Errorf("void mark %x is damaged: %w", b, raft.ErrCorrupt)
-	}
-	return recordID{binary.BigEndian.Uint64(b[1:]), binary.BigEndian.Uint64(b[9:])}, nil
-}
-
 // openJournal reads what is in the store. Damage is an *OpenError.
 func (e *Engine) openJournal() error {
 	j := &e.journal
@@ -257,7 +145,15 @@ func (e *Engine) openJournal() error {
 
 // eachRecord calls f with the records of the store, oldest first.
 func (e *Engine) eachRecord(f func(id recordID, val []byte) error) error {
-	it, err := e.newRawIter([]byte{prefixRecord}, []byte{prefixRecord + 1})
+	return e.eachRaw([]byte{prefixRecord}, []byte{prefixRecord + 1}, func(k Key, v []byte) (bool, error) {
+		return true, f(recordID{k.Epoch, k.Seq}, v)
+	})
+}
+
+// eachRaw calls f with the raw keys [lower, upper) of Pebble, ascending, until it
+// reports false or fails. v counts during the call.
+func (e *Engine) eachRaw(lower, upper []byte, f func(k Key, v []byte) (more bool, err error)) error {
+	it, err := e.newRawIter(lower, upper)
 	if err != nil {
 		return err
 	}
@@ -271,7 +167,7 @@ func (e *Engine) eachRecord(f func(id recordID, val []byte) error) error {
 		if err != nil {
 			return e.iterError(err)
 		}
-		if err := f(k.record(), v); err != nil {
+		if more, err := f(k, v); err != nil || !more {
 			return err
 		}
 	}
@@ -612,8 +508,8 @@ func (j *journal) swept() bool {
 	return !j.sweeping
 }
 
-// hold keeps the entries of a group where they are until free: what takes its log
-// away is under way.
+// hold keeps the entries of a group where they are while busy is set: what takes its
+// log away is under way.
 func (j *journal) hold(s raft.ShardID, busy bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -654,294 +550,4 @@ func (j *journal) orphaned(here []GroupState) {
 			j.groups[s] = g
 		}
 	}
-}
-
-// logIndex says in which records the entries of the groups are.
-type logIndex struct {
-	groups map[raft.ShardID]*locs
-	from   uint64 // oldest record it knows
-	next   uint64 // first record it does not know
-}
-
-// loc says where the entries [first, last] of a group are.
-type loc struct {
-	first, last raft.Index
-	rec         uint64
-	off         uint32
-}
-
-// locs are the places of a group's entries, by index, and so by record.
-type locs []loc
-
-// add notes a run (LR1).
-func (l *locs) add(rec uint64, r *run) {
-	s := *l
-	var old []loc
-	for n := len(s); n > 0 && s[n-1].last >= r.first; n = len(s) {
-		if mutants.On("B17b") && s[n-1].last > r.last() {
-			o := s[n-1]
-			o.first = max(o.first, r.last()+1)
-			old = append(old, o)
-		}
-		if s[n-1].first < r.first {
-			s[n-1].last = r.first - 1
-			break
-		}
-		s = s[:n-1]
-	}
-	s = append(s, loc{r.first, r.last(), rec, r.off})
-	slices.Reverse(old)
-	*l = append(s, old...)
-}
-
-// find returns the place of entry i, or of the next one that has one.
-func (l locs) find(i raft.Index) (loc, bool) {
-	n := sort.Search(len(l), func(n int) bool { return l[n].last >= i })
-	if n == len(l) {
-		return loc{}, false
-	}
-	return l[n], true
-}
-
-// extend lets the index know more of the runs, some at a time: nobody shall be kept
-// waiting. It reports whether it knows all. Called with mu held.
-func (j *journal) extend() bool {
-	if j.index == nil {
-		j.index = &logIndex{groups: make(map[raft.ShardID]*locs), from: j.head}
-	}
-	x := j.index
-	if x.next < j.head {
-		x.next = j.head
-	}
-	for left := indexStep; x.next < j.head+uint64(len(j.recs)); x.next++ {
-		runs := j.recs[x.next-j.head].runs
-		if left -= len(runs); left < 0 && left != indexStep-len(runs) {
-			return false
-		}
-		for k := range runs {
-			r := &runs[k]
-			if x.next < j.groups[r.shard].void {
-				continue
-			}
-			l := x.groups[r.shard]
-			if l == nil {
-				l = new(locs)
-				x.groups[r.shard] = l
-			}
-			l.add(x.next, r)
-		}
-	}
-	return true
-}
-
-// indexStep is how many runs the index takes at a time.
-const indexStep = 1 << 13
-
-// find looks for entry i of s, or the next one that is in a record. moved is through
-// which index the group has entries below keys of their own.
-func (j *journal) find(s raft.ShardID, i raft.Index) (l loc, id recordID, ok bool, g groupLog) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for !j.extend() {
-		j.mu.Unlock()
-		j.mu.Lock()
-	}
-	g = j.groups[s]
-	if of := j.index.groups[s]; of != nil {
-		// Records before the oldest one are gone, and what of them counted has moved.
-		n := sort.Search(len(*of), func(n int) bool { return (*of)[n].rec >= j.head })
-		if l, ok = (*of)[n:].find(max(i, g.trunc+1)); ok {
-			id = j.recs[l.rec-j.head].id
-		}
-	}
-	return l, id, ok, g
-}
-
-// dropIndex frees the memory of the index.
-func (j *journal) dropIndex() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.index = nil
-}
-
-// eachEntry calls f with the entries of the log of s behind index after, ascending as
-// they are: it is for the caller to find gaps. moved is positioned anywhere over the
-// keys of prefix 01; read returns a record, which counts until the next call.
-func (e *Engine) eachEntry(s raft.ShardID, after raft.Index, moved *pebble.Iterator, read func(rec uint64, id recordID) ([]byte, error), f func(i raft.Index, v []byte) error) error {
-	var kb [logKeyLen]byte
-	last := raft.Index(0)
-	for ok := moved.SeekGE(appendLogKey(kb[:0], s, 0)); ok; ok = moved.Next() {
-		k, err := ParseKey(moved.Key())
-		if err != nil {
-			return err
-		}
-		if k.Shard != s {
-			break
-		}
-		v, err := moved.ValueAndErr()
-		if err != nil {
-			return err
-		}
-		if err := f(k.Index, v); err != nil {
-			return err
-		}
-		last = k.Index
-	}
-	if err := moved.Error(); err != nil { // it ended there, not the log
-		return e.iterError(err)
-	}
-	j := &e.journal
-	for i := after + 1; ; {
-		l, id, ok, _ := j.find(s, i)
-		if !ok {
-			return nil
-		}
-		val, err := read(l.rec, id)
-		if err != nil {
-			return err
-		}
-		if l.first <= last {
-			return &GroupError{Shard: s, Index: l.first, Err: fmt.Errorf("entry %d is in a record and below a key of its own: %w", l.first, raft.ErrCorrupt)}
-		}
-		bad := eachOf(val, l.off, func(at raft.Index, v []byte) bool {
-			if at > l.last {
-				return false
-			}
-			if at >= i {
-				err = f(at, v)
-			}
-			return err == nil
-		})
-		if err = errors.Join(err, bad); err != nil {
-			return err
-		}
-		i = l.last + 1
-	}
-}
-
-// readRecord returns the value of a record; the caller closes c.
-func (e *Engine) readRecord(id recordID) (val []byte, c func(), err error) {
-	var kb [logKeyLen]byte
-	putRecordKey(kb[:], id)
-	v, closer, err := e.db.Get(kb[:])
-	if err != nil {
-		return nil, nil, err
-	}
-	return v, func() { _ = closer.Close() }, nil
-}
-
-// lookEntries calls f with the entries [lo, hi] of the log of s until one is not
-// there or f reports false. v counts during the call.
-func (e *Engine) lookEntries(s raft.ShardID, lo, hi raft.Index, f func(i raft.Index, v []byte) bool) error {
-	j := &e.journal
-	more := true
-	take := func(i raft.Index, v []byte) bool {
-		if more = i <= hi && f(i, v); more {
-			lo = i + 1
-		}
-		return more
-	}
-	for tries := 0; more && lo <= hi; {
-		l, id, ok, g := j.find(s, lo)
-		switch {
-		case lo <= g.trunc:
-			return nil
-		case ok && l.first <= lo:
-			val, done, err := e.readRecord(id)
-			if errors.Is(err, pebble.ErrNotFound) && tries < 3 {
-				// It was moved, or is being committed, between the look and the read.
-				tries++
-				j.pass()
-				continue
-			}
-			if err != nil {
-				return e.iterError(err)
-			}
-			tries = 0
-			err = eachOf(val, l.off, func(i raft.Index, v []byte) bool { return i < lo || i <= l.last && take(i, v) })
-			done()
-			if err != nil {
-				return &GroupError{Shard: s, Index: lo, Err: err}
-			}
-			if lo <= l.last {
-				return nil
-			}
-		case g.hi >= lo && g.hi != 0:
-			was := lo
-			if err := e.lookMoved(s, lo, min(hi, g.hi), take); err != nil || lo == was {
-				return err
-			}
-		default:
-			return nil
-		}
-	}
-	return nil
-}
-
-// pass waits for the commits that are under way.
-func (j *journal) pass() {
-	j.gate.Lock()
-	defer j.gate.Unlock()
-}
-
-// lookMoved is lookEntries for those below keys of their own.
-func (e *Engine) lookMoved(s raft.ShardID, lo, hi raft.Index, f func(i raft.Index, v []byte) bool) error {
-	var kb [2][logKeyLen]byte
-	putLogKey(kb[0][:], s, lo)
-	putLogKey(kb[1][:], s, hi+1)
-	it, err := e.newRawIter(kb[0][:], kb[1][:])
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	for ok := it.First(); ok; ok = it.Next() {
-		k, err := ParseKey(it.Key())
-		if err != nil {
-			return err
-		}
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return e.iterError(err)
-		}
-		if k.Index != lo || !f(k.Index, v) {
-			break
-		}
-		lo++
-	}
-	return e.iterError(it.Error())
-}
-
-// sizesFor is how long LogSize remembers.
-const sizesFor = 5 * time.Second
-
-// logSizes returns the bytes of the groups' entries in records, as of some seconds ago.
-func (j *journal) logSizes(now time.Time) map[raft.ShardID]uint64 {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.sizes != nil && now.Sub(j.sizesAt) < sizesFor {
-		return j.sizes
-	}
-	recs, head := slices.Clone(j.recs), j.head
-	cuts := make(map[raft.ShardID]groupLog, len(j.groups))
-	for s, g := range j.groups {
-		cuts[s] = g
-	}
-	j.sizesAt = now
-	j.mu.Unlock() // what was written does not change any more
-	sizes := make(map[raft.ShardID]uint64)
-	for i := range recs {
-		mine := recs[i].runs
-		for k := range mine {
-			end := recs[i].bytes - 4
-			if k+1 < len(mine) {
-				end = mine[k+1].off
-			}
-			if g := cuts[mine[k].shard]; head+uint64(i) >= g.void && mine[k].last() > g.trunc {
-				sizes[mine[k].shard] += uint64(end - mine[k].off)
-			}
-		}
-	}
-	j.mu.Lock()
-	j.sizes = sizes
-	return sizes
 }

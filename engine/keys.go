@@ -218,8 +218,6 @@ type Key struct {
 	Rest     []byte
 }
 
-func (k Key) record() recordID { return recordID{k.Epoch, k.Seq} }
-
 // ParseKey takes a raw key apart. It fails on every key that this layout does
 // not contain.
 func ParseKey(raw []byte) (Key, error) {
@@ -305,7 +303,7 @@ func (k Key) Raw() []byte {
 		return voidKey(nil, k.Shard)
 	case KindRecord:
 		raw := make([]byte, logKeyLen)
-		putRecordKey(raw, k.record())
+		putRecordKey(raw, recordID{k.Epoch, k.Seq})
 		return raw
 	case KindApplied:
 		return appliedKey(nil, k.Shard)

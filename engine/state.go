@@ -418,26 +418,17 @@ func (e *Engine) LoadSupport() ([]SupportRecord, error) {
 	}
 	defer e.leave()
 	prefix := []byte{prefixStore, tagLiveness, tagSupporter}
-	it, err := e.newRawIter(prefix, PrefixEnd(prefix))
+	var out []SupportRecord
+	err := e.eachRaw(prefix, PrefixEnd(prefix), func(k Key, v []byte) (bool, error) {
+		r, err := decodeSupport(k.Node, v)
+		if err != nil {
+			return false, e.openErr(Corrupt, e.replaceHint(), err)
+		}
+		out = append(out, r)
+		return true, nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer it.Close()
-	var out []SupportRecord
-	for ok := it.First(); ok; ok = it.Next() {
-		k, err := ParseKey(it.Key())
-		if err != nil {
-			return nil, err
-		}
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return nil, e.iterError(err)
-		}
-		r, err := decodeSupport(k.Node, v)
-		if err != nil {
-			return nil, e.openErr(Corrupt, e.replaceHint(), err)
-		}
-		out = append(out, r)
-	}
-	return out, e.iterError(it.Error())
+	return out, nil
 }

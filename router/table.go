@@ -41,7 +41,7 @@ type tableState struct {
 type space struct {
 	id     uint32
 	blocks []*block
-	firsts keyIndex // first start key of each block
+	firsts KeyIndex // first start key of each block
 	count  int
 }
 
@@ -49,7 +49,7 @@ type space struct {
 type block struct {
 	owner  *edit // the edit that made the block may still change it
 	ents   []*entry
-	starts keyIndex
+	starts KeyIndex
 	// abuts[i] says that ents[i] ends where ents[i+1] starts, so that no key
 	// between the two start keys needs a look at the end.
 	abuts []bool
@@ -131,12 +131,12 @@ func (t *Table) Lookup(keyspace uint32, key []byte) (Route, bool) {
 	if s == nil {
 		return Route{}, false
 	}
-	i := s.firsts.floor(key, s.blockStart)
+	i := s.firsts.Floor(key, s.blockStart)
 	if i < 0 {
 		return Route{}, false
 	}
 	b := s.blocks[i]
-	i = b.starts.floor(key, b.start)
+	i = b.starts.Floor(key, b.start)
 	e := b.ents[i]
 	if !b.abuts[i] && !before(key, e.desc.End) {
 		return Route{}, false
@@ -284,12 +284,12 @@ func (s *space) position(key []byte) (bi, i int) {
 func (s *space) blockStart(i int) []byte { return s.blocks[i].ents[0].desc.Start }
 func (b *block) start(i int) []byte      { return b.ents[i].desc.Start }
 
-// keyIndex speeds up the search among sorted start keys that are stored
+// KeyIndex speeds up the search among sorted start keys that are stored
 // elsewhere: it holds 8 bytes of each key as a number, taken behind the bytes
 // all keys share, so that most probes read one machine word of one array.
 // The first key takes no part in the shared bytes: the first range of a
 // keyspace starts at the empty key, which shares nothing.
-type keyIndex struct {
+type KeyIndex struct {
 	shared []byte
 	word   []uint64
 	// rest is the number of bytes each key has behind the shared ones, at most
@@ -299,9 +299,9 @@ type keyIndex struct {
 
 const restMax = 9
 
-// indexKeys builds the index over n sorted keys.
-func indexKeys(n int, key func(int) []byte) keyIndex {
-	x := keyIndex{word: make([]uint64, n), rest: make([]uint8, n)}
+// IndexKeys builds the index over n sorted keys, of which key(i) is the i-th.
+func IndexKeys(n int, key func(int) []byte) KeyIndex {
+	x := KeyIndex{word: make([]uint64, n), rest: make([]uint8, n)}
 	if n > 1 {
 		x.shared = sharedPrefix(key(1), key(n-1))
 	}
@@ -312,8 +312,8 @@ func indexKeys(n int, key func(int) []byte) keyIndex {
 	return x
 }
 
-// floor returns the index of the last key <= k, or -1.
-func (x *keyIndex) floor(k []byte, key func(int) []byte) int {
+// Floor returns the index of the last key <= k, or -1. key is that of IndexKeys.
+func (x *KeyIndex) Floor(k []byte, key func(int) []byte) int {
 	if i := x.floorBehindFirst(k, key); i > 0 {
 		return i
 	}
@@ -323,8 +323,8 @@ func (x *keyIndex) floor(k []byte, key func(int) []byte) int {
 	return 0
 }
 
-// floorBehindFirst is floor among keys[1:]. It returns 0 if none of them is <= k.
-func (x *keyIndex) floorBehindFirst(k []byte, key func(int) []byte) int {
+// floorBehindFirst is Floor among keys[1:]. It returns 0 if none of them is <= k.
+func (x *KeyIndex) floorBehindFirst(k []byte, key func(int) []byte) int {
 	n := len(x.word)
 	if n < 2 {
 		return 0
@@ -357,7 +357,7 @@ func (x *keyIndex) floorBehindFirst(k []byte, key func(int) []byte) int {
 
 // above reports whether keys[i], whose word equals that of k, is above k. k
 // lacks the shared bytes.
-func (x *keyIndex) above(i int, k []byte, key func(int) []byte) bool {
+func (x *KeyIndex) above(i int, k []byte, key func(int) []byte) bool {
 	switch rest := int(x.rest[i]); {
 	case rest < restMax && len(k) < restMax:
 		return rest > len(k)
@@ -421,7 +421,7 @@ func (ed *edit) finish() *tableState {
 				b.index()
 			}
 		}
-		s.firsts = indexKeys(len(s.blocks), s.blockStart)
+		s.firsts = IndexKeys(len(s.blocks), s.blockStart)
 	}
 	spaces := slices.DeleteFunc(ed.spaces, func(s space) bool { return s.count == 0 })
 	return &tableState{spaces: spaces}
@@ -429,7 +429,7 @@ func (ed *edit) finish() *tableState {
 
 // index builds what lookups need and hands the block over to them.
 func (b *block) index() {
-	b.starts = indexKeys(len(b.ents), b.start)
+	b.starts = IndexKeys(len(b.ents), b.start)
 	b.abuts = make([]bool, len(b.ents))
 	for i := range b.ents[1:] {
 		b.abuts[i] = bytes.Equal(b.ents[i].desc.End, b.ents[i+1].desc.Start)

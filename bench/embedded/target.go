@@ -3,7 +3,6 @@ package embedded
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"slices"
 	"sync"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla"
+	"github.com/flotillakv/flotilla/router"
 )
 
 const (
@@ -100,59 +100,10 @@ type Leaders struct {
 type leaderTable struct {
 	starts [][]byte
 	node   []int
-	// common is what all starts but the first begin with, and heads are the eight bytes
-	// behind it: a search in them seldom leaves the cache.
-	common []byte
-	heads  []uint64
+	index  router.KeyIndex // of starts
 }
 
-// head returns the first eight bytes of b as a number, with zeros behind its end.
-func head(b []byte) uint64 {
-	var h [8]byte
-	copy(h[:], b)
-	return binary.BigEndian.Uint64(h[:])
-}
-
-// prepare makes heads of starts.
-func (t *leaderTable) prepare() {
-	if len(t.starts) < 2 {
-		return
-	}
-	first, last := t.starts[1], t.starts[len(t.starts)-1] // in order, so these two have least in common
-	n := 0
-	for n < min(len(first), len(last)) && first[n] == last[n] {
-		n++
-	}
-	t.common = first[:n]
-	t.heads = make([]uint64, len(t.starts))
-	for i := 1; i < len(t.starts); i++ {
-		t.heads[i] = head(t.starts[i][n:])
-	}
-}
-
-// find returns the place of the range that holds key.
-func (t *leaderTable) find(key []byte) int {
-	if t.heads == nil || len(t.starts[0]) > 0 || !bytes.HasPrefix(key, t.common) {
-		i, found := slices.BinarySearchFunc(t.starts, key, bytes.Compare)
-		if !found {
-			i--
-		}
-		return max(i, 0)
-	}
-	h := head(key[len(t.common):])
-	lo, hi := 1, len(t.heads) // the first one behind key is in [lo, hi]
-	for lo < hi {
-		if mid := int(uint(lo+hi) / 2); t.heads[mid] <= h {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	for lo > 1 && t.heads[lo-1] == h && bytes.Compare(t.starts[lo-1], key) > 0 {
-		lo--
-	}
-	return lo - 1
-}
+func (t *leaderTable) start(i int) []byte { return t.starts[i] }
 
 // NewLeaders returns a target over the nodes of one cluster.
 func NewLeaders(ctx context.Context, nodes []*flotilla.Node) *Leaders {
@@ -196,7 +147,7 @@ func (t *Leaders) refresh(ctx context.Context) {
 		table.starts = append(table.starts, all[i].Start)
 		table.node = append(table.node, max(at, 0))
 	}
-	table.prepare()
+	table.index = router.IndexKeys(len(table.starts), table.start)
 	t.table.Store(table)
 }
 
@@ -219,7 +170,7 @@ func (t *Leaders) index(key []byte) int {
 	if table == nil || len(table.starts) == 0 {
 		return 0
 	}
-	return table.node[table.find(key)]
+	return table.node[max(table.index.Floor(key, table.start), 0)]
 }
 
 // Read implements bench.Target.
