@@ -117,7 +117,7 @@ func (e *Engine) politeness(c chore) politeness {
 			return -1
 		}
 		b := &background[c]
-		return b.take(now, time.Duration(float64(worked)*rest), b.share*float64(runtime.GOMAXPROCS(0)))
+		return b.take(now, time.Duration(float64(worked)*rest), b.share*float64(min(runtime.GOMAXPROCS(0), runtime.NumCPU())))
 	}
 	if e.opts.yield != nil {
 		p.sleep = func(time.Duration) { e.yield() }

@@ -18,14 +18,18 @@ func (r *rig) post(m raft.Msg) (woken bool) {
 	return len(r.l.in.wake) == 1
 }
 
-// busy is a leader whose syncs are all under way: entries with "a" and "b" wait
-// for them, "c" waits for a round.
+// busy is a leader whose syncs are all under way: entries with "a" and "b", and "x"
+// in between, wait for them, "c" waits for a round.
 func busy(t *testing.T) (r *rig, a, b, c *outcome) {
 	r = newLeaseRig(t)
 	r.ack(2)
 	r.ack(3)
 	a = r.proposeOnly("a")
 	r.l.step(r.now)
+	for range maxInFlightSyncs - 2 {
+		r.proposeOnly("x")
+		r.l.step(r.now)
+	}
 	b = r.proposeOnly("b")
 	r.l.step(r.now)
 	c = r.proposeOnly("c")
@@ -48,7 +52,7 @@ func TestRoundWhileSyncing(t *testing.T) {
 	acked.From = 3
 	r.post(acked)
 	r.l.step(r.now)
-	if a.n != 1 || b.n != 1 || a.err != nil || b.err != nil || !slices.Equal(r.applied, []string{"a", "b"}) {
+	if a.n != 1 || b.n != 1 || a.err != nil || b.err != nil || len(r.applied) != maxInFlightSyncs || r.applied[0] != "a" || r.applied[maxInFlightSyncs-1] != "b" {
 		t.Errorf("a %+v, b %+v, applied %q", a, b, r.applied)
 	}
 	if v, _ := r.h.View(7); v.Applied != s.Last {

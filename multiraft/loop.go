@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// maxInFlightSyncs bounds the batches of one loop whose sync is not confirmed.
-	maxInFlightSyncs = 2
+	// maxInFlightSyncs bounds the batches of one loop whose sync is not confirmed. While
+	// syncs are kept apart, several of them share one; what comes in later waits here.
+	maxInFlightSyncs = 4
 	// maxRoundBytes bounds the payload of one round's batch; one entry may exceed it.
 	maxRoundBytes = 4 << 20
 	// A fenced leader tries to hand over at once and then ever more seldom.
