@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -144,6 +145,11 @@ func (n *Node) report() report {
 		ID: n.ID(), Addr: n.addr.Addr, ClientAddr: n.addr.ClientAddr, State: "up", Version: ReleaseVersion, Started: n.started,
 		DiskBytes: int64(m.DiskBytes), LogBytes: int64(m.LogBytes), FsyncP99Ms: float64(m.FsyncP99) / float64(time.Millisecond),
 	}}
+	disk := n.diskStats()
+	r.Node.DiskState, r.Node.DiskStalled, r.Node.DiskUsed, r.Node.DiskLimit = disk.Space.State.String(), disk.Stalled, disk.Space.Used, disk.Space.Limit
+	if room := disk.Space.Room(); room < math.MaxInt64 {
+		r.Node.DiskRoom = room
+	}
 	for _, v := range n.host.Views() {
 		d := v.Desc
 		p := replicaReport{
@@ -390,6 +396,14 @@ func (n *Node) Status(ctx context.Context) (ClusterStatus, error) {
 		s.Note = fmt.Sprintf("%d nodes do not answer; see flotilla node list", down)
 	default:
 		s.State = "HEALTHY"
+	}
+	for i := range s.Nodes {
+		if text := diskText(&s.Nodes[i]); text != "" {
+			s.Warnings = append(s.Warnings, text)
+			if s.State == "HEALTHY" && (s.Nodes[i].DiskStalled || s.Nodes[i].DiskState != "warning") {
+				s.State = "DEGRADED"
+			}
+		}
 	}
 	return s, nil
 }

@@ -16,6 +16,8 @@ var (
 	ErrAmbiguous = shard.ErrAmbiguous
 	// ErrLogBudget: the log may not grow now. Nothing was applied.
 	ErrLogBudget = shard.ErrLogBudget
+	// ErrDiskFull: the disks have no room for what the write would add. Nothing was applied.
+	ErrDiskFull = shard.ErrDiskFull
 	// ErrClosed: the node or client was closed before the request was started.
 	ErrClosed = shard.ErrClosed
 	// ErrSessionExpired: a write of a Session came to its shard after its TTL.
@@ -33,6 +35,8 @@ type (
 	NoQuorumError = shard.NoQuorumError
 	// OverloadedError: a limit was reached; try again after RetryAfter.
 	OverloadedError = shard.OverloadedError
+	// DiskFullError: which nodes have no room for what the write would add. It is ErrDiskFull.
+	DiskFullError = shard.DiskFullError
 	// CrossShardError: the keys lie in several shards; At is the first boundary between them.
 	CrossShardError = shard.CrossShardError
 	// ConflictError: CAS found another version, Have.

@@ -29,6 +29,8 @@ type Metrics struct {
 	Leaders, Replicas int
 	// NoQuorum counts the replicas here that cannot reach a majority.
 	NoQuorum int
+	// Disk is how the disk is.
+	Disk DiskStats
 	// EventsDropped counts events the observer was too slow for.
 	EventsDropped uint64
 }
@@ -37,7 +39,7 @@ type Metrics struct {
 func (n *Node) Metrics() Metrics {
 	m := Metrics{
 		Host: n.host.Stats(), Engine: n.eng.Metrics(), Live: n.live.Stats(), Router: n.router.Stats(),
-		Peers: n.net.get().Stats(), Sessions: n.store.Stats(), EventsDropped: n.events.dropped.Load(),
+		Peers: n.net.get().Stats(), Sessions: n.store.Stats(), Disk: n.diskStats(), EventsDropped: n.events.dropped.Load(),
 	}
 	for _, v := range n.host.Views() {
 		m.Replicas++
@@ -137,6 +139,21 @@ func newCollector(n *Node) *collector {
 		}
 		return float64(up)
 	})
+	add(g, "disk_state", "Space on the disk: 0 ok, 1 warning, 2 full (no growth), 3 critical.", func(m *Metrics) float64 { return float64(m.Disk.Space.State) })
+	add(g, "disk_used_bytes", "Bytes that the store's directory takes, ballast included.", func(m *Metrics) float64 { return float64(m.Disk.Space.Used) })
+	add(g, "disk_limit_bytes", "Bytes that the store's directory may take; 0: no limit.", func(m *Metrics) float64 { return float64(m.Disk.Space.Limit) })
+	add(g, "disk_room_bytes", "Bytes that the store may still take.", func(m *Metrics) float64 { return float64(m.Disk.Space.Room()) })
+	add(g, "disk_ballast_bytes", "Bytes that are kept for when the disk is full.", func(m *Metrics) float64 { return float64(m.Disk.Space.Ballast) })
+	add(k, "disk_refused_writes_total", "Writes refused because disks are full.", func(m *Metrics) float64 { return float64(m.Disk.Refused) })
+	add(k, "disk_shed_leaders_total", "Leaderships handed over because the disk was full.", func(m *Metrics) float64 { return float64(m.Disk.Shed) })
+	add(g, "disk_stalled", "1 while the disk takes no writes.", func(m *Metrics) float64 {
+		if m.Disk.Stalled {
+			return 1
+		}
+		return 0
+	})
+	add(k, "disk_stalls_total", "How often the disk took no writes for so long that leaderships were given up.", func(m *Metrics) float64 { return float64(m.Disk.Stalls) })
+	add(k, "disk_slow_operations_total", "Disk operations that took longer than 5 s.", func(m *Metrics) float64 { return float64(m.Engine.SlowWrites) })
 	add(k, "events_dropped_total", "Events the observer was too slow for.", func(m *Metrics) float64 { return float64(m.EventsDropped) })
 	return c
 }

@@ -46,6 +46,7 @@ type Node struct {
 	snaps   *snapshot.Store
 	sending *snapshot.Sender
 	started time.Time
+	disk    diskWatch
 
 	form   atomic.Pointer[formation]
 	formMu sync.Mutex // one writer of the formation file at a time, once the doors are open
@@ -155,6 +156,7 @@ func (n *Node) openEngine() error {
 		Dir: n.dir, Create: true, CacheBytes: mem / 4, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
 		MemTableBytes: max(4<<20, min(128<<20, mem/5)), DeferBytes: max(2<<20, min(256<<20, mem/8)),
 	}
+	eo.SpaceLimit, eo.BallastBytes = o.Limits.Disk, o.Limits.Ballast
 	eo.MinSyncInterval = func() time.Duration {
 		if h := n.syncing.Load(); h != nil {
 			return h.SyncInterval()
@@ -177,6 +179,10 @@ func (n *Node) openEngine() error {
 		return err
 	}
 	n.eng = e
+	if s, _, err := e.LookAtSpace(); err == nil {
+		n.disk.state.Store(uint32(s.State))
+		n.disk.tight.Store(s.State >= engine.SpaceFull)
+	}
 	return nil
 }
 
@@ -392,6 +398,8 @@ func (n *Node) openGroups() error {
 			}
 		},
 		OnOldCopy: n.oldCopy,
+		Score:     func() uint8 { return spaceScore(engine.SpaceState(n.disk.state.Load())) },
+		Yield:     true,
 		Gate:      func(now raft.Time) bool { return n.host != nil && n.host.Alive(now, timing.Support/2) },
 	}, support, &n.net, n.clock)
 	if err != nil {
@@ -453,9 +461,11 @@ func (n *Node) openDoors(ctx context.Context) error {
 	if err := n.openRouter(self, form); err != nil {
 		return err
 	}
-	n.store = kv.NewStore(kv.Options{Host: n.host, Engine: n.eng, Addr: n.book.clientAddr})
+	n.store = kv.NewStore(kv.Options{Host: n.host, Engine: n.eng, Addr: n.book.clientAddr, Growth: n.growth})
 	n.host.Start()
 	n.live.Start()
+	n.wg.Go(n.diskLoop)
+	n.wg.Go(n.spaceLoop)
 	n.serving = true
 	switch t := n.net.get().(type) {
 	case *transport.GRPC:
@@ -816,13 +826,16 @@ func (n *Node) Shutdown(ctx context.Context) error {
 }
 
 // successor picks the next voter after this node that can be heard.
-func (n *Node) successor(v *multiraft.View) raft.NodeID {
+func (n *Node) successor(v *multiraft.View) raft.NodeID { return n.successorBut(v, nil) }
+
+// successorBut is successor, but for some nodes.
+func (n *Node) successorBut(v *multiraft.View, but []raft.NodeID) raft.NodeID {
 	self := raft.NodeID(n.ID())
 	reps := v.Desc.Replicas
 	i := slices.IndexFunc(reps, func(r raft.Replica) bool { return r.Node == self })
 	for k := 1; k < len(reps); k++ {
 		r := reps[(i+k)%len(reps)]
-		if r.Role != raft.Voter {
+		if r.Role != raft.Voter || slices.Contains(but, r.Node) {
 			continue
 		}
 		if _, live := n.live.SupportFor(r.Node); live {

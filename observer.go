@@ -20,6 +20,21 @@ type Observer struct {
 	OnSnapshot func(SnapshotEvent)
 	// OnAmnesia: a replica on another node has forgotten what it promised.
 	OnAmnesia func(AmnesiaEvent)
+	// OnDisk: the disk of this node filled up or got room again, or stands still, or
+	// takes writes again.
+	OnDisk func(DiskEvent)
+}
+
+// DiskEvent reports how the disk of this node is.
+type DiskEvent struct {
+	// State is how much space is left: ok, warning, full (writes that add data are
+	// refused) or critical.
+	State string
+	// Stalled: the disk has taken no write for so long that this node gave its
+	// leaderships up.
+	Stalled bool
+	// Used is what the store takes, Room what it may still take, in bytes.
+	Used, Room int64
 }
 
 // LeaderEvent reports a change of leadership.
@@ -79,7 +94,7 @@ type events struct {
 
 func newEvents(o Observer) *events {
 	e := &events{o: o, stop: make(chan struct{})}
-	if o.OnLeader == nil && o.OnQuorum == nil && o.OnPeer == nil && o.OnSnapshot == nil && o.OnAmnesia == nil {
+	if o.OnLeader == nil && o.OnQuorum == nil && o.OnPeer == nil && o.OnSnapshot == nil && o.OnAmnesia == nil && o.OnDisk == nil {
 		return e
 	}
 	e.ch = make(chan func(), eventQueueMax)
@@ -140,5 +155,11 @@ func (e *events) close() {
 func (e *events) amnesia(v AmnesiaEvent) {
 	if e.o.OnAmnesia != nil {
 		e.post(func() { e.o.OnAmnesia(v) })
+	}
+}
+
+func (e *events) disk(v DiskEvent) {
+	if e.o.OnDisk != nil {
+		e.post(func() { e.o.OnDisk(v) })
 	}
 }

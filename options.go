@@ -117,6 +117,15 @@ type Limits struct {
 	// trips between the nodes, and below what callers are willing to wait. Zero:
 	// 500 ms. At least 10 ms.
 	Wait time.Duration
+	// Disk is the most that the node's directory may take, in bytes as du counts
+	// them. Short of it (docs/operations.md, When the disk fills) writes that add data
+	// are refused with ErrDiskFull, and deletes are not. Zero: what the file system
+	// has. At least 64 MiB.
+	Disk int64
+	// Ballast is the size of a file in the directory that only keeps space, to be
+	// given up when the disk is full. It takes at most a hundredth of what the node
+	// may use. Zero: none.
+	Ballast int64
 	// LogKeep bounds how much of one shard's log is kept for a replica that is
 	// away; one that was away for longer is sent a snapshot. A replica that is
 	// merely slow may hold back sixteen times as much. Zero: 16 MiB. At least 4 KiB.
@@ -242,6 +251,12 @@ func (o *Options) Validate() error {
 	}
 	if o.Limits.Log < 0 || o.Limits.Log > 0 && o.Limits.Log < 4<<20 || o.Limits.Log > 1<<40 {
 		bad("Limits.Log", o.Limits.Log, "must be 0 or between 4 MiB and 1 TiB")
+	}
+	if o.Limits.Disk < 0 || o.Limits.Disk > 0 && o.Limits.Disk < 64<<20 || o.Limits.Disk > 1<<50 {
+		bad("Limits.Disk", o.Limits.Disk, "must be 0 (what the file system has) or between 64 MiB and 1 PiB")
+	}
+	if o.Limits.Ballast < 0 || o.Limits.Ballast > 1<<40 {
+		bad("Limits.Ballast", o.Limits.Ballast, "must be between 0 (none) and 1 TiB")
 	}
 	t := o.Timing.withDefaults()
 	if t.Heartbeat < time.Millisecond || t.Heartbeat > time.Minute {

@@ -5,7 +5,7 @@ import "time"
 // ClusterStatus is the state of a cluster in one glance.
 type ClusterStatus struct {
 	// State is HEALTHY, DEGRADED (every shard has a leader, but some replica or
-	// node is away) or UNAVAILABLE (some shard has no leader).
+	// node is away, or a disk is full or stands still) or UNAVAILABLE (some shard has no leader).
 	State            string     `json:"state"`
 	Cluster          string     `json:"cluster"`
 	Nodes            []NodeInfo `json:"nodes"`
@@ -13,6 +13,9 @@ type ClusterStatus struct {
 	ShardsWithLeader int        `json:"shards_with_leader"`
 	UnderReplicated  int        `json:"under_replicated"`
 	Note             string     `json:"note,omitempty"`
+	// Warnings are sentences about what is wrong with single nodes, such as a disk
+	// that is full or stands still.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // NodeInfo describes one node.
@@ -27,6 +30,17 @@ type NodeInfo struct {
 	// DiskBytes is what the store takes on disk, LogBytes the Raft logs' part.
 	DiskBytes int64 `json:"disk_bytes"`
 	LogBytes  int64 `json:"log_bytes"`
+	// DiskState is how much space is left: ok, warning, full (writes that add data
+	// are refused) or critical.
+	DiskState string `json:"disk_state,omitempty"`
+	// DiskStalled: the disk takes no writes now.
+	DiskStalled bool `json:"disk_stalled,omitempty"`
+	// DiskUsed is what the store's directory takes as du counts it, DiskLimit what it
+	// may take (zero: no limit), DiskRoom what it may still take by that limit and by
+	// what is free (zero with DiskState ok: not known).
+	DiskUsed  int64 `json:"disk_used_bytes"`
+	DiskLimit int64 `json:"disk_limit_bytes,omitempty"`
+	DiskRoom  int64 `json:"disk_room_bytes"`
 	// Lag is the largest number of entries a replica of the node is behind its leader's commit index.
 	Lag        uint64    `json:"lag"`
 	FsyncP99Ms float64   `json:"fsync_p99_ms"`

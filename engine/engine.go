@@ -23,6 +23,7 @@ type Engine struct {
 	opts Options
 	dir  string // canonical
 	fs   FS     // the file system Pebble sees
+	disk FS     // the one below it
 	log  *slog.Logger
 	db   *pebble.DB
 	po   *pebble.Options // for table writers
@@ -72,6 +73,9 @@ type Engine struct {
 	def *deferred // nil: batches are applied at once
 
 	journal journal
+
+	space     space
+	spaceRoom atomic.Int64 // one more than what LookAtSpace found to be left; zero: it did not look yet
 
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *[]byte
@@ -134,6 +138,7 @@ func (e *Engine) openFiles() error {
 	if e.opts.FS == nil && !e.opts.NoDiskWatch {
 		fs, e.watch = vfs.WithDiskHealthChecks(fs, diskSlow, nil, e.onDiskSlow)
 	}
+	e.disk = fs
 	fs = storeFS{fs, e}
 	e.fs = fs
 	if !found {
@@ -152,6 +157,9 @@ func (e *Engine) openFiles() error {
 		return e.openErr(Locked, "stop that process, or choose another directory", fmt.Errorf("process %d uses it", owner))
 	default:
 		return e.openErr(Locked, "stop the other process that uses this directory, or choose another one", err)
+	}
+	if err := e.checkFree(e.disk, e.dir, true); err != nil {
+		return err
 	}
 	// Read again under the lock.
 	if rec, found, err = e.inspect(fs); err != nil {
@@ -231,7 +239,7 @@ func (e *Engine) inspect(fs FS) (rec identRecord, found bool, err error) {
 		return rec, false, e.openErr(NotWritable, "check the path and its permissions", err)
 	}
 	for _, n := range names {
-		if n != identName && n != markName && n != sumName && n != lockName && n != stagingName && n != "lost+found" {
+		if n != identName && n != markName && n != sumName && n != lockName && n != stagingName && n != ballastName && n != "lost+found" {
 			return rec, false, e.openErr(NotAStore, "choose an empty directory", fmt.Errorf("the directory holds %q, which is no part of a store", n))
 		}
 	}

@@ -153,6 +153,21 @@ func (d storeFS) Remove(name string) error {
 	return d.FS.Remove(name)
 }
 
+// GetDiskUsage tells Pebble, which sizes compactions by it, how much the store may
+// still take.
+func (d storeFS) GetDiskUsage(path string) (vfs.DiskUsage, error) {
+	u, err := d.FS.GetDiskUsage(path)
+	limit, room := d.e.opts.SpaceLimit, d.e.spaceRoom.Load()
+	if limit <= 0 || room <= 0 {
+		return u, err
+	}
+	if err != nil {
+		u = vfs.DiskUsage{AvailBytes: uint64(limit), TotalBytes: uint64(limit)}
+	}
+	u.AvailBytes = min(u.AvailBytes, uint64(room-1))
+	return u, nil
+}
+
 func (d storeFS) Unwrap() vfs.FS { return d.FS }
 
 func (d storeFS) wal(name string, f vfs.File, err error) (vfs.File, error) {

@@ -99,6 +99,12 @@ type Options struct {
 	// ManifestBytes is the size at which the list of tables goes over to a new file.
 	// Zero: Pebble's default. Small values are for tests of that change.
 	ManifestBytes int64
+	// SpaceLimit is the most that the files of the store may take, in bytes: what
+	// LookAtSpace judges by, besides the file system. Zero: no limit.
+	SpaceLimit int64
+	// BallastBytes is how large a file is kept in the directory that holds nothing but
+	// space, for when the disk is full; a hundredth of the capacity at most. Zero: none.
+	BallastBytes int64
 	// NoDiskWatch switches off the watch for hanging writes on the operating
 	// system's file system.
 	NoDiskWatch bool

@@ -31,9 +31,8 @@ func (e *Engine) checkPlace(fs FS, found bool) error {
 		}
 		at = up
 	}
-	// Not every file system knows.
-	if u, err := fs.GetDiskUsage(at); err == nil && u.AvailBytes < MinFreeBytes {
-		return e.openErr(NoSpace, spaceHint, fmt.Errorf("%d MiB are free on its disk, %d MiB are needed", u.AvailBytes>>20, MinFreeBytes>>20))
+	if err := e.checkFree(fs, at, false); err != nil {
+		return err
 	}
 	if found {
 		return nil

@@ -130,7 +130,7 @@ func (c *chain) judge(node raft.NodeID, err error, healed bool) verdict {
 			return verdict{act: actStop}
 		}
 		return c.again()
-	case c.stamp != nil && c.stamp.unknown && errors.As(err, &full):
+	case c.stamp != nil && c.stamp.unknown && (errors.As(err, &full) || errors.Is(err, shard.ErrDiskFull)):
 		return verdict{act: actWait}
 	case errors.As(err, &notLeader):
 		return c.redirect(node, notLeader.Leader)

@@ -39,6 +39,7 @@ const (
 	CodeForgot         Code = 20 // as CodeNoQuorum, then n (not zero), nodes
 
 	CodeNoQuorumOf Code = 21 // voters (not zero), code, payload of an error without quorum
+	CodeDiskFull   Code = 22 // shard, n, nodes
 )
 
 // errVersion is the first byte of every error payload.
@@ -77,6 +78,7 @@ func encodeError(err error, p []byte) (Code, []byte) {
 		expired     *SessionExpiredError
 		full        *SessionsFullError
 		gone        *ResultGoneError
+		diskFull    *DiskFullError
 	)
 	switch {
 	// What is unknown goes first: nothing it wraps may turn it into a definite error.
@@ -153,6 +155,14 @@ func encodeError(err error, p []byte) (Code, []byte) {
 	case errors.As(err, &gone):
 		p = gone.Version.Append(appendUvarints(p, uint64(gone.Shard)))
 		return CodeResultGone, append(p, boolByte(gone.Succeeded))
+	case errors.As(err, &diskFull):
+		p = appendUvarints(p, uint64(diskFull.Shard), uint64(len(diskFull.Nodes)))
+		for _, n := range diskFull.Nodes {
+			p = appendUvarints(p, uint64(n))
+		}
+		return CodeDiskFull, p
+	case errors.Is(err, ErrDiskFull):
+		return CodeDiskFull, appendUvarints(p, 0, 0)
 	case errors.Is(err, ErrLogBudget):
 		return CodeLogBudget, p
 	case errors.Is(err, ErrClosed):
@@ -270,6 +280,16 @@ func (r *reader) error(code Code) error {
 		return &SessionsFullError{Shard: raft.ShardID(r.uvarint()), Limit: r.int()}
 	case CodeResultGone:
 		return &ResultGoneError{Shard: raft.ShardID(r.uvarint()), Version: r.version(), Succeeded: r.bool()}
+	case CodeDiskFull:
+		e := &DiskFullError{Shard: raft.ShardID(r.uvarint())}
+		n := r.uvarint()
+		if n > uint64(len(r.b)) {
+			return nil
+		}
+		for range n {
+			e.Nodes = append(e.Nodes, r.node())
+		}
+		return e
 	case CodeLogBudget:
 		return ErrLogBudget
 	case CodeClosed:

@@ -20,6 +20,9 @@ var (
 	// ErrLogBudget says that a shard's log may not grow now because replicas
 	// that are away still need it. The write was not applied.
 	ErrLogBudget = errors.New("flotilla: the shard's log has used up its disk budget because a replica lags too far behind; the write was not applied; bring the replica back or remove it, then try again")
+	// ErrDiskFull says that the disks of a shard's nodes have no room for what the
+	// write would add. DiskFullError carries what is known. The write was not applied.
+	ErrDiskFull = errors.New("flotilla: no space is left for new data")
 	// ErrSessionExpired says that a write of a session came to its shard after its
 	// deadline. SessionExpiredError carries what is known.
 	ErrSessionExpired = errors.New("flotilla: the time within which the session may try this write again is over")
@@ -80,7 +83,7 @@ func OutcomeOf(err error) Outcome {
 		return gone.outcome()
 	}
 	var d definite
-	if errors.As(err, &d) || errors.Is(err, ErrLogBudget) || errors.Is(err, ErrClosed) || errors.Is(err, ErrNotFound) {
+	if errors.As(err, &d) || errors.Is(err, ErrLogBudget) || errors.Is(err, ErrDiskFull) || errors.Is(err, ErrClosed) || errors.Is(err, ErrNotFound) {
 		return NotApplied
 	}
 	return MaybeApplied
@@ -232,6 +235,37 @@ func (e *OverloadedError) Error() string {
 }
 
 func (e *OverloadedError) notApplied() {}
+
+// DiskFullError says that a write that adds data was refused, because the disk of
+// the shard's leader is full, or so many other ones are that no majority could
+// take it. Nothing was applied. Reads, deletes and administration go on; so do
+// writes, by themselves, when there is space again. It is ErrDiskFull.
+type DiskFullError struct {
+	Shard raft.ShardID
+	// Nodes are those whose disks are full, ascending.
+	Nodes []raft.NodeID
+}
+
+// Error names the nodes and says what to do.
+func (e *DiskFullError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "flotilla: no space is left for new data%s", inShard(e.Shard))
+	for i, n := range e.Nodes {
+		if i == 0 {
+			b.WriteString(": full is the disk of node")
+		} else {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, " %d", n)
+	}
+	b.WriteString("; nothing was applied; delete data, make space on the disk or raise its limit; writes go on by themselves then, reads and deletes do now")
+	return b.String()
+}
+
+// Is reports whether target is ErrDiskFull.
+func (e *DiskFullError) Is(target error) bool { return target == ErrDiskFull }
+
+func (e *DiskFullError) notApplied() {}
 
 // CrossShardError says that a batch, transaction or range has keys on both
 // sides of a shard boundary. Nothing was applied.

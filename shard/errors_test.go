@@ -48,6 +48,7 @@ func sampleErrors() []struct {
 		{"unavailable", &UnavailableError{Node: 3, Why: "connection refused"}, NotApplied, "at node 3 (connection refused)"},
 		{"unavailablelate", &UnavailableError{Why: "the deadline passed", Cause: context.DeadlineExceeded}, NotApplied, "the deadline passed"},
 		{"partial", &PartialError{Applied: 1, Shards: 3, Err: &NoQuorumError{Shard: 7}}, MaybeApplied, "1 of 3 shards"},
+		{"diskfull", &DiskFullError{Shard: 7, Nodes: []raft.NodeID{1, 3}}, NotApplied, "in shard 7: full is the disk of node 1, 3;"},
 		{"logbudget", ErrLogBudget, NotApplied, "disk budget"},
 		{"closed", ErrClosed, NotApplied, "closed"},
 		{"notfound", ErrNotFound, NotApplied, "not found"},

@@ -88,6 +88,7 @@ func TestExitCodes(t *testing.T) {
 		{&flotilla.ConflictError{}, exitConflict},
 		{&flotilla.OverloadedError{RetryAfter: time.Second}, exitConflict},
 		{flotilla.ErrLogBudget, exitConflict},
+		{&flotilla.DiskFullError{Shard: 1, Nodes: nil}, exitConflict},
 		{&flotilla.OpenError{Path: "/data"}, exitConflict},
 		{context.Canceled, exitFailed},
 		{&flotilla.RefusedError{Reason: 1, Detail: "its cluster is 01, this node's 02"}, exitConflict},

@@ -16,6 +16,8 @@ func errorKind(err error) string {
 		return "no_quorum"
 	case errors.As(err, &overloaded), errors.Is(err, flotilla.ErrLogBudget):
 		return "overloaded"
+	case errors.Is(err, flotilla.ErrDiskFull):
+		return "disk_full"
 	case errors.Is(err, flotilla.ErrAmbiguous):
 		return "outcome_unknown"
 	case errors.Is(err, context.DeadlineExceeded):

@@ -93,6 +93,8 @@ func describe(err error) (code int, text, try string) {
 		return exitUnknown, text, ""
 	case errors.As(err, &conflict):
 		return exitConflict, text, "flotilla kv get KEY -o json shows the present version"
+	case errors.Is(err, flotilla.ErrDiskFull):
+		return exitConflict, text, "flotilla cluster status"
 	case errors.As(err, &overloaded), errors.Is(err, flotilla.ErrLogBudget), errors.As(err, &open), errors.As(err, &join):
 		return exitConflict, text, ""
 	case errors.As(err, &limit), errors.As(err, &argument), errors.As(err, &cross), errors.As(err, &option):

@@ -117,6 +117,8 @@ type config struct {
 		Proposals      size     `toml:"proposals" flag:"proposals" help:"size of all writes that may wait on the node; at least 4MiB"`
 		Wait           duration `toml:"wait" flag:"write-wait" help:"refuse writes that would wait longer than this on the node"`
 		Log            size     `toml:"log" flag:"log-limit" help:"log that a restart may have to apply again; writes wait when it is reached; at least 4MiB"`
+		Disk           size     `toml:"disk" flag:"disk-limit" help:"the most that the directory may take; short of it writes that add data are refused, deletes are not; 0: what the file system has; else at least 64MiB"`
+		Ballast        size     `toml:"ballast" flag:"ballast" help:"space kept in the directory for when the disk is full; a hundredth of what the node may use at most; 0: none"`
 		RequestTimeout duration `toml:"request_timeout" flag:"request-timeout" help:"limit of a request that has no other"`
 		Drain          duration `toml:"drain" flag:"drain" help:"time to hand leaderships over when stopped"`
 	} `toml:"limits"`
@@ -136,6 +138,7 @@ func defaultConfig() *config {
 	c.Limits.Proposals = 256 << 20
 	c.Limits.Wait = duration{500 * time.Millisecond}
 	c.Limits.Log = 256 << 20
+	c.Limits.Ballast = flotilla.DefaultBallast
 	c.Limits.RequestTimeout = duration{10 * time.Second}
 	c.Limits.Drain = duration{10 * time.Second}
 	c.Log.Level = "info"
@@ -292,7 +295,7 @@ func resolve(fs *pflag.FlagSet, env func(string) (string, bool)) (*resolved, err
 // else is checked by flotilla.Options.Validate.
 func (r *resolved) check() error {
 	for _, s := range settings { // zero in Options would mean the default
-		if v := r.field(s); s.path() != "limits.drain" && (v.Type() == reflect.TypeFor[duration]() || v.Type() == reflect.TypeFor[size]()) && v.IsZero() {
+		if v := r.field(s); !slices.Contains([]string{"limits.drain", "limits.disk", "limits.ballast"}, s.path()) && (v.Type() == reflect.TypeFor[duration]() || v.Type() == reflect.TypeFor[size]()) && v.IsZero() {
 			return usageError("%s = %s (%s): must be more than 0", s.path(), r.text(s), r.origin[s.path()])
 		}
 	}
@@ -463,7 +466,7 @@ var optionPaths = map[string]string{
 	"Shards": "cluster.shards", "SplitAt": "cluster.split_at", "Replicas": "cluster.replicas", "ClusterID": "cluster.id",
 	"TLS": "tls.cert", "TLS.CA": "tls.ca", "TLS.Cert": "tls.cert", "TLS.Key": "tls.key",
 	"Timing.Heartbeat": "raft.heartbeat", "Timing.Support": "raft.support", "Timing.ElectionRank": "raft.election_rank",
-	"Limits.Memory": "limits.memory", "Limits.Proposals": "limits.proposals", "Limits.Wait": "limits.wait", "Limits.Log": "limits.log", "Timeout": "limits.request_timeout",
+	"Limits.Memory": "limits.memory", "Limits.Proposals": "limits.proposals", "Limits.Wait": "limits.wait", "Limits.Log": "limits.log", "Limits.Disk": "limits.disk", "Limits.Ballast": "limits.ballast", "Timeout": "limits.request_timeout",
 }
 
 // options returns what the node is opened with. Faults are told in the words of
@@ -483,7 +486,7 @@ func (r *resolved) options() (flotilla.Options, error) {
 		Bootstrap: r.Cluster.Bootstrap, Rejoin: r.Cluster.Rejoin, Join: r.Cluster.Join,
 		Shards: r.Cluster.Shards, SplitAt: splitAt, Replicas: r.Cluster.Replicas,
 		Timeout: r.Limits.RequestTimeout.d,
-		Limits:  flotilla.Limits{Memory: int64(r.Limits.Memory), Proposals: int64(r.Limits.Proposals), Wait: r.Limits.Wait.d, Log: int64(r.Limits.Log)},
+		Limits:  flotilla.Limits{Memory: int64(r.Limits.Memory), Proposals: int64(r.Limits.Proposals), Wait: r.Limits.Wait.d, Log: int64(r.Limits.Log), Disk: int64(r.Limits.Disk), Ballast: int64(r.Limits.Ballast)},
 		Timing: flotilla.Timing{Heartbeat: r.Raft.Heartbeat.d, Support: r.Raft.Support.d,
 			ElectionRank: r.Raft.ElectionRank.d},
 		NoClock: r.Raft.NoClock,

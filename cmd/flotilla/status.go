@@ -49,6 +49,9 @@ func (a *app) statusText(s *flotilla.ClusterStatus) string {
 	if s.Note != "" {
 		text += "  " + s.Note + "\n"
 	}
+	for _, w := range s.Warnings {
+		text += "  " + w + "\n"
+	}
 	return text + nodesText(s.Nodes)
 }
 
@@ -79,12 +82,24 @@ func nodesText(nodes []flotilla.NodeInfo) string {
 		row := []string{nodeText(n.ID), dash(n.Addr), dash(n.ClientAddr), n.State, "-", "-", "-", "-", "-", "-", dash(n.Version)}
 		if n.State == "up" {
 			row[4], row[5] = strconv.Itoa(n.Leaders), strconv.Itoa(n.Replicas)
-			row[6], row[7] = bytesText(n.DiskBytes), bytesText(n.LogBytes)
+			row[6], row[7] = diskCell(&n), bytesText(n.LogBytes)
 			row[8], row[9] = strconv.FormatUint(n.Lag, 10), fmt.Sprintf("%.1f ms", n.FsyncP99Ms)
 		}
 		t.add(row...)
 	}
 	return t.String()
+}
+
+// diskCell is what a node's store takes, and how its disk is unless that is well.
+func diskCell(n *flotilla.NodeInfo) string {
+	text := bytesText(n.DiskBytes)
+	if n.DiskState != "" && n.DiskState != "ok" {
+		text += " " + n.DiskState
+	}
+	if n.DiskStalled {
+		text += " stalled"
+	}
+	return text
 }
 
 func nodeText(id uint32) string {

@@ -58,6 +58,10 @@ type Config struct {
 	// finished a round within D/2 (rule C4). The manager adds the disk's part.
 	// It must not block. Nil: always open.
 	Gate func(now raft.Time) bool
+	// Yield lets the manager give all support back when the disk has stood still for
+	// so long that the own node is not counted any more (Gate.Self): leaders elsewhere
+	// can be elected at once, instead of when the last promise has run out.
+	Yield bool
 	// Score returns the overload score that is shown to peers. Nil: zero.
 	Score func() uint8
 	// OnChange is called after the published support for or from node changed
@@ -93,6 +97,7 @@ type PeerState struct {
 // Stats counts what happened since New.
 type Stats struct {
 	Beats     uint64 // rounds of heartbeats sent
+	Yields    uint64 // how often support was given back because the disk stood still
 	LateBeats uint64 // of them: put off for more than half an interval by the gate
 	Withdrawn uint64 // promises to others that ended
 	Lost      uint64 // promises of others that ended
@@ -113,9 +118,12 @@ type Manager struct {
 	anchor   atomic.Int64 // for LeaseNow; notAnchored: none yet
 	ahead    atomic.Int64 // ClockAhead, nanoseconds
 	lastSync atomic.Int64 // raft.Time of the last sync known to have succeeded
-	failed   atomic.Bool  // the store failed: no heartbeat, no answer any more
-	stats    struct {
-		beats, lateBeats, withdrawn, lost, dropped atomic.Uint64
+	writing  atomic.Bool  // DiskStep is at the disk
+	// stalledAt is when the disk took a write last, while it stands still; else zero.
+	stalledAt atomic.Int64
+	failed    atomic.Bool // the store failed: no heartbeat, no answer any more
+	stats     struct {
+		yields, beats, lateBeats, withdrawn, lost, dropped atomic.Uint64
 	}
 
 	// Only the goroutine that steps touches these.
@@ -351,6 +359,7 @@ func (m *Manager) tick(at At) {
 		idle := at.Now.Sub(raft.Time(m.lastSync.Load()))
 		g.Self = loops && idle <= m.cfg.Interval+m.cfg.Duration/2
 		g.Beat = loops && idle < m.cfg.Interval
+		m.watchDisk(at, idle)
 	}
 	due := m.rules.BeatDue(at.Now)
 	if due && m.beatDue == 0 {
@@ -375,6 +384,29 @@ func (m *Manager) tick(at At) {
 		kick(m.wakeDisk)
 	}
 	m.rules.Tick(at, g, &m.fx)
+}
+
+// watchDisk notices a disk that stands still: a write of this manager's is under
+// way, and nothing was synced for as long as the own node may count itself.
+func (m *Manager) watchDisk(at At, idle time.Duration) {
+	stalled := idle > m.cfg.Interval+m.cfg.Duration/2 && m.writing.Load()
+	if stalled && m.stalledAt.Load() == 0 {
+		m.stalledAt.Store(max(m.lastSync.Load(), 1))
+		m.stats.yields.Add(1)
+		if m.cfg.Yield && !mutants.On("H1a") {
+			m.rules.Yield(at.Now, &m.fx)
+		}
+	}
+	if idle < m.cfg.Interval {
+		m.stalledAt.Store(0)
+	}
+}
+
+// Stalled reports whether the disk stands still, and for how long nothing was
+// synced. Any goroutine may call it.
+func (m *Manager) Stalled() (time.Duration, bool) {
+	at := m.stalledAt.Load()
+	return m.clock.Now().Sub(raft.Time(at)), at != 0
 }
 
 // carryOut publishes, then sends, then starts writes, then tells.
@@ -457,6 +489,8 @@ func (m *Manager) DiskStep() (worked bool) {
 		return false
 	}
 	var err error
+	m.writing.Store(true)
+	defer m.writing.Store(false)
 	if len(persists) > 0 {
 		recs := make([]Record, len(persists))
 		for i, p := range persists {
@@ -553,7 +587,7 @@ func (m *Manager) Snapshot() []PeerState {
 
 // Stats returns the counters. Any goroutine may call it.
 func (m *Manager) Stats() Stats {
-	return Stats{Beats: m.stats.beats.Load(), LateBeats: m.stats.lateBeats.Load(),
+	return Stats{Yields: m.stats.yields.Load(), Beats: m.stats.beats.Load(), LateBeats: m.stats.lateBeats.Load(),
 		Withdrawn: m.stats.withdrawn.Load(), Lost: m.stats.lost.Load(), Dropped: m.stats.dropped.Load()}
 }
 

@@ -369,6 +369,20 @@ func (r *Rules) Relinquish(now raft.Time, e *Effects) {
 	}
 }
 
+// Yield gives back all support for now: nothing that was promised so far is counted
+// any more, and the peers are told, so that they need not wait for their promises to
+// run out. Support is asked for anew, at higher epochs, when the gate lets
+// heartbeats out again. As at Relinquish, publishing comes before sending (B6).
+func (r *Rules) Yield(now raft.Time, e *Effects) {
+	if r.stopped {
+		return
+	}
+	for _, p := range r.peers {
+		r.lapse(p, now, e)
+		r.giveBack(p, e)
+	}
+}
+
 // SupportFor returns the promise to n as it may be shown (see raft.Liveness).
 func (r *Rules) SupportFor(n raft.NodeID) (raft.Epoch, bool) {
 	if n == r.cfg.Node {

@@ -53,6 +53,10 @@ type Options struct {
 	Engine *engine.Engine
 	// Addr returns the client address of a node for hints in errors, or "". Optional.
 	Addr func(raft.NodeID) string
+	// Growth judges a write that adds data before it is proposed: the error, one of
+	// package shard that says that nothing was applied, refuses it. Nil: none is
+	// refused. It must be quick.
+	Growth func(d *raft.Descriptor) error
 	// Go runs a read of DoAsync aside from the loop that allowed it. Nil: on one of
 	// a few goroutines of the store. Simulators run it later by themselves.
 	Go func(read func())
@@ -63,6 +67,7 @@ type Store struct {
 	host   Host
 	engine *engine.Engine
 	addr   func(raft.NodeID) string
+	growth func(d *raft.Descriptor) error
 	goDo   func(read func()) // of Options
 	aside  *readers          // nil if goDo was given
 	// granter is host, if it is one; nil: there is no short way.
@@ -95,7 +100,7 @@ func (s *Store) Stats() Stats {
 
 // NewStore returns a store over a host and its engine.
 func NewStore(o Options) *Store {
-	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr, goDo: o.Go}
+	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr, growth: o.Growth, goDo: o.Go}
 	s.granter, _ = o.Host.(granter)
 	s.proposer, _ = o.Host.(proposer)
 	s.yielder.init()
@@ -272,6 +277,12 @@ func (c *call) check() bool {
 		c.resp.Err = epochError(&d)
 	} else {
 		c.resp.Err = checkAgainst(&d, r)
+	}
+	if c.resp.Err == nil && c.s.growth != nil && r.Kind == shard.KindWrite {
+		// Before anything is proposed: what is in the log is applied everywhere alike.
+		if err := c.s.growth(&c.desc); err != nil && shard.Grows(r.Command) {
+			c.resp.Err = err
+		}
 	}
 	return c.resp.Err == nil
 }
