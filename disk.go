@@ -46,6 +46,7 @@ type diskWatch struct {
 	// tight: the own disk is full, or that of some other node is. Only then a write
 	// costs a closer look.
 	tight   atomic.Bool
+	look    chan struct{} // capacity 1: look at the space now
 	refused atomic.Uint64 // writes refused for want of space
 	stalls  atomic.Uint64 // how often the disk stood still
 	shed    atomic.Uint64 // leaderships handed over because of the disk
@@ -99,6 +100,7 @@ func (n *Node) spaceLoop() {
 		case <-n.stop:
 			return
 		case <-t.C:
+		case <-n.disk.look:
 		}
 		t.Reset(n.lookAtDisk())
 	}
@@ -114,6 +116,9 @@ func (n *Node) diskLoop() {
 		case <-n.stop:
 			return
 		case <-t.C:
+		}
+		if n.eng.SpaceGoing(4) {
+			n.lookSoon()
 		}
 		n.disk.tight.Store(n.takesNoGrowth() || slices.ContainsFunc(n.live.Snapshot(), func(p liveness.PeerState) bool { return p.Score >= scoreFull }))
 		if since, stalled := n.live.Stalled(); stalled != n.disk.stalled.Load() {
@@ -132,14 +137,22 @@ func (n *Node) diskLoop() {
 	}
 }
 
+// lookSoon has spaceLoop look now.
+func (n *Node) lookSoon() {
+	select {
+	case n.disk.look <- struct{}{}:
+	default:
+	}
+}
+
 func (n *Node) tellDisk() {
 	s := n.diskStats()
 	n.events.disk(DiskEvent{State: s.Space.State.String(), Stalled: s.Stalled, Used: s.Space.Used, Room: s.Space.Room()})
 }
 
-// takesNoGrowth says that the own disk is full.
+// takesNoGrowth says that the own disk is full, or may be since the last look.
 func (n *Node) takesNoGrowth() bool {
-	return engine.SpaceState(n.disk.state.Load()) >= engine.SpaceFull
+	return n.eng.SpaceGoing(1) || engine.SpaceState(n.disk.state.Load()) >= engine.SpaceFull
 }
 
 // fullNodes lists the voters of d whose disks are full, and whether the rest is
@@ -180,7 +193,10 @@ func (n *Node) fullNodes(d *raft.Descriptor) (full []raft.NodeID, majority bool)
 // full, or so many others are that no majority could take it. The catalog's shard
 // is not refused: administration goes on.
 func (n *Node) growth(d *raft.Descriptor) error {
-	if !n.disk.tight.Load() || d.Keyspace == 0 || mutants.On("H14") {
+	if n.eng.SpaceGoing(4) {
+		n.lookSoon()
+	}
+	if !n.disk.tight.Load() && !n.eng.SpaceGoing(1) || d.Keyspace == 0 || mutants.On("H14") {
 		return nil
 	}
 	if v, ok := n.host.View(d.Shard); !ok || !v.IsLeader {

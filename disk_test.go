@@ -138,7 +138,10 @@ func TestDiskFull(t *testing.T) {
 	})
 	growing := map[string]func(KV, []byte) error{
 		"put": func(kv KV, k []byte) error { _, err := kv.Put(ctx, k, []byte("new")); return err },
-		"cas": func(kv KV, k []byte) error { _, err := kv.CAS(ctx, append(k, 'x'), Version{}, []byte("new")); return err },
+		"cas": func(kv KV, k []byte) error {
+			_, err := kv.CAS(ctx, append(k, 'x'), Version{}, []byte("new"))
+			return err
+		},
 		"batch": func(kv KV, k []byte) error {
 			b := new(Batch)
 			b.Delete(k)
@@ -278,4 +281,3 @@ func TestDiskLimit(t *testing.T) {
 		t.Errorf("%d bytes taken in the end", fs.Used())
 	}
 }
-

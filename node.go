@@ -84,6 +84,7 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 	n := &Node{
 		o: o, dir: o.Dir, log: o.logger(), clock: newSystemClock(), started: time.Now(),
 		ready: make(chan struct{}), stop: make(chan struct{}), closed: make(chan struct{}), quiet: make(chan struct{}), reports: make(chan struct{}, 1),
+		disk: diskWatch{look: make(chan struct{}, 1)},
 	}
 	defer func() {
 		if err != nil {

@@ -74,8 +74,11 @@ type Engine struct {
 
 	journal journal
 
-	space     space
-	spaceRoom atomic.Int64 // one more than what LookAtSpace found to be left; zero: it did not look yet
+	space space
+	// headroom is one more than what was left before SpaceFull, grown what was
+	// committed since.
+	headroom, grown atomic.Int64
+	spaceRoom       atomic.Int64 // one more than what LookAtSpace found to be left; zero: it did not look yet
 
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *[]byte

@@ -70,6 +70,29 @@ func (s *Space) Room() int64 {
 	return max(room, 0)
 }
 
+// Headroom returns how much more the store may take before it is SpaceFull.
+func (s *Space) Headroom(reserve int64) int64 {
+	room := int64(math.MaxInt64)
+	if s.Limit > 0 {
+		room = s.Limit - s.Used - spaceMark(SpaceFull, s.Limit, reserve)
+	}
+	if s.Total > 0 {
+		room = min(room, s.Free-spaceMark(SpaceFull, s.Total, reserve))
+	}
+	return max(room, 0)
+}
+
+// spaceFactor is how many bytes of its disk a committed byte may take for a while:
+// in the write-ahead log, in a table, and in a compaction of it.
+const spaceFactor = 3
+
+// SpaceGoing says that the share 1/part of what was left before SpaceFull, by the
+// last look, may have been taken since: look again, or take nothing more (part 1).
+func (e *Engine) SpaceGoing(part int64) bool {
+	head := e.headroom.Load()
+	return head > 0 && e.grown.Load() > (head-1)/(spaceFactor*part) && !mutants.On("H14e")
+}
+
 // Marks of the states, as the room that is left: a share of the capacity, but no
 // more than an absolute amount, since a few GiB are enough for what a node does
 // without being written to, however large the disk.
@@ -145,7 +168,7 @@ func (e *Engine) LookAtSpace() (s Space, took time.Duration, err error) {
 	}
 	e.space.Lock()
 	defer e.space.Unlock()
-	began := time.Now()
+	began, grown := time.Now(), e.grown.Load()
 	s, err = e.measureSpace()
 	if err != nil {
 		return e.space.now, time.Since(began), fmt.Errorf("engine: look at the space on the disk: %w", err)
@@ -158,6 +181,8 @@ func (e *Engine) LookAtSpace() (s Space, took time.Duration, err error) {
 		}
 	}
 	e.space.now = s
+	e.headroom.Store(min(s.Headroom(e.spaceReserve()), math.MaxInt64-1) + 1)
+	e.grown.Add(-grown) // what was committed during the look may not have been seen
 	e.spaceRoom.Store(min(s.Room(), math.MaxInt64-1) + 1)
 	return s, time.Since(began), nil
 }
