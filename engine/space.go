@@ -147,8 +147,7 @@ func nextSpace(was SpaceState, s *Space, reserve int64) SpaceState {
 type space struct {
 	sync.Mutex
 	now       Space
-	seen      time.Duration // what the last look took
-	ballastAt time.Time     // when a ballast was tried last
+	ballastAt time.Time // when a ballast was tried last
 }
 
 // ballastName is the file that keeps space. It may be removed at any time.
