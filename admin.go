@@ -31,6 +31,10 @@ const (
 	adminReplicas   = "replicas"    // of a shard
 	adminTransfer   = "transfer"    // of a shard's leadership
 	adminRemoveNode = "remove-node" // from the cluster
+	// For backups.
+	adminCut      = "cut"       // hold a view of a shard
+	adminCutPage  = "cut-page"  // of pairs; the answer is not JSON (backup.AppendPage)
+	adminCutClose = "cut-close" // let go of it
 )
 
 // report is what a node tells of itself.
@@ -115,6 +119,22 @@ func (n *Node) admin(ctx context.Context, method string, in []byte) ([]byte, err
 			return nil, &shard.ArgumentError{Field: "node", Reason: err.Error()}
 		}
 		return answer(n.removeNode(ctx, q))
+	case adminCut:
+		var q shardQuery
+		if err := json.Unmarshal(in, &q); err != nil {
+			return nil, &shard.ArgumentError{Field: "shard", Reason: err.Error()}
+		}
+		return answer(n.openCut(ctx, q.Shard))
+	case adminCutPage, adminCutClose:
+		var q cutQuery
+		if err := json.Unmarshal(in, &q); err != nil {
+			return nil, &shard.ArgumentError{Field: "cut", Reason: err.Error()}
+		}
+		if method == adminCutPage {
+			return n.readCut(q)
+		}
+		n.cuts.drop(q.Cut)
+		return answer(struct{}{}, nil)
 	case adminRoutes:
 		var q routesQuery
 		if err := json.Unmarshal(in, &q); err != nil {

@@ -45,6 +45,7 @@ type Node struct {
 	events  *events
 	snaps   *snapshot.Store
 	sending *snapshot.Sender
+	cuts    cuts
 	started time.Time
 	disk    diskWatch
 
@@ -746,6 +747,7 @@ func (n *Node) close(tell bool) error {
 		if n.snaps != nil {
 			n.snaps.Close()
 		}
+		n.cuts.close()
 		if n.live != nil {
 			n.live.Close()
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/flotillakv/flotilla"
+	"github.com/flotillakv/flotilla/snapshot/backup"
 )
 
 // defaultAddr is where commands look for a cluster, and where serve and dev
@@ -48,6 +49,8 @@ type client interface {
 	ChangeReplicas(ctx context.Context, shard uint64, changes ...flotilla.ReplicaChange) (flotilla.ShardInfo, error)
 	TransferLeader(ctx context.Context, shard uint64, to uint32) error
 	RemoveNode(ctx context.Context, id uint32, o flotilla.RemovalOptions) (flotilla.Removal, error)
+	Backup(ctx context.Context, dst backup.Store, o backup.Options) (*backup.Manifest, error)
+	Restore(ctx context.Context, src backup.Store, m *backup.Manifest, how backup.IfNotEmpty, o backup.Options) error
 	Close() error
 }
 

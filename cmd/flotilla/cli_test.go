@@ -56,7 +56,7 @@ func TestCommandTree(t *testing.T) {
 	root := newRoot(newApp())
 	root.InitDefaultCompletionCmd()
 	walk(root)
-	want := "flotilla bench compare,flotilla bench overload,flotilla bench remote,flotilla bench run,flotilla bench soak,flotilla check,flotilla cluster status,flotilla completion bash,flotilla completion fish," +
+	want := "flotilla backup create,flotilla backup list,flotilla backup restore,flotilla backup verify,flotilla bench compare,flotilla bench overload,flotilla bench remote,flotilla bench run,flotilla bench soak,flotilla check,flotilla cluster status,flotilla completion bash,flotilla completion fish," +
 		"flotilla completion powershell,flotilla completion zsh,flotilla config default,flotilla config show,flotilla demo,flotilla dev," +
 		"flotilla kv cas,flotilla kv del,flotilla kv export,flotilla kv get,flotilla kv import,flotilla kv put,flotilla kv scan," +
 		"flotilla node list,flotilla node remove,flotilla serve,flotilla shard list,flotilla shard replicas,flotilla shard show,flotilla shard transfer," +

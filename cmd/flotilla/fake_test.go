@@ -13,6 +13,7 @@ import (
 
 	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/multiraft/raft"
+	"github.com/flotillakv/flotilla/snapshot/backup"
 )
 
 // fakeKV is a cluster in a map. Each element of fail is returned once, in
@@ -258,4 +259,14 @@ func (c *command) mustRun(t *testing.T, args ...string) string {
 		t.Fatalf("flotilla %s: exit code %d\n%s", strings.Join(args, " "), code, c.errOut.String())
 	}
 	return c.out.String()
+}
+
+func (f *fakeKV) Backup(context.Context, backup.Store, backup.Options) (*backup.Manifest, error) {
+	x, _ := f.next()
+	return nil, x.err
+}
+
+func (f *fakeKV) Restore(context.Context, backup.Store, *backup.Manifest, backup.IfNotEmpty, backup.Options) error {
+	x, _ := f.next()
+	return x.err
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/flotillakv/flotilla/router/catalog"
 	"github.com/flotillakv/flotilla/shard"
 	"github.com/flotillakv/flotilla/snapshot"
+	"github.com/flotillakv/flotilla/snapshot/backup"
 	"github.com/flotillakv/flotilla/transport"
 )
 
@@ -50,6 +51,7 @@ var limits = map[string]int{
 	"catalog.MaxSplitKeyBytes": catalog.MaxSplitKeyBytes,
 	"snapshot.ChunkBytes":      snapshot.ChunkBytes, "snapshot.MaxFiles": snapshot.MaxFiles,
 	"snapshot.MaxFileBytes": snapshot.MaxFileBytes, "snapshot.MaxManifestBytes": snapshot.MaxManifestBytes,
+	"backup.ChunkMaxBytes": backup.ChunkMaxBytes, "backup.MaxManifestBytes": backup.MaxManifestBytes,
 	"transport.MaxFrameBytes": transport.MaxFrameBytes, "transport.FrameTargetBytes": transport.FrameTargetBytes,
 	"transport.CompressMinBytes": transport.CompressMinBytes, "transport.MaxChunkBytes": transport.MaxChunkBytes,
 }

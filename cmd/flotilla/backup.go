@@ -1,0 +1,406 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/flotillakv/flotilla"
+	"github.com/flotillakv/flotilla/snapshot/backup"
+)
+
+// placeFlags say where backups are.
+type placeFlags struct {
+	place    string
+	parallel int
+}
+
+func (p *placeFlags) add(cmd *cobra.Command, name string) {
+	f := cmd.Flags()
+	f.StringVar(&p.place, name, "", "directory of the backups (env FLOTILLA_BACKUP)")
+}
+
+// open returns the store that the flags, or the environment, name.
+func (a *app) openPlace(p *placeFlags, name string) (backup.Store, error) {
+	if p.place == "" {
+		p.place, _ = a.env("FLOTILLA_BACKUP")
+	}
+	if p.place == "" {
+		return nil, usageError("--%s: say where the backups are, a directory", name)
+	}
+	s, err := backup.OpenDir(p.place)
+	if err != nil {
+		return nil, failure(exitUsage, err, "", "--%s %s: %v", name, p.place, trimBackup(err))
+	}
+	return s, nil
+}
+
+func trimBackup(err error) string { return strings.TrimPrefix(err.Error(), "backup: ") }
+
+// backupError gives an error of package backup the project's exit codes.
+func backupError(err error, s backup.Store, what string) error {
+	if err == nil {
+		return nil
+	}
+	var damage *backup.DamageError
+	code, text, try := describe(err)
+	switch {
+	case errors.As(err, &damage):
+		code, try = exitFailed, "flotilla backup verify names all that is damaged; flotilla backup list shows other backups"
+	case errors.Is(err, backup.ErrNoBackup):
+		code, try = exitNotFound, "flotilla backup list"
+	case errors.Is(err, backup.ErrNotEmpty):
+		code, try = exitConflict, "--resume to go on with a restore that was interrupted, --replace to remove all keys first"
+	}
+	return failure(code, err, try, "%s %s: %s", what, s, strings.TrimPrefix(text, "backup: "))
+}
+
+func newBackup(a *app) *cobra.Command {
+	return clientFlags(a, group(&cobra.Command{
+		Use:   "backup",
+		Short: "Copy the data out of a cluster, and back into one",
+		Long: `backup keeps copies of a cluster's data in a directory.
+
+Each shard is copied as of one moment, which the backup names; writes go on
+meanwhile. Data lies in chunks that are named by their SHA-256, and what did not
+change since an earlier backup in the same place is not stored again; still, each
+backup is complete by itself. A backup is listed when all of it is stored.`,
+	}, newBackupCreate(a), newBackupList(a), newBackupVerify(a), newBackupRestore(a)))
+}
+
+// backupInfo is what is printed of a backup.
+type backupInfo struct {
+	ID      string       `json:"id"`
+	Cluster string       `json:"cluster,omitempty"`
+	Release string       `json:"release,omitempty"`
+	Started time.Time    `json:"started,omitzero"`
+	Ended   time.Time    `json:"ended,omitzero"`
+	Shards  int          `json:"shards"`
+	Pairs   int64        `json:"pairs"`
+	Bytes   int64        `json:"bytes"`  // before compression
+	Stored  int64        `json:"stored"` // of all its chunks
+	Error   string       `json:"error,omitempty"`
+	New     *backupAdded `json:"new,omitempty"`
+}
+
+// backupAdded is what create stored now.
+type backupAdded struct {
+	Chunks  int64   `json:"chunks"`
+	Reused  int64   `json:"reused"`
+	Bytes   int64   `json:"bytes"`
+	Seconds float64 `json:"seconds"`
+}
+
+func infoOf(l backup.Listed) backupInfo {
+	if l.Manifest == nil {
+		return backupInfo{ID: l.ID, Error: trimBackup(l.Err)}
+	}
+	m := l.Manifest
+	return backupInfo{ID: m.ID, Cluster: m.Cluster, Release: m.Release, Started: m.Started, Ended: m.Ended,
+		Shards: len(m.Shards), Pairs: m.Pairs(), Bytes: m.Bytes(), Stored: m.Stored()}
+}
+
+func newBackupCreate(a *app) *cobra.Command {
+	var p placeFlags
+	var patience time.Duration
+	cmd := &cobra.Command{
+		Use:   "create --to PLACE",
+		Short: "Back up all shards",
+		Long: `create backs up all shards. Everything that was acknowledged before it began is
+in the backup. Each shard is read as of one moment, from a follower where there is
+one; the moments of different shards differ.
+
+If it is interrupted there is no new backup, and what was stored already is used by
+the next one.`,
+		Example: lines("  flotilla backup create --to /mnt/backups"),
+		Args:    arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.openPlace(&p, "to")
+			if err != nil {
+				return err
+			}
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			start := time.Now()
+			var did backup.Progress
+			show := a.startProgress(func() (float64, string) {
+				share := -1.0
+				if n := did.Shards.Load(); n > 0 {
+					share = float64(did.ShardsDone.Load()) / float64(n)
+				}
+				return share, fmt.Sprintf("%s records  %s  stored %s", countText(did.Pairs.Load()), bytesText(did.Bytes.Load()), bytesText(did.Stored.Load()))
+			})
+			m, err := c.Backup(cmd.Context(), s, backup.Options{Parallel: p.parallel, Progress: &did, Retry: a.retrying(patience)})
+			show.stop()
+			if err != nil {
+				return backupError(err, s, "no backup was made in")
+			}
+			info := infoOf(backup.Listed{ID: m.ID, Manifest: m})
+			info.New = &backupAdded{did.Chunks.Load(), did.Reused.Load(), did.Stored.Load(), time.Since(start).Seconds()}
+			if a.json() {
+				return a.printJSON(info)
+			}
+			fmt.Fprintln(a.out, m.ID)
+			a.note("backed up %s records (%s) of %d shards in %s: %d new chunks (%s), %d that were there already",
+				countText(info.Pairs), bytesText(info.Bytes), info.Shards, secondsText(time.Since(start)), info.New.Chunks, bytesText(info.New.Bytes), info.New.Reused)
+			return nil
+		},
+	}
+	p.add(cmd, "to")
+	cmd.Flags().IntVar(&p.parallel, "parallel", 4, "shards to copy at a time, 1 to 64")
+	cmd.Flags().DurationVar(&patience, "retry-for", time.Minute, "how long to repeat a question that the cluster cannot answer")
+	return cmd
+}
+
+// retrying is retry as package backup takes it.
+func (a *app) retrying(patience time.Duration) func(context.Context, func(context.Context) error) error {
+	return func(ctx context.Context, f func(context.Context) error) error {
+		return retry(ctx, a.timeout, patience, f)
+	}
+}
+
+func newBackupList(a *app) *cobra.Command {
+	var p placeFlags
+	cmd := &cobra.Command{
+		Use:     "list --from PLACE",
+		Short:   "List the backups, oldest first",
+		Example: lines("  flotilla backup list --from /mnt/backups"),
+		Args:    arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.openPlace(&p, "from")
+			if err != nil {
+				return err
+			}
+			list, err := backup.List(cmd.Context(), s)
+			if err != nil {
+				return backupError(err, s, "cannot list")
+			}
+			infos := make([]backupInfo, len(list))
+			for i, l := range list {
+				infos[i] = infoOf(l)
+			}
+			if a.json() {
+				return printList(a, infos)
+			}
+			if len(list) == 0 {
+				a.note("no backups in %s", s)
+				return nil
+			}
+			t := newTable("SHARDS RECORDS SIZE STORED", "ID", "ENDED", "SHARDS", "RECORDS", "SIZE", "STORED", "CLUSTER")
+			for _, i := range infos {
+				if i.Error != "" {
+					t.add(i.ID, "-", "-", "-", "-", "-", a.colour(a.outTTY, red, "damaged: "+i.Error))
+					continue
+				}
+				t.add(i.ID, i.Ended.Format(time.RFC3339), fmt.Sprint(i.Shards), countText(i.Pairs), bytesText(i.Bytes), bytesText(i.Stored), i.Cluster)
+			}
+			fmt.Fprint(a.out, t)
+			return nil
+		},
+	}
+	p.add(cmd, "from")
+	return cmd
+}
+
+// chosen returns the backup that was asked for; without an id the newest.
+func chosen(ctx context.Context, s backup.Store, args []string) (*backup.Manifest, error) {
+	if len(args) == 0 {
+		m, err := backup.Latest(ctx, s)
+		return m, backupError(err, s, "no backup to use in")
+	}
+	m, err := backup.Load(ctx, s, args[0])
+	return m, backupError(err, s, "cannot use the backup in")
+}
+
+func newBackupVerify(a *app) *cobra.Command {
+	var p placeFlags
+	cmd := &cobra.Command{
+		Use:   "verify [ID] --from PLACE",
+		Short: "Read every byte of a backup, or of all, and name what is damaged",
+		Long: `verify reads every byte of a backup, without an ID of all backups in a place, and
+names the objects that are missing or not as they were written; then the exit code
+is 1. A damaged chunk that is removed is stored again by the next create, if the
+data is still the same.`,
+		Example: lines("  flotilla backup verify --from /mnt/backups"),
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.openPlace(&p, "from")
+			if err != nil {
+				return err
+			}
+			ctx, start := cmd.Context(), time.Now()
+			list, err := backup.List(ctx, s)
+			if err != nil {
+				return backupError(err, s, "cannot list")
+			}
+			if len(args) > 0 {
+				list = slices.DeleteFunc(list, func(l backup.Listed) bool { return l.ID != args[0] })
+			}
+			if len(list) == 0 {
+				return backupError(backup.ErrNoBackup, s, "nothing to verify in")
+			}
+			var did backup.Progress
+			show := a.startProgress(func() (float64, string) {
+				return float64(did.Chunks.Load()) / float64(max(1, did.ChunksTotal.Load())), bytesText(did.Bytes.Load())
+			})
+			damage, err := backup.Verify(ctx, s, list, backup.Options{Parallel: p.parallel, Progress: &did})
+			show.stop()
+			if a.json() && err == nil {
+				type object struct {
+					Object string `json:"object"`
+					Reason string `json:"reason"`
+				}
+				out := struct {
+					Backups int      `json:"backups"`
+					Chunks  int64    `json:"chunks"`
+					Bytes   int64    `json:"bytes"`
+					Damaged []object `json:"damaged"`
+				}{len(list), did.ChunksTotal.Load(), did.Bytes.Load(), []object{}}
+				for _, d := range damage {
+					out.Damaged = append(out.Damaged, object{d.Object, d.Reason})
+				}
+				if err := a.printJSON(out); err != nil {
+					return err
+				}
+			} else {
+				for _, d := range damage {
+					fmt.Fprintf(a.out, "%s: %s\n", d.Object, d.Reason)
+				}
+			}
+			if err != nil {
+				return backupError(err, s, "verify stopped in")
+			}
+			if len(damage) > 0 {
+				return failure(exitFailed, damage[0], "use another backup, or make a new one", "%d objects in %s are damaged, the first is %s", len(damage), s, damage[0].Object)
+			}
+			a.note("all of %d backups is as it was written: %d chunks, %s of records, in %s", len(list), did.ChunksTotal.Load(), bytesText(did.Bytes.Load()), secondsText(time.Since(start)))
+			return nil
+		},
+	}
+	p.add(cmd, "from")
+	cmd.Flags().IntVar(&p.parallel, "parallel", 4, "chunks to read at a time, 1 to 64")
+	return cmd
+}
+
+func newBackupRestore(a *app) *cobra.Command {
+	var p placeFlags
+	var patience time.Duration
+	var dry, resume, replace, yes bool
+	cmd := &cobra.Command{
+		Use:   "restore [ID] --from PLACE",
+		Short: "Write a backup into a cluster",
+		Long: `restore writes a backup, without an ID the newest, into a running cluster, with
+whatever nodes and shards it has. Every chunk is checked before it is written.
+
+A cluster that has keys is refused, unless --resume or --replace is given:
+  --resume   goes on with a restore that was interrupted: writes the whole backup
+             over what there is; keys that the backup does not have stay
+  --replace  removes all keys of the cluster first (needs --yes)
+
+Nobody else should write meanwhile. Values come back as they were; their versions,
+and what sessions remember, do not: the writes of a restore are new writes.`,
+		Example: lines(
+			"  flotilla backup restore --from /mnt/backups --dry-run",
+			"  flotilla backup restore 20260102t150405z-1a2b3c4d --from /mnt/backups"),
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if resume && replace {
+				return usageError("--resume and --replace: give one of them")
+			}
+			s, err := a.openPlace(&p, "from")
+			if err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			m, err := chosen(ctx, s, args)
+			if err != nil {
+				return err
+			}
+			c, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			how, plan := backup.Refuse, ""
+			switch {
+			case resume:
+				how, plan = backup.Resume, ", over what it has"
+			case replace:
+				how, plan = backup.Replace, ", after all its keys are removed"
+			}
+			plan = fmt.Sprintf("backup %s of %s: %s records (%s) of %d shards into the cluster%s", m.ID, m.Ended.Format(time.RFC3339), countText(m.Pairs()), bytesText(m.Bytes()), len(m.Shards), plan)
+			if dry {
+				return a.restorePlan(ctx, c, m, how, plan)
+			}
+			if replace && !yes {
+				return failure(exitUsage, nil, "--yes to carry it out, --dry-run to see it only", "%s", plan)
+			}
+			return a.restore(ctx, c, s, m, how, p.parallel, patience)
+		},
+	}
+	p.add(cmd, "from")
+	f := cmd.Flags()
+	f.IntVar(&p.parallel, "parallel", 16, "chunks to write at a time, 1 to 64")
+	f.DurationVar(&patience, "retry-for", time.Minute, "how long to repeat a write that the cluster cannot take")
+	f.BoolVar(&dry, "dry-run", false, "print what would be done")
+	f.BoolVar(&resume, "resume", false, "write over what the cluster has")
+	f.BoolVar(&replace, "replace", false, "remove all keys of the cluster first")
+	f.BoolVar(&yes, "yes", false, "carry out --replace")
+	return cmd
+}
+
+// restorePlan prints what a restore would do.
+func (a *app) restorePlan(ctx context.Context, c client, m *backup.Manifest, how backup.IfNotEmpty, plan string) error {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	empty := true
+	for _, err := range c.Scan(ctx, flotilla.Range{Limit: 1}) {
+		if err != nil {
+			return err
+		}
+		empty = false
+	}
+	if a.json() {
+		return a.printJSON(struct {
+			backupInfo
+			Empty   bool `json:"cluster_empty"`
+			Refused bool `json:"refused"`
+		}{infoOf(backup.Listed{ID: m.ID, Manifest: m}), empty, !empty && how == backup.Refuse})
+	}
+	fmt.Fprintln(a.out, plan)
+	if !empty && how == backup.Refuse {
+		fmt.Fprintln(a.out, "it would be refused: the cluster has keys (--resume, --replace)")
+	}
+	return nil
+}
+
+func (a *app) restore(ctx context.Context, c client, s backup.Store, m *backup.Manifest, how backup.IfNotEmpty, parallel int, patience time.Duration) error {
+	start := time.Now()
+	var did backup.Progress
+	show := a.startProgress(func() (float64, string) {
+		return float64(did.Bytes.Load()) / float64(max(1, did.BytesTotal.Load())), fmt.Sprintf("%s records  %s", countText(did.Pairs.Load()), bytesText(did.Bytes.Load()))
+	})
+	err := c.Restore(ctx, s, m, how, backup.Options{Parallel: parallel, Progress: &did, Retry: a.retrying(patience)})
+	show.stop()
+	if errors.Is(err, backup.ErrNotEmpty) {
+		return backupError(err, s, "nothing was restored from")
+	}
+	if err != nil {
+		code, text, _ := describe(backupError(err, s, "restoring from"))
+		return failure(code, err, fmt.Sprintf("flotilla backup restore %s --from %s --resume", m.ID, s), "the restore is not complete: %s", text)
+	}
+	took := time.Since(start)
+	if a.json() {
+		return a.printJSON(map[string]any{"id": m.ID, "pairs": did.Pairs.Load(), "bytes": did.Bytes.Load(), "seconds": took.Seconds()})
+	}
+	a.note("restored %s: %s records (%s) in %s", m.ID, countText(did.Pairs.Load()), bytesText(did.Bytes.Load()), secondsText(took))
+	return nil
+}
