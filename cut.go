@@ -239,10 +239,3 @@ func (c *cuts) close() {
 		h.close()
 	}
 }
-
-// held returns how many cuts there are.
-func (c *cuts) held() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.open)
-}
