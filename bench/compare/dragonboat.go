@@ -30,11 +30,27 @@ const (
 	dbLeaderWait = 2 * time.Minute
 )
 
+// dragonboatKind says where a Dragonboat keeps what.
+type dragonboatKind int
+
+const (
+	inMemory    dragonboatKind = iota // records in memory, log in its Pebble
+	onDisk                            // records in a Pebble of their own
+	onDiskSmall                       // and little memory, so few and small files, for the log
+	onDiskTan                         // and the log in tan
+)
+
 // dragonboatEngine is Dragonboat v4, tuned for few cores: two workers per stage
 // and one log database instead of sixteen.
 type dragonboatEngine struct {
-	hosts    []*dragonboat.NodeHost
-	stores   []*pebble.DB // of the machines, one per node; nil for those in memory
+	setup   setup
+	kind    dragonboatKind
+	members map[uint64]dragonboat.Target
+
+	mu     sync.RWMutex           // guards the next two
+	hosts  []*dragonboat.NodeHost // nil: stopped
+	stores []*pebble.DB           // of the machines, one per node; nil for those in memory
+
 	splits   [][]byte
 	sessions []*client.Session // by shard
 	lead     []atomic.Int32    // by shard: the index of the leader's host
@@ -43,7 +59,7 @@ type dragonboatEngine struct {
 	note     string
 }
 
-func openDragonboat(ctx context.Context, s setup, disk, useTan bool) (_ engine, err error) {
+func openDragonboat(ctx context.Context, s setup, kind dragonboatKind) (_ engine, err error) {
 	for _, name := range []string{"raft", "rsm", "transport", "grpc", "dragonboat", "logdb", "raftpb", "config", "tan", "settings", "registry"} {
 		logger.GetLogger(name).SetLevel(logger.CRITICAL)
 	}
@@ -62,59 +78,128 @@ func openDragonboat(ctx context.Context, s setup, disk, useTan bool) (_ engine, 
 		members[uint64(i+1)] = l.Addr().String()
 		l.Close()
 	}
+	e.members, e.setup, e.kind = members, s, kind
+	e.hosts, e.stores = make([]*dragonboat.NodeHost, dbNodes), make([]*pebble.DB, dbNodes)
 	for i := range dbNodes {
-		expert := config.GetDefaultExpertConfig()
-		expert.Engine.ExecShards, expert.Engine.CommitShards, expert.Engine.ApplyShards = 2, 2, 2
-		expert.LogDB.Shards = 1
-		if useTan {
-			expert.LogDBFactory = tan.Factory
-		}
-		dir := filepath.Join(s.dir, fmt.Sprintf("d%d", i+1))
-		host, err := dragonboat.NewNodeHost(config.NodeHostConfig{
-			DeploymentID: 1, NodeHostDir: dir, RTTMillisecond: 100, RaftAddress: members[uint64(i+1)], Expert: expert,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("dragonboat: %w", err)
-		}
-		e.hosts = append(e.hosts, host)
-		if disk {
-			db, err := pebble.Open(filepath.Join(dir, "machine"), machineOptions())
-			if err != nil {
-				return nil, err
-			}
-			e.stores = append(e.stores, db)
-		}
-		for shard := range s.shards {
-			c := config.Config{
-				ReplicaID: uint64(i + 1), ShardID: uint64(shard + 1), ElectionRTT: 10, HeartbeatRTT: 1, CheckQuorum: true,
-			}
-			if disk {
-				err = host.StartOnDiskReplica(members, false, func(shard, _ uint64) statemachine.IOnDiskStateMachine {
-					return &diskMachine{db: e.stores[i], shard: shard}
-				}, c)
-			} else {
-				err = host.StartConcurrentReplica(members, false, func(uint64, uint64) statemachine.IConcurrentStateMachine {
-					return &memMachine{data: make(map[string][]byte)}
-				}, c)
-			}
-			if err != nil {
-				return nil, fmt.Errorf("dragonboat: shard %d on node %d: %w", shard+1, i+1, err)
-			}
+		if err := e.start(i); err != nil {
+			return nil, err
 		}
 	}
 	for shard := range s.shards {
-		e.sessions = append(e.sessions, e.hosts[0].GetNoOPSession(uint64(shard+1)))
+		e.sessions = append(e.sessions, e.host(0).GetNoOPSession(uint64(shard+1)))
 	}
 	if err := e.spread(ctx); err != nil {
 		return nil, err
 	}
 	e.wg.Go(e.follow)
 	e.note = "2 workers per stage, 1 log database, no snapshots, RTT 100 ms; leaders dealt evenly"
-	if useTan {
+	if n := s.snapshotEntries; n > 0 {
+		e.note = fmt.Sprintf("2 workers per stage, 1 log database, RTT 100 ms; SnapshotEntries %d (the records of a shard: sending more entries than that costs more than sending a snapshot, which is its documentation's rule), CompactionOverhead %d (its documentation's example)", n, compactionOverhead)
+	}
+	switch kind {
+	case onDiskSmall:
+		e.note += "; log database with its small memory settings (GetSmallMemLogDBConfig)"
+	case onDiskTan:
 		e.note += "; log in tan"
 	}
 	return e, nil
 }
+
+// compactionOverhead is how many entries Dragonboat keeps behind a snapshot.
+const compactionOverhead = 500
+
+// start starts one node, for the first time or again.
+func (e *dragonboatEngine) start(i int) error {
+	expert := config.GetDefaultExpertConfig()
+	expert.Engine.ExecShards, expert.Engine.CommitShards, expert.Engine.ApplyShards = 2, 2, 2
+	switch e.kind {
+	case onDiskTan:
+		expert.LogDBFactory = tan.Factory
+	case onDiskSmall:
+		expert.LogDB = config.GetSmallMemLogDBConfig()
+	}
+	expert.LogDB.Shards = 1
+	dir := filepath.Join(e.setup.dir, fmt.Sprintf("d%d", i+1))
+	host, err := dragonboat.NewNodeHost(config.NodeHostConfig{
+		DeploymentID: 1, NodeHostDir: dir, RTTMillisecond: 100, RaftAddress: e.members[uint64(i+1)], Expert: expert,
+	})
+	if err != nil {
+		return fmt.Errorf("dragonboat: %w", err)
+	}
+	var db *pebble.DB
+	if e.kind != inMemory {
+		if db, err = pebble.Open(filepath.Join(dir, "machine"), machineOptions()); err != nil {
+			host.Close()
+			return err
+		}
+	}
+	e.mu.Lock()
+	e.hosts[i], e.stores[i] = host, db
+	e.mu.Unlock()
+	for shard := range e.setup.shards {
+		c := config.Config{
+			ReplicaID: uint64(i + 1), ShardID: uint64(shard + 1), ElectionRTT: 10, HeartbeatRTT: 1, CheckQuorum: true,
+		}
+		if n := e.setup.snapshotEntries; n > 0 {
+			c.SnapshotEntries, c.CompactionOverhead = n, compactionOverhead
+		}
+		if e.kind != inMemory {
+			err = host.StartOnDiskReplica(e.members, false, func(shard, _ uint64) statemachine.IOnDiskStateMachine {
+				return &diskMachine{db: db, shard: shard}
+			}, c)
+		} else {
+			err = host.StartConcurrentReplica(e.members, false, func(uint64, uint64) statemachine.IConcurrentStateMachine {
+				return &memMachine{data: make(map[string][]byte)}
+			}, c)
+		}
+		if err != nil {
+			return fmt.Errorf("dragonboat: shard %d on node %d: %w", shard+1, i+1, err)
+		}
+	}
+	return nil
+}
+
+// host returns a node's host, nil while it is stopped.
+func (e *dragonboatEngine) host(i int) *dragonboat.NodeHost {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.hosts[i]
+}
+
+var errStopped = errors.New("compare: the node is stopped")
+
+// Put writes where the leader was last seen, which may be stopped by now.
+func (e *dragonboatEngine) Put(ctx context.Context, key, value []byte) error {
+	return e.Write(ctx, key, value)
+}
+
+// Get reads at the first node, which is never stopped.
+func (e *dragonboatEngine) Get(ctx context.Context, key []byte) ([]byte, error) {
+	ctx, cancel := limited(ctx)
+	defer cancel()
+	got, err := e.host(0).SyncRead(ctx, uint64(e.shard(key)+1), key)
+	if err != nil {
+		return nil, err
+	}
+	v, _ := got.([]byte)
+	return v, nil
+}
+
+// Stop closes one node and its machines.
+func (e *dragonboatEngine) Stop(node int) error {
+	e.mu.Lock()
+	h, db := e.hosts[node], e.stores[node]
+	e.hosts[node], e.stores[node] = nil, nil
+	e.mu.Unlock()
+	h.Close()
+	if db != nil {
+		return db.Close()
+	}
+	return nil
+}
+
+// Restart starts a node that was stopped.
+func (e *dragonboatEngine) Restart(_ context.Context, node int) error { return e.start(node) }
 
 // machineOptions are those of the machines' Pebble: the same memtables and
 // filters that Flotilla gives its own.
@@ -141,14 +226,14 @@ func (e *dragonboatEngine) spread(ctx context.Context) error {
 		settled := 0
 		for shard := range e.lead {
 			want := uint64(shard%dbNodes + 1)
-			lead, _, ok, err := e.hosts[shard%dbNodes].GetLeaderID(uint64(shard + 1))
+			lead, _, ok, err := e.host(shard % dbNodes).GetLeaderID(uint64(shard + 1))
 			switch {
 			case err != nil || !ok:
 			case lead == want:
 				settled++
 				e.lead[shard].Store(int32(want - 1))
 			default:
-				_ = e.hosts[lead-1].RequestLeaderTransfer(uint64(shard+1), want) // asked again until it leads
+				_ = e.host(int(lead-1)).RequestLeaderTransfer(uint64(shard+1), want) // asked again until it leads
 			}
 		}
 		if settled == len(e.lead) {
@@ -173,7 +258,7 @@ func (e *dragonboatEngine) follow() {
 			return
 		}
 		for shard := range e.lead {
-			if lead, _, ok, err := e.hosts[0].GetLeaderID(uint64(shard + 1)); err == nil && ok && lead > 0 {
+			if lead, _, ok, err := e.host(0).GetLeaderID(uint64(shard + 1)); err == nil && ok && lead > 0 {
 				e.lead[shard].Store(int32(lead - 1))
 			}
 		}
@@ -184,7 +269,11 @@ func (e *dragonboatEngine) Target() bench.Target { return e }
 func (e *dragonboatEngine) Note() string         { return e.note }
 
 func (e *dragonboatEngine) Local(_ context.Context, node int, key []byte) ([]byte, error) {
-	got, err := e.hosts[node].StaleRead(uint64(e.shard(key)+1), key)
+	h := e.host(node)
+	if h == nil {
+		return nil, errStopped
+	}
+	got, err := h.StaleRead(uint64(e.shard(key)+1), key)
 	if err != nil {
 		return nil, err
 	}
@@ -196,10 +285,14 @@ func (e *dragonboatEngine) Close() {
 	close(e.stop)
 	e.wg.Wait()
 	for _, h := range e.hosts {
-		h.Close()
+		if h != nil {
+			h.Close()
+		}
 	}
 	for _, db := range e.stores {
-		db.Close()
+		if db != nil {
+			db.Close()
+		}
 	}
 }
 
@@ -215,7 +308,11 @@ func (e *dragonboatEngine) Read(ctx context.Context, key []byte) ([]byte, bool, 
 	ctx, cancel := limited(ctx)
 	defer cancel()
 	shard := e.shard(key)
-	got, err := e.hosts[e.lead[shard].Load()].SyncRead(ctx, uint64(shard+1), key)
+	h := e.host(int(e.lead[shard].Load()))
+	if h == nil {
+		return nil, false, errStopped
+	}
+	got, err := h.SyncRead(ctx, uint64(shard+1), key)
 	if err != nil {
 		return nil, false, err
 	}
@@ -230,7 +327,11 @@ func (e *dragonboatEngine) Write(ctx context.Context, key, value []byte) error {
 func (e *dragonboatEngine) propose(ctx context.Context, shard int, cmd []byte) error {
 	ctx, cancel := limited(ctx)
 	defer cancel()
-	_, err := e.hosts[e.lead[shard].Load()].SyncPropose(ctx, e.sessions[shard], cmd)
+	h := e.host(int(e.lead[shard].Load()))
+	if h == nil {
+		return errStopped
+	}
+	_, err := h.SyncPropose(ctx, e.sessions[shard], cmd)
 	return err
 }
 

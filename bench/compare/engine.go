@@ -24,16 +24,20 @@ type engine interface {
 type setup struct {
 	dir    string
 	shards int
+	// snapshotEntries is after how many entries of a shard those engines that have such
+	// a setting take a snapshot. Zero: never.
+	snapshotEntries uint64
 }
 
 type opener func(ctx context.Context, s setup) (engine, error)
 
 var engines = map[string]opener{
-	"flotilla":        openFlotilla,
-	"dragonboat-disk": func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, true, false) },
-	"dragonboat-mem":  func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, false, false) },
-	"dragonboat-tan":  func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, true, true) },
-	"etcd":            openEtcd,
+	"flotilla":         openFlotilla,
+	"dragonboat-disk":  func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, onDisk) },
+	"dragonboat-mem":   func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, inMemory) },
+	"dragonboat-tan":   func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, onDiskTan) },
+	"dragonboat-small": func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, onDiskSmall) },
+	"etcd":             openEtcd,
 }
 
 func engineNames() string {

@@ -46,3 +46,16 @@ func (e *flotillaEngine) Close() {
 	e.t.Close()
 	e.c.Close()
 }
+
+func (e *flotillaEngine) Put(ctx context.Context, key, value []byte) error {
+	_, err := e.c.Node(0).Put(ctx, key, value)
+	return err
+}
+
+func (e *flotillaEngine) Get(ctx context.Context, key []byte) ([]byte, error) {
+	v, err := e.c.Node(0).Get(ctx, key)
+	return v.Bytes, err
+}
+
+func (e *flotillaEngine) Stop(node int) error                         { return e.c.Kill(node) }
+func (e *flotillaEngine) Restart(ctx context.Context, node int) error { return e.c.Restart(ctx, node) }

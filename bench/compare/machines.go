@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -75,12 +76,62 @@ func (m *diskMachine) Update(entries []statemachine.Entry) ([]statemachine.Entry
 
 func (m *diskMachine) Lookup(k any) (any, error)     { return m.get(k.([]byte)) }
 func (m *diskMachine) Sync() error                   { return m.db.LogData(nil, pebble.Sync) }
-func (m *diskMachine) PrepareSnapshot() (any, error) { return nil, errNoSnapshots }
+func (m *diskMachine) PrepareSnapshot() (any, error) { return m.db.NewSnapshot(), nil }
 func (m *diskMachine) Close() error                  { return nil }
-func (m *diskMachine) SaveSnapshot(any, io.Writer, <-chan struct{}) error {
-	return errNoSnapshots
+
+// SaveSnapshot writes the keys of the shard and their values, each preceded by its length.
+func (m *diskMachine) SaveSnapshot(ctx any, w io.Writer, _ <-chan struct{}) error {
+	snap := ctx.(*pebble.Snapshot)
+	defer snap.Close()
+	it, err := snap.NewIter(&pebble.IterOptions{LowerBound: m.key(nil), UpperBound: (&diskMachine{shard: m.shard + 1}).key(nil)})
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriterSize(w, 1<<20)
+	var n [8]byte
+	for ok := it.First(); ok; ok = it.Next() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return errors.Join(err, it.Close())
+		}
+		binary.BigEndian.PutUint32(n[:], uint32(len(it.Key())))
+		binary.BigEndian.PutUint32(n[4:], uint32(len(v)))
+		for _, b := range [][]byte{n[:], it.Key(), v} {
+			if _, err := out.Write(b); err != nil {
+				return errors.Join(err, it.Close())
+			}
+		}
+	}
+	return errors.Join(it.Close(), out.Flush())
 }
-func (m *diskMachine) RecoverFromSnapshot(io.Reader, <-chan struct{}) error { return errNoSnapshots }
+
+// RecoverFromSnapshot replaces the shard, in one synced batch.
+func (m *diskMachine) RecoverFromSnapshot(r io.Reader, _ <-chan struct{}) error {
+	b := m.db.NewBatch()
+	defer b.Close()
+	if err := b.DeleteRange(m.key(nil), (&diskMachine{shard: m.shard + 1}).key(nil), nil); err != nil {
+		return err
+	}
+	in := bufio.NewReaderSize(r, 1<<20)
+	for {
+		var n [8]byte
+		if _, err := io.ReadFull(in, n[:]); err == io.EOF {
+			return b.Commit(pebble.Sync)
+		} else if err != nil {
+			return err
+		}
+		d := b.SetDeferred(int(binary.BigEndian.Uint32(n[:])), int(binary.BigEndian.Uint32(n[4:])))
+		if _, err := io.ReadFull(in, d.Key); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(in, d.Value); err != nil {
+			return err
+		}
+		if err := d.Finish(); err != nil {
+			return err
+		}
+	}
+}
 
 // memMachine keeps its records in a map.
 type memMachine struct {

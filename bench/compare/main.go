@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -26,7 +27,11 @@ type point struct {
 	Keys     uint64        `json:"keys"`
 	Warmup   time.Duration `json:"warmup_ns"`
 	Duration time.Duration `json:"duration_ns"`
-	Dir      string        `json:"-"`
+	// Overwrite and Settle are of W6: how often the keys are overwritten, and how long
+	// the engines are left alone afterwards.
+	Overwrite int           `json:"overwrite,omitempty"`
+	Settle    time.Duration `json:"settle_ns,omitempty"`
+	Dir       string        `json:"-"`
 	// AnyDisk lets it run where fsync does nothing, which compares nothing.
 	AnyDisk bool `json:"-"`
 }
@@ -48,13 +53,15 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("compare", flag.ContinueOnError)
 	var p point
-	f.StringVar(&p.Workload, "workload", "W1", "W1 writes, W2 linearizable reads, W3 90% reads; or A to F of YCSB without scans")
+	f.StringVar(&p.Workload, "workload", "W1", "W1 writes, W2 linearizable reads, W3 90% reads; or A to F of YCSB without scans; W6: disk and catch-up after overwrites")
 	f.IntVar(&p.Shards, "shards", 48, "shards")
 	f.IntVar(&p.Clients, "clients", 1024, "clients, each with one operation under way")
 	f.IntVar(&p.Value, "value", 128, "bytes of a value")
 	f.Uint64Var(&p.Keys, "keys", 100_000, "records loaded before the run, 16-byte keys")
 	f.DurationVar(&p.Warmup, "warmup", 4*time.Second, "worked before the measured time")
 	f.DurationVar(&p.Duration, "duration", 10*time.Second, "measured time")
+	f.IntVar(&p.Overwrite, "overwrite", 10, "W6: how often the keys are overwritten")
+	f.DurationVar(&p.Settle, "settle", 10*time.Second, "W6: time between the end of everything and the last look at the disk")
 	f.StringVar(&p.Dir, "dir", "", "directory for the data, on a real disk; empty: a temporary one")
 	names := f.String("engines", "flotilla,dragonboat-disk", "engines that take turns, of "+engineNames())
 	pairs := f.Int("pairs", 5, "turns")
@@ -70,9 +77,33 @@ func run(ctx context.Context, args []string) error {
 	if err := f.Parse(args); err != nil {
 		os.Exit(exitUsage)
 	}
+	if p.isBounded() {
+		set := map[string]bool{}
+		f.Visit(func(f *flag.Flag) { set[f.Name] = true })
+		for _, d := range []struct {
+			name string
+			set  func()
+		}{
+			{"shards", func() { p.Shards = 16 }}, {"clients", func() { p.Clients = 64 }}, {"value", func() { p.Value = 1 << 10 }},
+			{"keys", func() { p.Keys = 16 << 10 }}, {"pairs", func() { *pairs = 3 }},
+		} {
+			if !set[d.name] {
+				d.set()
+			}
+		}
+	} else {
+		p.Overwrite, p.Settle = 0, 0
+	}
 	if f.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "compare: %q is not understood: flags come first, and before them only the words table or costs\n", f.Arg(0))
 		os.Exit(exitUsage)
+	}
+	if *one != "" && p.isBounded() {
+		res, err := runBounded(ctx, *one, p)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(res)
 	}
 	if *one != "" {
 		if *heap != "" {
@@ -102,7 +133,7 @@ func run(ctx context.Context, args []string) error {
 		if *only != "" && !strings.Contains(p.String(), *only) {
 			continue
 		}
-		c, err := compare(ctx, list, p, *pairs)
+		c, err := compareAny(ctx, list, p, *pairs)
 		if err != nil {
 			return err
 		}
@@ -115,6 +146,22 @@ func run(ctx context.Context, args []string) error {
 	}
 	return nil
 }
+
+// printer is a comparison that was made.
+type printer interface {
+	print(w io.Writer)
+	append(path string) error
+}
+
+func compareAny(ctx context.Context, engines []string, p point, pairs int) (printer, error) {
+	if p.isBounded() {
+		return compareBounded(ctx, engines, p, pairs)
+	}
+	return compare(ctx, engines, p, pairs)
+}
+
+// isBounded tells W6 from the workloads that count operations.
+func (p point) isBounded() bool { return p.Workload == "W6" }
 
 // published lists the points of the table in docs/performance.md.
 func published(base point) []point {

@@ -82,14 +82,22 @@ func (p point) flags() []string {
 		"--workload", p.Workload, "--shards", strconv.Itoa(p.Shards), "--clients", strconv.Itoa(p.Clients), "--value", strconv.Itoa(p.Value),
 		"--keys", strconv.FormatUint(p.Keys, 10), "--warmup", p.Warmup.String(), "--duration", p.Duration.String(),
 	}
+	if p.isBounded() {
+		f = append(f, "--overwrite", strconv.Itoa(p.Overwrite), "--settle", p.Settle.String())
+	}
 	return f
 }
 
 // child runs one engine once in a process of its own.
 func child(ctx context.Context, name string, p point) (*outcome, error) {
+	o := new(outcome)
+	return o, childInto(ctx, name, p, o)
+}
+
+func childInto(ctx context.Context, name string, p point, o any) error {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	args := append(p.flags(), "--one", name)
 	if p.Dir != "" {
@@ -99,14 +107,13 @@ func child(ctx context.Context, name string, p point) (*outcome, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	if err := cmd.Run(); err != nil {
-		return nil, err
+		return err
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	o := new(outcome)
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), o); err != nil {
-		return nil, fmt.Errorf("reading its result: %w", err)
+		return fmt.Errorf("reading its result: %w", err)
 	}
-	return o, nil
+	return nil
 }
 
 func spreadOf(all []float64) spread {
@@ -157,14 +164,4 @@ func (c *comparison) print(w io.Writer) {
 func (s spread) String() string { return fmt.Sprintf("%.2fx [%.2f, %.2f]", s.Median, s.Min, s.Max) }
 
 // append adds the comparison to a file, as one line.
-func (c *comparison) append(path string) error {
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	err = json.NewEncoder(f).Encode(c)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
+func (c *comparison) append(path string) error { return appendJSON(path, c) }
