@@ -251,6 +251,7 @@ func (b *Batch) Commit(sync bool) (err error) {
 		return b.e.fail(fmt.Errorf("commit: %w", err))
 	}
 	b.e.grown.Add(int64(b.b.Len()))
+	b.e.walBytes.Add(int64(b.b.Len()))
 	if b.e.def != nil {
 		b.e.memBytes.Add(int64(b.b.Len()))
 		b.e.def.applyBatch(b)

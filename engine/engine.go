@@ -62,6 +62,9 @@ type Engine struct {
 	onFlush atomic.Pointer[func(uint64, []Flushed)]
 	// memBytes were committed since the present memtable was begun.
 	memBytes atomic.Int64
+	// walBytes are in the write-ahead logs of memtables that are not in tables yet: as of
+	// the last look, and what was committed since.
+	walBytes atomic.Int64
 
 	through   atomic.Bool  // a memtable may hold writes to the applied side
 	paced     atomic.Bool  // background work takes a share of the processors only

@@ -64,7 +64,8 @@ type journal struct {
 	overs     map[raft.ShardID][]overwrite // overwritten ends of logs
 	index     *logIndex                    // nil: nobody asked lately
 
-	bytes atomic.Int64 // of recs
+	bytes atomic.Int64 // of recs, with their keys
+	moved atomic.Int64 // of entries below keys of their own
 
 	sizes   map[raft.ShardID]uint64 // see LogSize
 	sizesAt time.Time
@@ -106,6 +107,8 @@ type groupLog struct {
 	trunc  raft.Index // entries through here do not count
 	void   uint64     // runs in records before this one do not count
 	lo, hi raft.Index // entries below keys of their own; zero: none
+	sizes  []uint32   // of [lo, hi], with their keys
+	moved  int64      // the sum of sizes
 	busy   bool       // an install or a destruction is under way: nothing is moved
 }
 
@@ -204,33 +207,20 @@ func (e *Engine) groupLog(s raft.ShardID) (g groupLog, err error) {
 	return g, nil
 }
 
-// findMoved notes which groups have entries below keys of their own.
+// maxMoved bounds the entries of a group below keys of their own.
+const maxMoved = 1 << 28
+
+// findMoved notes which groups have entries below keys of their own, and how much.
 func (e *Engine) findMoved() error {
-	it, err := e.newRawIter([]byte{prefixLog}, []byte{prefixLog + 1})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	var kb [logKeyLen]byte
-	for ok := it.First(); ok; {
-		k, err := ParseKey(it.Key())
-		if err != nil {
-			return err
+	return e.eachRaw([]byte{prefixLog}, []byte{prefixLog + 1}, func(k Key, v []byte) (bool, error) {
+		j := &e.journal
+		g := j.groups[k.Shard]
+		if g.hi != 0 && k.Index-g.lo > maxMoved {
+			return false, &GroupError{Shard: k.Shard, Index: k.Index, Err: fmt.Errorf("%d entries behind entry %d: %w", k.Index-g.lo, g.lo, raft.ErrCorrupt)}
 		}
-		g := e.journal.groups[k.Shard]
-		g.lo, g.hi = k.Index, k.Index
-		if it.SeekLT(append(appendGroup(kb[:0], prefixLog, k.Shard), 255, 255, 255, 255, 255, 255, 255, 255)) {
-			if l, err := ParseKey(it.Key()); err == nil && l.Shard == k.Shard {
-				g.hi = l.Index
-			}
-		}
-		e.journal.groups[k.Shard] = g
-		if k.Shard == ^raft.ShardID(0) {
-			break
-		}
-		ok = it.SeekGE(appendGroup(kb[:0], prefixLog, k.Shard+1))
-	}
-	return e.iterError(it.Error())
+		j.groups[k.Shard] = j.grown(g, k.Index, logKeyLen+len(v))
+		return true, nil
+	})
 }
 
 // seal puts what a batch says of logs into its Pebble batch and makes it known. The
@@ -267,18 +257,17 @@ func (b *Batch) seal() (done func()) {
 		j.overs[c.shard] = append(j.overs[c.shard], overwrite{j.nextRun - uint64(len(b.runs)-c.run), c.to})
 		if g := j.groups[c.shard]; g.hi >= c.to && g.hi != 0 {
 			b.deleteMoved(c.shard, max(c.to, g.lo), g.hi)
-			g.hi = c.to - 1
-			j.groups[c.shard] = g.tidied()
+			j.groups[c.shard] = j.shrunk(g, g.lo, c.to-1)
 		}
 	}
 	for _, c := range b.cuts {
 		g := j.groups[c.shard]
 		if g.hi != 0 {
 			b.deleteMoved(c.shard, g.lo, min(c.to, g.hi))
-			g.lo = max(g.lo, c.to+1)
+			g = j.shrunk(g, max(g.lo, c.to+1), g.hi)
 		}
 		g.trunc = max(g.trunc, c.to)
-		j.groups[c.shard] = g.tidied()
+		j.groups[c.shard] = g
 	}
 	if len(b.cuts) > 0 || j.sweeping {
 		j.sweep(b)
@@ -286,11 +275,39 @@ func (b *Batch) seal() (done func()) {
 	return done
 }
 
-// tidied forgets a span of moved entries in which nothing is left.
-func (g groupLog) tidied() groupLog {
-	if g.lo > g.hi {
-		g.lo, g.hi = 0, 0
+// grown returns g with entry i, of size bytes with its key, behind its moved entries.
+// Called with mu held.
+func (j *journal) grown(g groupLog, i raft.Index, size int) groupLog {
+	if g.hi == 0 {
+		g.lo = i
 	}
+	g.hi = i
+	for gap := int(i - g.lo); len(g.sizes) < gap; {
+		g.sizes = append(g.sizes, 0)
+	}
+	g.sizes = append(g.sizes, uint32(size))
+	g.moved += int64(size)
+	j.moved.Add(int64(size))
+	return g
+}
+
+// shrunk returns g with [lo, hi] left of its moved entries, or nothing. Called with mu held.
+func (j *journal) shrunk(g groupLog, lo, hi raft.Index) groupLog {
+	if lo > hi {
+		j.moved.Add(-g.moved)
+		g.lo, g.hi, g.sizes, g.moved = 0, 0, nil, 0
+		return g
+	}
+	was := g.moved
+	for _, n := range g.sizes[:lo-g.lo] {
+		g.moved -= int64(n)
+	}
+	for _, n := range g.sizes[hi+1-g.lo:] {
+		g.moved -= int64(n)
+	}
+	g.sizes = slices.Clone(g.sizes[lo-g.lo : hi+1-g.lo])
+	j.moved.Add(g.moved - was)
+	g.lo, g.hi = lo, hi
 	return g
 }
 
@@ -329,13 +346,13 @@ func (j *journal) dead(rec *recordMeta, k int) bool {
 func (j *journal) add(id recordID, bytes int, runs []run) {
 	j.recs = append(j.recs, recordMeta{id: id, bytes: uint32(bytes), first: j.nextRun, runs: runs})
 	j.nextRun += uint64(len(runs))
-	j.bytes.Add(int64(bytes))
+	j.bytes.Add(int64(bytes) + logKeyLen)
 }
 
 // pop forgets the oldest record. Called with mu held.
 func (j *journal) pop() {
 	r := &j.recs[0]
-	j.bytes.Add(-int64(r.bytes))
+	j.bytes.Add(-int64(r.bytes) - logKeyLen)
 	r.runs = nil
 	j.recs = j.recs[1:]
 	j.head++
@@ -451,16 +468,13 @@ func (e *Engine) moveOut(pb *pebble.Batch, r *recordMeta) (bytes int, ok bool, e
 				putLogKey(op.Key, run.shard, i)
 				copy(op.Value, v)
 				bytes += len(v)
+				g = j.grown(g, i, logKeyLen+len(v))
 			}
 			return true
 		})
 		if err != nil {
 			return bytes, false, e.fail(err)
 		}
-		if g.hi == 0 {
-			g.lo = lo
-		}
-		g.hi = hi
 		j.groups[run.shard] = g
 	}
 	return bytes, true, nil
@@ -530,6 +544,7 @@ func (j *journal) voidMark() []byte {
 func (j *journal) voided(s raft.ShardID, trunc raft.Index) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.moved.Add(-j.groups[s].moved)
 	j.groups[s] = groupLog{trunc: trunc, void: j.head + uint64(len(j.recs))}
 	if j.index != nil {
 		delete(j.index.groups, s)

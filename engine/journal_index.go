@@ -270,6 +270,15 @@ func (j *journal) logSizes(now time.Time) map[raft.ShardID]uint64 {
 	}
 	j.sizesAt = now
 	j.mu.Unlock() // what was written does not change any more
+	sizes := runBytes(recs, head, cuts)
+	j.mu.Lock()
+	j.sizes = sizes
+	return sizes
+}
+
+// runBytes adds up the bytes of the groups' runs that count, in recs, of which the
+// first has number head.
+func runBytes(recs []recordMeta, head uint64, cuts map[raft.ShardID]groupLog) map[raft.ShardID]uint64 {
 	sizes := make(map[raft.ShardID]uint64)
 	for i := range recs {
 		mine := recs[i].runs
@@ -283,7 +292,5 @@ func (j *journal) logSizes(now time.Time) map[raft.ShardID]uint64 {
 			}
 		}
 	}
-	j.mu.Lock()
-	j.sizes = sizes
 	return sizes
 }

@@ -209,6 +209,9 @@ func journalModelRun(t *testing.T, seed uint64) error {
 			must(t, b.Commit(false))
 			b.Close()
 		}
+		if err := exactUsage(e); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
 		if e.journal.bytes.Load() > o.JournalBytes+settleStep {
 			return fmt.Errorf("round %d: %d bytes in records, at most %d wanted", round, e.journal.bytes.Load(), o.JournalBytes)
 		}
@@ -382,4 +385,28 @@ func TestSlowGroup(t *testing.T) {
 		must(t, err)
 		defer e.Close()
 	}
+}
+
+// exactUsage says what is wrong with LogUsage, which is counted, compared with the logs
+// as they are read.
+func exactUsage(e *Engine) error {
+	u := e.LogUsage()
+	n, _, err := e.CountLog()
+	if err == nil && u.Records+u.Moved != n {
+		err = fmt.Errorf("%+v; %d bytes of log are there", u, n)
+	}
+	if sum := e.LogBytes(); err == nil && sum != u.Total() {
+		err = fmt.Errorf("LogBytes says %d, LogUsage %d", sum, u.Total())
+	}
+	var groups int64
+	for i, g := range e.GroupLogs() {
+		groups += g.Bytes
+		if all := e.GroupLogs(); i > 0 && all[i-1].Bytes < g.Bytes {
+			err = errors.Join(err, fmt.Errorf("group %d has more than the one before it", g.Shard))
+		}
+	}
+	if err == nil && groups > u.Records+u.Moved {
+		err = fmt.Errorf("the groups have %d bytes, all logs %+v", groups, u)
+	}
+	return err
 }

@@ -424,6 +424,9 @@ func flippedFiles(t *testing.T) error {
 				}
 				got, err := content(e)
 				_ = e.Close()
+				if errors.Is(err, ErrFailed) { // who found it may be about to say so
+					stopped <- <-stopped
+				}
 				switch {
 				case len(stopped) > 0:
 					counts["stopped"]++

@@ -104,6 +104,7 @@ func (e *Engine) commitUnsynced(pb *pebble.Batch) (err error) {
 	if err := e.db.Apply(pb, pebble.NoSync); err != nil {
 		return e.fail(fmt.Errorf("commit: %w", err))
 	}
+	e.walBytes.Add(int64(pb.Len()))
 	return nil
 }
 
