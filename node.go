@@ -1,7 +1,6 @@
 package flotilla
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -150,13 +149,14 @@ func (n *Node) openEngine() error {
 	if mem == 0 {
 		mem = 256 << 20
 	}
+	log := o.Limits.log()
 	form, err := readFormation(o.FS, n.dir)
 	if err != nil {
 		return err
 	}
 	eo := engine.Options{
 		Dir: n.dir, Create: true, CacheBytes: mem / 4, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
-		MemTableBytes: max(4<<20, min(128<<20, mem/5)), DeferBytes: max(2<<20, min(256<<20, mem/8)),
+		MemTableBytes: min(max(4<<20, min(128<<20, mem/5)), log/16), DeferBytes: max(2<<20, min(256<<20, mem/8)),
 	}
 	eo.SpaceLimit, eo.BallastBytes = o.Limits.Disk, o.Limits.Ballast
 	eo.MinSyncInterval = func() time.Duration {
@@ -165,8 +165,11 @@ func (n *Node) openEngine() error {
 		}
 		return 0
 	}
-	eo.DeferLogLimit = cmp.Or(o.Limits.Log, 256<<20)
+	// Of the logs' budget: three memtables' worth of write-ahead log, and the same again
+	// in records, are what it takes when nobody lags.
+	eo.DeferLogLimit = min(256<<20, log/4)
 	eo.DeferLogBytes = min(eo.MemTableBytes*5/8, eo.DeferLogLimit/2)
+	eo.JournalBytes = min(4*eo.DeferLogBytes, log/4)
 	if o.FS != engine.OSFS() {
 		eo.FS = o.FS
 	}
@@ -409,7 +412,7 @@ func (n *Node) openGroups() error {
 	}
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
-		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals, ProposalWait: n.o.Limits.Wait,
+		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals, ProposalWait: n.o.Limits.Wait, LogBytes: n.o.Limits.log(),
 		OnDescriptor: n.onDescriptor, Nodes: n.book.peers(self),
 		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
 		Leases: !n.o.NoClock,

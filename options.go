@@ -1,6 +1,7 @@
 package flotilla
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -130,9 +131,12 @@ type Limits struct {
 	// away; one that was away for longer is sent a snapshot. A replica that is
 	// merely slow may hold back sixteen times as much. Zero: 16 MiB. At least 4 KiB.
 	LogKeep int64
-	// Log bounds how much of the write-ahead log may be needed as redo of what was
-	// applied in memory only: it is what a restart may have to apply again. Writes
-	// wait while it is reached. Zero: 256 MiB. At least 4 MiB.
+	// Log bounds what the Raft logs of all shards take on the disk together, the
+	// write-ahead log included. From half of it on nothing is kept for replicas that are
+	// away, from 70 % on logs are cut through all that is applied (who lags is sent a
+	// snapshot), and near the limit writes get *OverloadedError, then ErrLogBudget: nothing
+	// was done for them. A quarter of it, at most 256 MiB, may be what a restart has to
+	// apply again. Zero: 1 GiB. At least 16 MiB.
 	Log int64
 }
 
@@ -154,6 +158,9 @@ func (o *Options) logger() *slog.Logger {
 	}
 	return o.Logger
 }
+
+// log returns the cap of the logs.
+func (l *Limits) log() int64 { return cmp.Or(l.Log, 1<<30) }
 
 func (o *Options) timeout() time.Duration {
 	if o.Timeout == 0 {
@@ -249,8 +256,8 @@ func (o *Options) Validate() error {
 	if o.Limits.LogKeep < 0 || o.Limits.LogKeep > 0 && o.Limits.LogKeep < 4<<10 || o.Limits.LogKeep > 1<<40 {
 		bad("Limits.LogKeep", o.Limits.LogKeep, "must be 0 or between 4 KiB and 1 TiB")
 	}
-	if o.Limits.Log < 0 || o.Limits.Log > 0 && o.Limits.Log < 4<<20 || o.Limits.Log > 1<<40 {
-		bad("Limits.Log", o.Limits.Log, "must be 0 or between 4 MiB and 1 TiB")
+	if o.Limits.Log < 0 || o.Limits.Log > 0 && o.Limits.Log < 16<<20 || o.Limits.Log > 1<<40 {
+		bad("Limits.Log", o.Limits.Log, "must be 0 or between 16 MiB and 1 TiB")
 	}
 	if o.Limits.Disk < 0 || o.Limits.Disk > 0 && o.Limits.Disk < 64<<20 || o.Limits.Disk > 1<<50 {
 		bad("Limits.Disk", o.Limits.Disk, "must be 0 (what the file system has) or between 64 MiB and 1 PiB")

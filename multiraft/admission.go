@@ -176,6 +176,11 @@ func (h *Host) admit(r *replica, size int) error {
 	}
 	// The table of shards and nodes is what everybody needs to get away from here.
 	vital := r.shard == raft.MetaShard
+	if err := h.admitLog(r, vital); err != nil {
+		h.pending.Add(-int64(size))
+		h.stats.refused.Add(1)
+		return err
+	}
 	retry, ok := r.loop.admission.admit(size, vital)
 	if ok {
 		return nil

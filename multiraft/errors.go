@@ -22,6 +22,9 @@ var (
 	// ErrFenced is returned by a replica that cannot apply an entry of its log: its
 	// state machine failed, or the entry is of a newer release. Nothing was proposed.
 	ErrFenced = errors.New("multiraft: the replica is fenced because its state machine failed")
+	// ErrLogBudget says that the logs of this node have used up their budget
+	// (Config.LogBytes). Nothing was proposed.
+	ErrLogBudget = errors.New("multiraft: the logs of this node have used up their budget")
 	// ErrSnapshotStale is returned by InstallSnapshot when the replica leads, or holds
 	// what the snapshot would bring. Nothing was installed and nothing is needed.
 	ErrSnapshotStale = errors.New("multiraft: the replica does not need the snapshot")

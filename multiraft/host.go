@@ -57,7 +57,10 @@ type Config struct {
 	// refused. It has to be longer than a few round trips to the other nodes.
 	// Zero: DefaultProposalWait.
 	ProposalWait time.Duration
-	Logger       *slog.Logger
+	// LogBytes bounds what the Raft logs take on the disk (engine.LogUsage); how it is
+	// kept is said at logCap. Zero: no bound.
+	LogBytes int64
+	Logger   *slog.Logger
 	// OnRole is called on a loop when a replica's view of its leadership or its
 	// quorum changed. It must not block.
 	OnRole func(old, now View)
@@ -105,6 +108,7 @@ type Host struct {
 	onFatal func(error)
 	loops   []*loop
 	leases  bool
+	logCap  logCap
 	// leaseClock is live, or one that never lets a lease through.
 	leaseClock LeaseClock
 	gens       atomic.Uint64 // View.Generation, the last one given
@@ -133,8 +137,8 @@ type Host struct {
 }
 
 type stats struct {
-	rounds, syncs, entries, commands, applied, unknown, joined, anomalies, amnesiacs, refused atomic.Uint64
-	anomalyToldAt                                                                             atomic.Int64 // Clock.Now of the last log line
+	rounds, syncs, entries, commands, applied, unknown, joined, anomalies, amnesiacs, refused, logTurned atomic.Uint64
+	anomalyToldAt                                                                                        atomic.Int64 // Clock.Now of the last log line
 }
 
 // Stats counts what the host did since its start.
@@ -172,6 +176,7 @@ func New(c Config) (*Host, error) {
 		snaps: c.Snapshots, tuning: c.Tuning.WithDefaults(), seed: c.Seed, logger: c.Logger, onRole: c.OnRole, clockOK: c.ClockOK, onSync: c.OnSync, onFatal: c.OnFatal,
 		maxBytes: c.ProposalBytes, stop: make(chan struct{}),
 	}
+	h.logCap.limit = c.LogBytes
 	h.leaseClock = noLeaseClock{}
 	if lc, ok := c.Liveness.(LeaseClock); ok && c.Leases {
 		h.leases, h.leaseClock = true, lc

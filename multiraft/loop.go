@@ -51,6 +51,10 @@ type loop struct {
 
 	admission admission
 
+	// Of the cap of the logs.
+	logFull bool           // entries of leaders are not taken in this round
+	pressed []pressedGroup // what groups of this loop were told
+
 	// For Host.Alive: when the last round began, and whether the loop waits for work.
 	roundAt atomic.Int64
 	idle    atomic.Bool
@@ -134,6 +138,7 @@ func newLoop(h *Host, id int) *loop {
 // step runs one round at time now. It reports whether it did anything.
 func (l *loop) step(now raft.Time) bool {
 	l.admission.turn(now)
+	l.lookAtLog(now)
 	acks := l.in.takeAcks(l.spareAcks)
 	for i := range acks {
 		l.onAck(now, &acks[i])
@@ -250,10 +255,11 @@ func (l *loop) next() (deadline raft.Time, hasDeadline, busy bool) {
 	if l.inFlight < maxInFlightSyncs && (!l.backlog.empty() || len(l.queued) > 0) {
 		return 0, false, true
 	}
+	look := l.nextLook()
 	if len(l.timers) == 0 || l.inFlight >= maxInFlightSyncs {
-		return 0, false, false
+		return look, look != raft.Never, false
 	}
-	return min(l.timers.first().dueAt, max(l.sweepAt, 1)), true, false
+	return min(l.timers.first().dueAt, max(l.sweepAt, 1), look), true, false
 }
 
 func (l *loop) touch(r *replica) {
@@ -352,6 +358,11 @@ func (l *loop) stepMsg(now raft.Time, m *raft.Msg) bool {
 		// Somebody sees a newer replica of the group on this node.
 		r.quest.at, r.quest.wait = now, askFirst
 		l.touch(r)
+	}
+	if l.logFull && m.Type == raft.MsgApp && len(m.Entries) > 0 && m.Shard != raft.MetaShard && !mutants.On("LC2") {
+		// No room for them: the leader sends them again later. What it says besides counts.
+		m.Entries = nil
+		l.h.stats.logTurned.Add(1)
 	}
 	r.core.Step(now, m, &l.out)
 	l.touchStirred(r)

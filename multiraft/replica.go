@@ -112,6 +112,7 @@ type replica struct {
 	asked     bool // newReads or newAsks hold some
 
 	fenced error // nil or a *fenceError
+	slow   logSlow
 	as     raft.AppliedState
 	shown  shown                // of pub
 	pub    atomic.Pointer[View] // but for the positions, which move in most rounds

@@ -17,9 +17,9 @@ var (
 	// unknown: it may have been applied, may be applied later, or never.
 	// AmbiguousError carries what is known.
 	ErrAmbiguous = errors.New("flotilla: the outcome of the write is unknown: it may or may not have been applied; read the key before trying again")
-	// ErrLogBudget says that a shard's log may not grow now because replicas
-	// that are away still need it. The write was not applied.
-	ErrLogBudget = errors.New("flotilla: the shard's log has used up its disk budget because a replica lags too far behind; the write was not applied; bring the replica back or remove it, then try again")
+	// ErrLogBudget says that the logs of the leader's node may not grow now: they have
+	// reached the limit that was set for them. The write was not applied.
+	ErrLogBudget = errors.New("flotilla: the logs of the node have used up their disk budget (Limits.Log); the write was not applied; try again in a moment, and if it lasts, raise the limit or look at what keeps the logs from being cut: flotilla cluster status")
 	// ErrDiskFull says that the disks of a shard's nodes have no room for what the
 	// write would add. DiskFullError carries what is known. The write was not applied.
 	ErrDiskFull = errors.New("flotilla: no space is left for new data")

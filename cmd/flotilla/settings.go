@@ -116,7 +116,7 @@ type config struct {
 		Memory         size     `toml:"memory" flag:"memory" help:"memory for caches and write buffers; at least 16MiB"`
 		Proposals      size     `toml:"proposals" flag:"proposals" help:"size of all writes that may wait on the node; at least 4MiB"`
 		Wait           duration `toml:"wait" flag:"write-wait" help:"refuse writes that would wait longer than this on the node"`
-		Log            size     `toml:"log" flag:"log-limit" help:"log that a restart may have to apply again; writes wait when it is reached; at least 4MiB"`
+		Log            size     `toml:"log" flag:"log-limit" help:"most that the Raft logs of all shards may take on the disk; at least 16MiB"`
 		Disk           size     `toml:"disk" flag:"disk-limit" help:"the most that the directory may take; short of it writes that add data are refused, deletes are not; 0: what the file system has; else at least 64MiB"`
 		Ballast        size     `toml:"ballast" flag:"ballast" help:"space kept in the directory for when the disk is full; a hundredth of what the node may use at most; 0: none"`
 		RequestTimeout duration `toml:"request_timeout" flag:"request-timeout" help:"limit of a request that has no other"`
@@ -137,7 +137,7 @@ func defaultConfig() *config {
 	c.Limits.Memory = 256 << 20
 	c.Limits.Proposals = 256 << 20
 	c.Limits.Wait = duration{500 * time.Millisecond}
-	c.Limits.Log = 256 << 20
+	c.Limits.Log = 1 << 30
 	c.Limits.Ballast = flotilla.DefaultBallast
 	c.Limits.RequestTimeout = duration{10 * time.Second}
 	c.Limits.Drain = duration{10 * time.Second}

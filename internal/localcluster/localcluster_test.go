@@ -69,7 +69,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 	var installed atomic.Int64
 	c, err := Start(ctx, Options{
 		Dir: t.TempDir(), SplitAt: [][]byte{[]byte("m")}, LogKeep: 32 << 10,
-		MemoryPerNode: 16 << 20, Log: 4 << 20, // logs are cut after 2 MiB
+		MemoryPerNode: 16 << 20, Log: 16 << 20, // logs are cut after 640 KiB
 		Timing: flotilla.Timing{Heartbeat: 100 * time.Millisecond},
 		Observer: flotilla.Observer{OnSnapshot: func(e flotilla.SnapshotEvent) {
 			if !e.Sent && e.Err == nil {

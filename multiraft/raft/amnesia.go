@@ -215,8 +215,9 @@ const mostGraces = 5
 // old copies would otherwise be sure of each other. After that a majority, this
 // one included, has to do, because some may be dead. At last one has to: this
 // replica goes by the configuration it has applied, and others may know a newer one,
-// in which those that are dead decide nothing.
-func (c *Core) unsure() bool {
+// in which those that are dead decide nothing. It may know of nobody who is left: then
+// asker has to do, who wants its vote (zero: nobody does).
+func (c *Core) unsure(asker NodeID) bool {
 	if !c.restarted || mutants.On("H5") {
 		return false
 	}
@@ -229,6 +230,10 @@ func (c *Core) unsure() bool {
 		heard.add(p.role, yes)
 		all = all && (yes || !p.role.IsVoter())
 		anybody = anybody || yes && i != c.self
+	}
+	if asker != 0 && !anybody && !mutants.On("C13b") {
+		_, until := c.live.SupportFrom(asker)
+		anybody = until != 0
 	}
 	enough := heard.won() || anybody && c.now >= c.waitMost
 	c.restarted = !enough || !all && c.now < c.waitAll

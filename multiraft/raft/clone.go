@@ -271,7 +271,7 @@ func (c *Core) AppendState(dst []byte, f *StateForm) []byte {
 	for _, d := range c.drops {
 		dst = u(u(u(dst, uint64(d.Shard)), uint64(d.Index)), uint64(d.Term))
 	}
-	dst = append(u(dst, uint64(c.redo)), flags(c.redoes))
+	dst = append(u(dst, uint64(c.redo)), flags(c.redoes), byte(c.pressure))
 	t := &c.told
 	dst = u(u(u(u(dst, uint64(t.Shard)), uint64(t.Term)), f.id(uint32(t.Lead))), f.id(uint32(t.LeadNode)))
 	return u(append(dst, flags(t.IsLeader, t.IsReady)), uint64(t.FirstIndex))

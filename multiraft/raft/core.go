@@ -224,6 +224,7 @@ type Core struct {
 
 	compactTo  Index
 	redo       Index // see Hold
+	pressure   LogPressure
 	truncAt    Time
 	lastSeen   Index // log end and applied index when truncAt was set
 	appliedAt  Index
@@ -587,6 +588,18 @@ func (c *Core) Hold(idx Index) {
 	}
 }
 
+// Press says how much the node wants the log cut, until it says otherwise. It changes
+// no promise: what is cut is applied here, and committed.
+func (c *Core) Press(p LogPressure) {
+	if p == c.pressure {
+		return
+	}
+	c.pressure, c.stirred = p, true
+	if p != PressureNone {
+		c.truncNow = true
+	}
+}
+
 // Flush ends a round: it emits what follows from everything handed in since
 // the last one. The owner calls it once per round for every core that was handed
 // something and is Stirred.
@@ -645,6 +658,9 @@ func (c *Core) flushTruncate(now Time, o *Out) {
 	l := &c.log
 	l.evict(c.tun.TailBytes)
 	to := min(c.compactTo, l.applied)
+	if c.pressure == PressureAll {
+		to = l.applied
+	}
 	if mutants.On("T1") {
 		to = min(c.compactTo, l.commit)
 	}
@@ -666,7 +682,7 @@ func (c *Core) flushTruncate(now Time, o *Out) {
 		c.truncAt = now.Add(c.tun.IdleTruncate)
 	}
 	n := to - l.trunc
-	if n < truncLazyEntries && l.heldBytes(l.trunc)-l.heldBytes(to) < truncLazyBytes && !c.truncNow {
+	if n < truncLazyEntries && l.heldBytes(l.trunc)-l.heldBytes(to) < truncLazyBytes && !c.truncNow && c.pressure == PressureNone {
 		return
 	}
 	c.truncNow = false
@@ -728,7 +744,7 @@ func (c *Core) Tick(now Time, o *Out) {
 // LivenessChanged says that support for or from node has changed.
 func (c *Core) LivenessChanged(now Time, node NodeID, o *Out) {
 	c.touch(now)
-	c.unsure() // notes who has answered by now
+	c.unsure(0) // notes who has answered by now
 	if c.role == RoleLeader {
 		for i := range c.peers {
 			if p := &c.peers[i]; p.node == node && i != c.self && c.alive(p.node) {

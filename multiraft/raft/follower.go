@@ -177,7 +177,7 @@ func (c *Core) campaign(now Time, o *Out) {
 		c.electionAt = Never
 		return
 	}
-	if c.unsure() {
+	if c.unsure(0) {
 		c.attempts++
 		c.armElection(now)
 		return
@@ -303,7 +303,7 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 		c.send(o, m.From, m.FromReplica, resp)
 		return
 	}
-	if c.unsure() {
+	if c.unsure(m.From) {
 		if !pre {
 			resp.Term = m.Term // refused in that term, without entering it
 		}
@@ -466,7 +466,7 @@ func (c *Core) stepTimeoutNow(now Time, m *Msg, o *Out) {
 		c.campaignForReal(now, true, o)
 		return
 	}
-	if !c.isVoter() || c.hasUnappliedConf() || m.Flags&FlagGrant == 0 || c.unsure() {
+	if !c.isVoter() || c.hasUnappliedConf() || m.Flags&FlagGrant == 0 || c.unsure(m.From) {
 		return
 	}
 	if mutants.On("A7") {

@@ -492,7 +492,8 @@ func (c *Core) stepAppRefused(m *Msg, p *progress) {
 
 // updateCompactTo decides how far the logs may be cut: what all live members
 // hold; a dead one holds the log back only within LogKeepEntries and
-// LogKeepBytes, a live one within sixteen times as much.
+// LogKeepBytes, a live one within sixteen times as much, and neither while the node is
+// short of room for logs (Press).
 func (c *Core) updateCompactTo(now Time) {
 	l := &c.log
 	to := l.applied
@@ -511,6 +512,9 @@ func (c *Core) updateCompactTo(now Time) {
 		f := 1
 		if c.alive(p.node) {
 			f = 16
+		}
+		if c.pressure == PressureAll || c.pressure == PressureDead && f == 1 {
+			continue
 		}
 		if l.last-pos <= Index(f*c.tun.LogKeepEntries) && l.heldBytes(pos) <= uint64(f*c.tun.LogKeepBytes) {
 			to = pos

@@ -17,8 +17,12 @@ func TestMutants(t *testing.T) {
 	for _, c := range stirredCases {
 		cases[c.name] = c.run
 	}
+	for _, c := range pressCases {
+		cases[c.name] = c.run
+	}
 	for id, name := range map[string]string{
-		"A11": "restarted voter", "A12": "voter keeps its promise",
+		"C13b": "a vote for a stranger",
+		"A11":  "restarted voter", "A12": "voter keeps its promise",
 		"A20b": "step down is final",
 		"A13":  "grant", "A13b": "given up transfer",
 		"D2b": "follower read, earlier answer", "D2c": "follower read, earlier life",

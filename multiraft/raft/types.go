@@ -302,6 +302,21 @@ type ApplyTask struct {
 	Entries []Entry
 }
 
+// LogPressure says how much a node wants of a group that its log be cut.
+type LogPressure uint8
+
+const (
+	// PressureNone: what replicas that are away may hold back (Tuning.LogKeepEntries,
+	// LogKeepBytes) is kept for them.
+	PressureNone LogPressure = iota
+	// PressureDead: for a replica on a node that is not live nothing is kept. The slowest
+	// live one gets its entries from the log.
+	PressureDead
+	// PressureAll: the log is cut through all that is applied and not needed as redo
+	// (Core.Hold), by each replica for itself. Who lags needs a snapshot.
+	PressureAll
+)
+
 // TruncateTask says that entries up to and including Index (of Term) may be
 // deleted from the log of Shard as far as they are applied.
 type TruncateTask struct {

@@ -512,6 +512,8 @@ func (s *Store) translate(r *shard.Request, err error) error {
 		return &shard.NoQuorumError{Shard: r.Shard, Down: noQuorum.Down, Forgot: noQuorum.Forgot, Since: noQuorum.Since, Voters: noQuorum.Voters}
 	case errors.As(err, &overloaded):
 		return &shard.OverloadedError{RetryAfter: overloaded.RetryAfter, Why: overloaded.Why}
+	case errors.Is(err, multiraft.ErrLogBudget):
+		return shard.ErrLogBudget
 	case errors.As(err, &tooLarge):
 		return &shard.LimitError{What: "bytes of a log entry", Limit: tooLarge.Limit, Got: tooLarge.Bytes}
 	case errors.As(err, &refused):

@@ -292,7 +292,7 @@ func (n *node) boot() {
 	}
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: n.id, Engine: n.eng, Net: (*nodeNet)(n), Liveness: n.live, Clock: n.clock, Machine: machine{n},
-		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(),
+		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(), LogBytes: w.p.LogBytes,
 		Leases: !w.p.NoLease, Nodes: func() []raft.NodeID { return peers },
 		OnDestroy: func(s raft.ShardID, r raft.ReplicaID) { n.shadow.destroyed(n, s, r) },
 		OnFatal:   n.tether.onFatal,

@@ -63,6 +63,8 @@ type Params struct {
 	// Journal is from how many bytes of log records on entries are moved out of them; 0:
 	// the default.
 	Journal int64 `json:"journal,omitempty"`
+	// LogBytes is the cap of the logs of a node; 0: none.
+	LogBytes int64 `json:"log_bytes,omitempty"`
 
 	Payload    int           `json:"payload"` // bytes of a value, at most
 	Timeout    time.Duration `json:"timeout"` // of a client's operation, mean
@@ -163,6 +165,9 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 		p.MemTable = 32 << 10 // compactions tell of deletions that are mistakes
 	}
 	p.Journal = []int64{0, 2 << 10, 16 << 10}[seed/3%3] // not drawn either
+	if p.LogBytes = []int64{0, 0, 24 << 10, 0, 96 << 10}[seed/5%5]; p.LogBytes > 0 {
+		p.Journal = p.LogBytes / 4
+	}
 	n := p.Nodes
 	// Each fault is off in half of the seeds.
 	rate := func(hi float64) float64 {
