@@ -128,7 +128,7 @@ func (e *dragonboatEngine) start(i int) error {
 	}
 	var db *pebble.DB
 	if e.kind != inMemory {
-		if db, err = pebble.Open(filepath.Join(dir, "machine"), machineOptions()); err != nil {
+		if db, err = pebble.Open(filepath.Join(dir, "machine"), machineOptions(e.setup.snapshotEntries > 0)); err != nil {
 			host.Close()
 			return err
 		}
@@ -202,12 +202,16 @@ func (e *dragonboatEngine) Stop(node int) error {
 func (e *dragonboatEngine) Restart(_ context.Context, node int) error { return e.start(node) }
 
 // machineOptions are those of the machines' Pebble: the same memtables and
-// filters that Flotilla gives its own.
-func machineOptions() *pebble.Options {
-	return &pebble.Options{
+// filters that Flotilla gives its own; and as few of them, where the disk counts.
+func machineOptions(bounded bool) *pebble.Options {
+	o := &pebble.Options{
 		MemTableSize: 64 << 20, MemTableStopWritesThreshold: 6, L0CompactionThreshold: 4, L0StopWritesThreshold: 24,
 		LBaseMaxBytes: 256 << 20, FormatMajorVersion: pebble.FormatNewest, Logger: quiet{},
 	}
+	if bounded { // Pebble keeps as many files of its log as there may be memtables
+		o.MemTableSize, o.MemTableStopWritesThreshold = 32<<20, 3
+	}
+	return o
 }
 
 type quiet struct{}

@@ -32,7 +32,8 @@ type setup struct {
 type opener func(ctx context.Context, s setup) (engine, error)
 
 var engines = map[string]opener{
-	"flotilla":         openFlotilla,
+	"flotilla":         func(ctx context.Context, s setup) (engine, error) { return openFlotilla(ctx, s, 0) },
+	"flotilla-small":   func(ctx context.Context, s setup) (engine, error) { return openFlotilla(ctx, s, 64<<20) },
 	"dragonboat-disk":  func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, onDisk) },
 	"dragonboat-mem":   func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, inMemory) },
 	"dragonboat-tan":   func(ctx context.Context, s setup) (engine, error) { return openDragonboat(ctx, s, onDiskTan) },

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync/atomic"
 
 	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/bench"
@@ -15,17 +16,27 @@ import (
 )
 
 type flotillaEngine struct {
-	c *localcluster.Cluster
-	t *embedded.Leaders
+	c      *localcluster.Cluster
+	t      *embedded.Leaders
+	memory int64
+	// installed counts the snapshots that nodes took in.
+	installed *atomic.Int64
 }
 
-func openFlotilla(ctx context.Context, s setup) (engine, error) {
+// openFlotilla starts three nodes with so much memory each; zero: the default.
+func openFlotilla(ctx context.Context, s setup, memory int64) (engine, error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	c, err := localcluster.Start(ctx, localcluster.Options{Nodes: 3, Dir: s.dir, SplitAt: workload.Splits(s.shards), Logger: log})
+	installed := new(atomic.Int64)
+	c, err := localcluster.Start(ctx, localcluster.Options{Nodes: 3, Dir: s.dir, SplitAt: workload.Splits(s.shards), MemoryPerNode: memory, Logger: log,
+		Observer: flotilla.Observer{OnSnapshot: func(ev flotilla.SnapshotEvent) {
+			if !ev.Sent && ev.Err == nil {
+				installed.Add(1)
+			}
+		}}})
 	if err != nil {
 		return nil, err
 	}
-	return &flotillaEngine{c, embedded.NewLeaders(ctx, c.Nodes())}, nil
+	return &flotillaEngine{c, embedded.NewLeaders(ctx, c.Nodes()), memory, installed}, nil
 }
 
 func (e *flotillaEngine) Target() bench.Target { return e.t }
@@ -39,7 +50,11 @@ func (e *flotillaEngine) Local(ctx context.Context, node int, key []byte) ([]byt
 }
 
 func (e *flotillaEngine) Note() string {
-	return fmt.Sprintf("defaults; leaders per node %v", e.t.PerNode())
+	what := "defaults"
+	if e.memory != 0 {
+		what = fmt.Sprintf("%d MiB of memory per node", e.memory>>20)
+	}
+	return fmt.Sprintf("%s; leaders per node %v; %d snapshots installed", what, e.t.PerNode(), e.installed.Load())
 }
 
 func (e *flotillaEngine) Close() {

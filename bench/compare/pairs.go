@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 )
 
 // comparison is one point, run on all engines in turn.
@@ -104,6 +105,8 @@ func childInto(ctx context.Context, name string, p point, o any) error {
 		args = append(args, "--dir", p.Dir)
 	}
 	cmd := exec.CommandContext(ctx, self, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its directory
+	cmd.WaitDelay = time.Minute
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	if err := cmd.Run(); err != nil {
