@@ -12,17 +12,21 @@ import (
 
 	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/snapshot/backup"
+	"github.com/flotillakv/flotilla/snapshot/backup/s3"
 )
 
 // placeFlags say where backups are.
 type placeFlags struct {
-	place    string
-	parallel int
+	place            string
+	endpoint, region string
+	parallel         int
 }
 
 func (p *placeFlags) add(cmd *cobra.Command, name string) {
 	f := cmd.Flags()
-	f.StringVar(&p.place, name, "", "directory of the backups (env FLOTILLA_BACKUP)")
+	f.StringVar(&p.place, name, "", "where the backups are: a directory, or s3://BUCKET/PREFIX (env FLOTILLA_BACKUP)")
+	f.StringVar(&p.endpoint, "s3-endpoint", "", "of an S3 service, HOST[:PORT] or URL; default AWS (env FLOTILLA_S3_ENDPOINT)")
+	f.StringVar(&p.region, "s3-region", "", "of the bucket; default: ask the service (env AWS_REGION)")
 }
 
 // open returns the store that the flags, or the environment, name.
@@ -31,7 +35,30 @@ func (a *app) openPlace(p *placeFlags, name string) (backup.Store, error) {
 		p.place, _ = a.env("FLOTILLA_BACKUP")
 	}
 	if p.place == "" {
-		return nil, usageError("--%s: say where the backups are, a directory", name)
+		return nil, usageError("--%s: say where the backups are, a directory or s3://BUCKET/PREFIX", name)
+	}
+	o, isS3, err := s3.Parse(p.place)
+	if err != nil {
+		return nil, usageError("--%s: %s", name, strings.TrimPrefix(err.Error(), "s3: "))
+	}
+	if isS3 {
+		for _, v := range []struct {
+			field *string
+			flag  string
+			env   string
+		}{{&o.Endpoint, p.endpoint, "FLOTILLA_S3_ENDPOINT"}, {&o.Region, p.region, "AWS_REGION"}} {
+			if v.flag != "" {
+				*v.field = v.flag
+			}
+			if *v.field == "" {
+				*v.field, _ = a.env(v.env)
+			}
+		}
+		s, err := s3.Open(o)
+		if err != nil {
+			return nil, failure(exitUsage, err, "", "--%s %s: %v", name, p.place, err)
+		}
+		return s, nil
 	}
 	s, err := backup.OpenDir(p.place)
 	if err != nil {
@@ -64,7 +91,9 @@ func newBackup(a *app) *cobra.Command {
 	return clientFlags(a, group(&cobra.Command{
 		Use:   "backup",
 		Short: "Copy the data out of a cluster, and back into one",
-		Long: `backup keeps copies of a cluster's data in a directory.
+		Long: `backup keeps copies of a cluster's data in a directory, or in a bucket of an S3
+service; its credentials are taken from the environment (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY), the AWS credentials file or the machine's role.
 
 Each shard is copied as of one moment, which the backup names; writes go on
 meanwhile. Data lies in chunks that are named by their SHA-256, and what did not
@@ -117,7 +146,7 @@ one; the moments of different shards differ.
 
 If it is interrupted there is no new backup, and what was stored already is used by
 the next one.`,
-		Example: lines("  flotilla backup create --to /mnt/backups"),
+		Example: lines("  flotilla backup create --to /mnt/backups", "  flotilla backup create --to s3://bucket/prefix --s3-endpoint http://127.0.0.1:7070"),
 		Args:    arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.openPlace(&p, "to")

@@ -38,6 +38,7 @@ var layers = []struct {
 	{"multiraft/liveness", 2, "multiraft/raft internal/invariants internal/mutants", ""},
 	{"snapshot", 3, "multiraft/raft engine internal/invariants internal/mutants", "github.com/golang/snappy"},
 	{"snapshot/backup", 3, "internal/mutants", "github.com/golang/snappy"},
+	{"snapshot/backup/s3", 4, "snapshot/backup", "github.com/minio/minio-go/v7"},
 	{"transport", 4, "multiraft/raft shard transport/transportpb internal/invariants internal/mutants", "google.golang.org/grpc google.golang.org/protobuf github.com/golang/snappy"},
 	{"router", 4, "multiraft/raft multiraft/session shard internal/invariants internal/mutants", "golang.org/x/sync"},
 	{"router/catalog", 4, "multiraft/raft shard internal/invariants", ""},
