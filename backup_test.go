@@ -269,6 +269,47 @@ func TestBackupWithStaleFollower(t *testing.T) {
 	}
 }
 
+// onceStore runs f before its first Put.
+type onceStore struct {
+	*memStore
+	once sync.Once
+	f    func()
+}
+
+func (s *onceStore) Put(ctx context.Context, name string, data []byte) error {
+	s.once.Do(s.f)
+	return s.memStore.Put(ctx, name, data)
+}
+
+// The node that holds a cut crashes and comes back in the middle of a backup: the
+// shard is cut anew, and the backup is whole.
+func TestBackupOverCrash(t *testing.T) {
+	c := flotillatest.NewCluster(t, 1, splitsFor(2))
+	pagesApart(t, c.KV(), 2)
+	mem := &onceStore{memStore: newMemory(), f: func() { c.Kill(0); c.Restart(0) }}
+	var p backup.Progress
+	m, err := c.Client().Backup(t.Context(), mem, backup.Options{Parallel: 1, Progress: &p, Retry: patient(c)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Restarts.Load() == 0 {
+		t.Error("the cut outlived its node")
+	}
+	got := map[string]string{}
+	if err := backup.Restore(t.Context(), mem, m, into(got), backup.Refuse, backup.Options{Parallel: 1}); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for pair, err := range c.KV().Scan(t.Context(), flotilla.Range{}) {
+		if n++; err != nil || got[string(pair.Key)] != string(pair.Value) {
+			t.Fatalf("%q: %v", pair.Key, err)
+		}
+	}
+	if n != len(got) || n < 52 {
+		t.Errorf("%d keys in the backup, %d in the cluster", len(got), n)
+	}
+}
+
 // again repeats what may fail because the machine is busy and nodes lose sight of
 // each other.
 func again(t *testing.T, c *flotillatest.Cluster, f func() error) {
