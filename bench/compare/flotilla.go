@@ -19,15 +19,22 @@ type flotillaEngine struct {
 	c      *localcluster.Cluster
 	t      *embedded.Leaders
 	memory int64
+	keep   int64
 	// installed counts the snapshots that nodes took in.
 	installed *atomic.Int64
 }
 
-// openFlotilla starts three nodes with so much memory each; zero: the default.
+// openFlotilla starts three nodes with so much memory each; zero: the default. With
+// little memory a node that is away gets a snapshot as soon as that is smaller than what
+// it missed of the log.
 func openFlotilla(ctx context.Context, s setup, memory int64) (engine, error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	installed := new(atomic.Int64)
-	c, err := localcluster.Start(ctx, localcluster.Options{Nodes: 3, Dir: s.dir, SplitAt: workload.Splits(s.shards), MemoryPerNode: memory, Logger: log,
+	keep := int64(0)
+	if memory != 0 {
+		keep = s.snapshotBytes
+	}
+	c, err := localcluster.Start(ctx, localcluster.Options{Nodes: 3, Dir: s.dir, SplitAt: workload.Splits(s.shards), MemoryPerNode: memory, LogKeep: keep, Logger: log,
 		Observer: flotilla.Observer{OnSnapshot: func(ev flotilla.SnapshotEvent) {
 			if !ev.Sent && ev.Err == nil {
 				installed.Add(1)
@@ -36,7 +43,7 @@ func openFlotilla(ctx context.Context, s setup, memory int64) (engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &flotillaEngine{c, embedded.NewLeaders(ctx, c.Nodes()), memory, installed}, nil
+	return &flotillaEngine{c, embedded.NewLeaders(ctx, c.Nodes()), memory, keep, installed}, nil
 }
 
 func (e *flotillaEngine) Target() bench.Target { return e.t }
@@ -52,7 +59,7 @@ func (e *flotillaEngine) Local(ctx context.Context, node int, key []byte) ([]byt
 func (e *flotillaEngine) Note() string {
 	what := "defaults"
 	if e.memory != 0 {
-		what = fmt.Sprintf("%d MiB of memory per node", e.memory>>20)
+		what = fmt.Sprintf("%d MiB of memory per node, LogKeep %d KiB (the data of a shard)", e.memory>>20, e.keep>>10)
 	}
 	return fmt.Sprintf("%s; leaders per node %v; %d snapshots installed", what, e.t.PerNode(), e.installed.Load())
 }
