@@ -196,7 +196,7 @@ func (n *Node) growth(d *raft.Descriptor) error {
 	if n.eng.SpaceGoing(4) {
 		n.lookSoon()
 	}
-	if !n.disk.tight.Load() && !n.eng.SpaceGoing(1) || d.Keyspace == 0 || mutants.On("H14") {
+	if !n.disk.tight.Load() && !n.eng.SpaceGoing(1) || d.Keyspace == 0 || mutants.On("H2c") {
 		return nil
 	}
 	if v, ok := n.host.View(d.Shard); !ok || !v.IsLeader {

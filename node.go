@@ -445,7 +445,7 @@ func (n *Node) openGroups() error {
 		}
 	}
 	// Behind the replicas: receptions that a crash interrupted are held against them.
-	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log})
+	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log, Room: n.eng.RoomForSnapshots})
 	if err != nil {
 		return err
 	}

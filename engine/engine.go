@@ -81,6 +81,7 @@ type Engine struct {
 	// headroom is one more than what was left before SpaceFull, grown what was
 	// committed since.
 	headroom, grown atomic.Int64
+	snapshotRoom    atomic.Int64 // one more than RoomForSnapshots
 	spaceRoom       atomic.Int64 // one more than what LookAtSpace found to be left; zero: it did not look yet
 
 	batches sync.Pool // *Batch

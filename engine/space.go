@@ -70,14 +70,14 @@ func (s *Space) Room() int64 {
 	return max(room, 0)
 }
 
-// Headroom returns how much more the store may take before it is SpaceFull.
-func (s *Space) Headroom(reserve int64) int64 {
+// before returns how much more the store may take before it is in state.
+func (s *Space) before(state SpaceState, reserve int64) int64 {
 	room := int64(math.MaxInt64)
 	if s.Limit > 0 {
-		room = s.Limit - s.Used - spaceMark(SpaceFull, s.Limit, reserve)
+		room = s.Limit - s.Used - spaceMark(state, s.Limit, reserve)
 	}
 	if s.Total > 0 {
-		room = min(room, s.Free-spaceMark(SpaceFull, s.Total, reserve))
+		room = min(room, s.Free-spaceMark(state, s.Total, reserve))
 	}
 	return max(room, 0)
 }
@@ -90,7 +90,16 @@ const spaceFactor = 3
 // last look, may have been taken since: look again, or take nothing more (part 1).
 func (e *Engine) SpaceGoing(part int64) bool {
 	head := e.headroom.Load()
-	return head > 0 && e.grown.Load() > (head-1)/(spaceFactor*part) && !mutants.On("H14e")
+	return head > 0 && e.grown.Load() > (head-1)/(spaceFactor*part) && !mutants.On("H2h")
+}
+
+// RoomForSnapshots returns how many bytes snapshots that come in may take, by the
+// last look: what is left before SpaceCritical. math.MaxInt64: not bounded.
+func (e *Engine) RoomForSnapshots() int64 {
+	if room := e.snapshotRoom.Load(); room > 0 {
+		return room - 1
+	}
+	return math.MaxInt64
 }
 
 // Marks of the states, as the room that is left: a share of the capacity, but no
@@ -126,7 +135,7 @@ func nextSpace(was SpaceState, s *Space, reserve int64) SpaceState {
 	look := func(capacity, room int64) {
 		for state := SpaceCritical; state > worst; state-- {
 			mark := spaceMark(state, capacity, reserve)
-			if state <= was && !mutants.On("H14a") {
+			if state <= was && !mutants.On("H2d") {
 				mark += mark / 5
 			}
 			if room < mark {
@@ -180,7 +189,8 @@ func (e *Engine) LookAtSpace() (s Space, took time.Duration, err error) {
 		}
 	}
 	e.space.now = s
-	e.headroom.Store(min(s.Headroom(e.spaceReserve()), math.MaxInt64-1) + 1)
+	e.headroom.Store(min(s.before(SpaceFull, e.spaceReserve()), math.MaxInt64-1) + 1)
+	e.snapshotRoom.Store(min(s.before(SpaceCritical, e.spaceReserve()), math.MaxInt64-1) + 1)
 	e.grown.Add(-grown) // what was committed during the look may not have been seen
 	e.spaceRoom.Store(min(s.Room(), math.MaxInt64-1) + 1)
 	return s, time.Since(began), nil
@@ -274,7 +284,7 @@ func (e *Engine) ballastSize(s *Space) int64 {
 // whether it changed anything.
 func (e *Engine) tendBallast(s *Space) bool {
 	if s.Ballast > 0 {
-		if s.State != SpaceCritical || mutants.On("H14b") {
+		if s.State != SpaceCritical || mutants.On("H2e") {
 			return false
 		}
 		if err := e.dropBallast(e.disk); err != nil {
@@ -356,7 +366,7 @@ func (e *Engine) checkFree(fs FS, path string, give bool) error {
 		return nil
 	}
 	ballast := fs.PathJoin(e.dir, ballastName)
-	if info, serr := fs.Stat(ballast); serr == nil && !mutants.On("H14c") {
+	if info, serr := fs.Stat(ballast); serr == nil && !mutants.On("H2f") {
 		kept := uint64(allocated(info))
 		if !give && u.AvailBytes+kept >= MinFreeBytes {
 			return nil

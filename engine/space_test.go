@@ -205,3 +205,49 @@ func TestSpaceIsWhatDuCounts(t *testing.T) {
 		must(t, e.Close())
 	}
 }
+
+// TestSpaceGoing: what is committed after a look at the space counts, until the next.
+func TestSpaceGoing(t *testing.T) {
+	fs := &tellingFS{FS: simfs.New(), total: 8 << 30}
+	e, err := Open(Options{Dir: "/data/n1", FS: fs, Create: true, CacheBytes: 1 << 20, OnFatal: func(err error) { t.Error(err) }})
+	must(t, err)
+	defer e.Close()
+	createGroup(t, e, 1)
+	if e.SpaceGoing(1) || e.RoomForSnapshots() < 1<<62 {
+		t.Fatal("bounds before the first look")
+	}
+	mark := spaceMark(SpaceFull, fs.total, e.spaceReserve())
+	fs.leave(mark + 9<<20) // 3 MiB may be committed
+	look := func() {
+		t.Helper()
+		s, _, err := e.LookAtSpace()
+		must(t, err)
+		if s.State != SpaceWarning {
+			t.Fatalf("%+v", s)
+		}
+	}
+	look()
+	if room, want := e.RoomForSnapshots(), mark+9<<20-spaceMark(SpaceCritical, fs.total, e.spaceReserve()); room != want {
+		t.Errorf("room for snapshots: %d, want %d", room, want)
+	}
+	write := func(n int) {
+		b := e.NewBatch()
+		defer b.Close()
+		b.Set(1, []byte("key"), make([]byte, n))
+		must(t, b.Commit(true))
+		must(t, b.Wait())
+	}
+	write(1 << 20)
+	if e.SpaceGoing(1) || !e.SpaceGoing(4) {
+		t.Errorf("1 of 3 MiB: all %t, a quarter %t", e.SpaceGoing(1), e.SpaceGoing(4))
+	}
+	write(2 << 20)
+	if !e.SpaceGoing(1) {
+		t.Error("3 of 3 MiB pass for nothing")
+	}
+	fs.leave(mark + 9<<20) // others give way
+	look()
+	if e.SpaceGoing(4) {
+		t.Error("what a look has seen counts still")
+	}
+}

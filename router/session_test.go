@@ -70,6 +70,7 @@ var sessionCases = []struct {
 			"no leader":  &shard.NotLeaderError{Shard: 2},
 			"overloaded": &shard.OverloadedError{RetryAfter: time.Millisecond},
 			"full":       &shard.SessionsFullError{Shard: 2},
+			"disk full":  &shard.DiskFullError{Shard: 2},
 			"crossing":   &shard.CrossShardError{At: []byte("a")},
 			"forgotten":  &shard.SessionExpiredError{Shard: 2},
 		} {
@@ -93,6 +94,7 @@ var sessionCases = []struct {
 	{"a refusal of the only try is definite", func(t *testing.T) error {
 		for _, refusal := range []error{
 			&shard.NoQuorumError{Shard: 2, Down: []raft.NodeID{2, 3}}, &shard.SessionsFullError{Shard: 2}, &shard.SessionExpiredError{Shard: 2},
+			&shard.DiskFullError{Shard: 2, Nodes: []raft.NodeID{1}},
 		} {
 			f := newFleet()
 			s, _ := inSession(f.warm(t), time.Minute)

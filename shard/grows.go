@@ -24,7 +24,7 @@ func Grows(c raft.Command) bool {
 		return true
 	case OpBatch:
 		v, err := DecodeBatch(c.Body)
-		return err == nil && (puts(v) || mutants.On("H14d"))
+		return err == nil && (puts(v) || mutants.On("H2g"))
 	case OpTxn:
 		v, err := DecodeTxn(c.Body)
 		return err == nil && (puts(v.Then) || puts(v.Else))

@@ -27,6 +27,10 @@ var (
 	// ErrBusy: as many snapshots as allowed are under way. Nothing was sent or
 	// staged; try again later.
 	ErrBusy = errors.New("snapshot: too many under way")
+	// ErrNoSpace: the receiver's disk has no room for the snapshot, besides what was
+	// promised to others that are coming in. Nothing was staged; try again later. To
+	// the sender it is ErrBusy, with this as its text.
+	ErrNoSpace = errors.New("snapshot: no space for it on the disk")
 	// ErrRefused: the receiver refused the snapshot for good (it is corrupt to
 	// it, overlaps another shard, or names no replica there); the text says why.
 	// It was not installed.
@@ -66,7 +70,7 @@ func verdictOf(err error, chunks int) error {
 		v.code, v.chunks = codeMore, chunks
 	case errors.Is(err, ErrStale), errors.Is(err, engine.ErrStale):
 		v.code = codeStale
-	case errors.Is(err, ErrBusy):
+	case errors.Is(err, ErrBusy), errors.Is(err, ErrNoSpace):
 		v.code = codeBusy
 	}
 	return v

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -26,7 +28,7 @@ type reception struct {
 	// gone: the slot was given to another snapshot, because the stream stood
 	// still for RetainFor.
 	gone bool
-	have int
+	have atomic.Int32 // written by its owner alone
 
 	dir   string
 	file  engine.File // the table being written
@@ -38,6 +40,20 @@ func newReception(m *Meta, from raft.NodeID, now raft.Time) *reception {
 	return &reception{meta: *m, from: from, since: now, lists: make([][]byte, len(m.Files)), paths: make([]string, len(m.Files))}
 }
 
+// toCome returns how many bytes of tables are still to be written. A table that is
+// under way counts in full. Any goroutine may call it.
+func (r *reception) toCome() (n int64) {
+	have := int(r.have.Load())
+	for i := range r.meta.Files {
+		f := &r.meta.Files[i]
+		if have -= len(f.Sums); have >= 0 || f.Kind != FileTable {
+			continue
+		}
+		n += f.Size
+	}
+	return n
+}
+
 // manifestName is the name of the manifest in a staging directory.
 const manifestName = "MANIFEST"
 
@@ -47,7 +63,7 @@ const manifestName = "MANIFEST"
 // closes it. On failure nothing of the present state was touched; the error's
 // text is to be returned to the sender through the transport as it is (the
 // sender reads a verdict from it). Errors: ErrCorrupt, ErrStale, ErrNotMember,
-// *OverlapError and ErrBusy refuse; after ErrTruncated or a broken stream, what
+// *OverlapError, ErrBusy and ErrNoSpace refuse; after ErrTruncated or a broken stream, what
 // came is kept for RetainFor, and the same snapshot goes on behind it.
 func (s *Store) Handle(from raft.NodeID, header []byte, next func() ([]byte, error)) (*Staged, error) {
 	r, err := s.admit(from, header)
@@ -59,7 +75,7 @@ func (s *Store) Handle(from raft.NodeID, header []byte, next func() ([]byte, err
 		return &Staged{Meta: r.meta, s: s, r: r}, nil
 	}
 	keep := errors.Is(err, ErrTruncated) // release drops it all the same if it gave way
-	have := r.have
+	have := int(r.have.Load())
 	s.release(r, keep)
 	return nil, verdictOf(err, have)
 }
@@ -75,13 +91,19 @@ func (s *Store) admit(from raft.NodeID, header []byte) (*reception, error) {
 	}
 	now := s.o.Clock.Now()
 	s.Sweep(now)
-	r, old, err := s.enlist(&m, from, now)
+	room := int64(math.MaxInt64)
+	if s.o.Room != nil {
+		room = s.o.Room()
+	}
+	r, old, err := s.enlist(&m, from, now, room)
 	s.discard(old) // the sender has built a new one
 	return r, err
 }
 
-// enlist gives the snapshot a slot: that of its interrupted reception, or a new one.
-func (s *Store) enlist(m *Meta, from raft.NodeID, now raft.Time) (r, old *reception, err error) {
+// enlist gives the snapshot a slot: that of its interrupted reception, or a new
+// one; and the room for what is still to come of it, which nobody else gets while it
+// has the slot.
+func (s *Store) enlist(m *Meta, from raft.NodeID, now raft.Time, room int64) (r, old *reception, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closed {
@@ -107,14 +129,27 @@ func (s *Store) enlist(m *Meta, from raft.NodeID, now raft.Time) (r, old *recept
 	if old != nil && old.busy {
 		return nil, nil, fmt.Errorf("%w: another snapshot of shard %d is coming in", ErrBusy, m.Shard)
 	}
+	need := newReception(m, from, now)
 	if old != nil && old.meta.ID == m.ID && old.from == from {
+		need = old
+	}
+	promised := int64(0)
+	for _, o := range s.mu.in {
+		if o != old {
+			promised += o.toCome()
+		}
+	}
+	if left := need.toCome(); left > room-promised && !mutants.On("H2i") {
+		return nil, nil, fmt.Errorf("%w: %d bytes of shard %d are to come, there is room for %d", ErrNoSpace, left, m.Shard, max(0, room-promised))
+	}
+	if need == old {
 		old.busy, old.since = true, now
 		return old, nil, nil
 	}
 	if old != nil {
 		s.forgetLocked(old)
 	}
-	r = newReception(m, from, now)
+	r = need
 	r.busy = true
 	s.mu.in = append(s.mu.in, r)
 	return r, old, nil
@@ -165,19 +200,19 @@ func (s *Store) newer(m *Meta, have *raft.Descriptor, as raft.AppliedState) erro
 // receive takes chunks until all are there.
 func (s *Store) receive(r *reception, next func() ([]byte, error)) error {
 	total := r.meta.Chunks()
-	for r.have < total {
+	for int(r.have.Load()) < total {
 		b, err := next()
 		if err != nil {
 			if errors.Is(err, io.EOF) {
-				return fmt.Errorf("%w: %d of %d chunks", ErrTruncated, r.have, total)
+				return fmt.Errorf("%w: %d of %d chunks", ErrTruncated, r.have.Load(), total)
 			}
-			return fmt.Errorf("%w: %d of %d chunks: %w", ErrTruncated, r.have, total, err)
+			return fmt.Errorf("%w: %d of %d chunks: %w", ErrTruncated, r.have.Load(), total, err)
 		}
 		i, c, payload, err := r.meta.decodeChunk(b)
 		if err != nil {
 			return err
 		}
-		wi, wc := r.meta.chunkAt(r.have)
+		wi, wc := r.meta.chunkAt(int(r.have.Load()))
 		if i < wi || i == wi && c < wc {
 			continue // sent twice
 		}
@@ -187,7 +222,7 @@ func (s *Store) receive(r *reception, next func() ([]byte, error)) error {
 		if err := s.put(r, i, c, payload); err != nil {
 			return err
 		}
-		r.have++
+		r.have.Add(1)
 		if !s.touch(r) {
 			return fmt.Errorf("%w: the stream stood still for %v and gave way to another", ErrBusy, RetainFor)
 		}
@@ -316,9 +351,9 @@ func (s *Store) restoreOne(dir string) *reception {
 			break
 		}
 		r.paths[i] = path
-		r.have += len(f.Sums)
+		r.have.Add(int32(len(f.Sums)))
 	}
-	if r.have == 0 {
+	if r.have.Load() == 0 {
 		return nil
 	}
 	r.dir = dir

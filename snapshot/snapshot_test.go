@@ -574,7 +574,7 @@ func TestVerdictsReachTheSender(t *testing.T) {
 	})
 	t.Run("busy, then free", func(t *testing.T) {
 		p := newPair(t, 3)
-		hold, _, err := p.recv.enlist(&Meta{Shard: shard1}, 9, 1)
+		hold, _, err := p.recv.enlist(&Meta{Shard: shard1}, 9, 1, 1<<40)
 		check(t, err)
 		streams := 0
 		_, _, err = p.send.Send(t.Context(), &p.desc, func(ctx context.Context, h []byte) (Stream, error) {
@@ -589,7 +589,7 @@ func TestVerdictsReachTheSender(t *testing.T) {
 	t.Run("never free", func(t *testing.T) {
 		p := newPair(t, 3)
 		for i := range 2 {
-			if _, _, err := p.recv.enlist(&Meta{Shard: raft.ShardID(100 + i)}, 9, 1); err != nil {
+			if _, _, err := p.recv.enlist(&Meta{Shard: raft.ShardID(100 + i)}, 9, 1, 1<<40); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -837,4 +837,51 @@ func TestSender(t *testing.T) {
 	if _, _, err := p.send.Send(t.Context(), &p.desc, p.link.open); !errors.Is(err, ErrClosed) {
 		t.Fatalf("send after close: %v", err)
 	}
+}
+
+// TestNoSpace: a snapshot for which there is no room is refused by its manifest,
+// before anything is staged, and the sender is told that it may try again; room is
+// promised once only, also to a reception that was interrupted; what came of that
+// needs no room again.
+func TestNoSpace(t *testing.T) {
+	p := newPair(t, 2000)
+	room := int64(0)
+	p.recv = newStore(t, p.to, 2, func(o *Options) { o.Room = func() int64 { return room } })
+	p.link.to = p.recv
+	b, err := p.send.Build(t.Context(), &p.desc)
+	check(t, err)
+	size := int64(0)
+	for _, f := range b.Meta.Files {
+		if f.Kind == FileTable {
+			size += f.Size
+		}
+	}
+	check(t, b.Close())
+	if size < 1<<20 {
+		t.Fatalf("%d bytes of tables", size)
+	}
+	room = size - 1
+	if err := p.run(t); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "no space for it") || !errors.Is(p.link.err, ErrNoSpace) {
+		t.Fatalf("a byte short: the sender got %v, the receiver says %v", err, p.link.err)
+	}
+	if s := staged(t, p.to); len(s) != 0 {
+		t.Fatalf("a byte short: staged are %v", s)
+	}
+
+	// Another shard comes in, and breaks off: its room stays promised.
+	room = 2*size - 1
+	other := newPair(t, 2000)
+	other.desc = descOf(shard1+1, "q", "z")
+	fill(t, other.from, other.desc, 2000, 1)
+	ob, err := other.send.Build(t.Context(), &other.desc)
+	check(t, err)
+	defer ob.Close()
+	if _, err := p.recv.Handle(1, ob.Meta.Encode(nil), func() ([]byte, error) { return nil, io.EOF }); !errors.Is(err, ErrTruncated) {
+		t.Fatal(err)
+	}
+	if err := p.run(t); !errors.Is(err, ErrBusy) || !errors.Is(p.link.err, ErrNoSpace) {
+		t.Fatalf("room for one of two: the sender got %v, the receiver says %v", err, p.link.err)
+	}
+	room = 2*size + 64<<10
+	check(t, p.run(t))
 }

@@ -43,6 +43,10 @@ type Options struct {
 	SmallBytes int
 	// TableBytes is about the size of one table. Zero: 32 MiB.
 	TableBytes int
+	// Room returns how many bytes the snapshots that come in may take on the disk, all
+	// together and besides what of them is there already. It must not block. Nil: no
+	// bound.
+	Room func() int64
 	// Clock: nil means the system's.
 	Clock Clock
 	// NewID draws the id of a snapshot. Nil: from the system's random source.

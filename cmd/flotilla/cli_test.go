@@ -288,6 +288,7 @@ func TestStatusOutput(t *testing.T) {
 	c := newCommand()
 	c.kv.status = flotilla.ClusterStatus{
 		State: "DEGRADED", Cluster: "9f2e", Shards: 2, ShardsWithLeader: 2, UnderReplicated: 1, Note: "node 2 does not answer",
+		Warnings: []string{"the disk of n1 is full (91 MiB taken of 100 MiB, 9 MiB left): writes that add data are refused, deletes are not"},
 		Nodes: []flotilla.NodeInfo{
 			{ID: 1, Addr: "127.0.0.1:7001", ClientAddr: "127.0.0.1:7002", State: "up", Leaders: 2, Replicas: 3, DiskBytes: 5 << 30, LogBytes: 41 << 20, Lag: 3, FsyncP99Ms: 1.84, Version: "0.1.0", Started: time.Unix(1700000000, 0).UTC()},
 			{ID: 2, Addr: "127.0.0.1:7011", ClientAddr: "127.0.0.1:7012", State: "down"},

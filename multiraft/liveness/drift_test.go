@@ -219,13 +219,21 @@ func (w *pair) run(d time.Duration) string {
 			n.rules.Tick(At{Now: n.clock(w.real)}, Gate{Beat: true, Self: true}, &fx)
 			w.carryOut(which, &fx)
 		default:
-			switch k := w.rng.IntN(8); {
+			switch k := w.rng.IntN(9); {
 			case k < 2:
 				w.cut[k] = true
 			case k < 6:
 				w.cut[0], w.cut[1] = false, false
 			case k == 6:
 				w.boot(w.rng.IntN(2))
+			case k == 8: // as on a disk that stands still; it goes on at once
+				n := w.n[0]
+				var fx Effects
+				n.rules.Yield(n.clock(w.real), &fx)
+				if v := w.check(); v != "" {
+					return v
+				}
+				w.carryOut(0, &fx)
 			case k == 7:
 				n := w.n[0]
 				var fx Effects

@@ -25,6 +25,14 @@ func transportPlants() []plant {
 		failing("G16b", "G16", "a node without a disk forms a second cluster of the first one's members", ".", "^Test(Formation|Gather)", "S1"),
 		failing("H2", "H2", "a store on a full disk neither opens nor says why", "engine", "^TestFullDisk$", "F1"),
 		failing("H2b", "H2", "a flush that finds no space is the end of the node", "engine", "^TestFullDisk$", "L3"),
+		failing("H1a", "H1", "a node whose disk stands still keeps the support of the others until it runs out", ".", "^TestDiskStall$", "L1 bound"),
+		failing("H2c", "H2", "writes are taken until the disk is full", ".", "^TestDiskFull$", "L3"),
+		failing("H2d", "H2", "a disk at the edge of a state goes in and out of it", "engine", "^TestSpaceRule", "L3"),
+		failing("H2e", "H2", "the ballast is never given up", "engine", "^TestBallast$", "L3"),
+		failing("H2f", "H2", "a store on a full disk does not open, with the ballast beside it", "engine", "^TestBallast$", "L3"),
+		failing("H2g", "H2", "a batch of deletes is refused on a full disk", "shard", "^TestGrows$", "L3"),
+		failing("H2h", "H2", "what is written between two looks at the space does not count", "engine", "^TestSpaceGoing$", "L3"),
+		failing("H2i", "H2", "snapshots are taken in for which there is no room", "snapshot", "^TestNoSpace$", "L3"),
 		failing("H10", "H10", "messages that a loop does not get to pile up", "multiraft", "^TestInboxBounds$", "S19"),
 	}
 }
