@@ -205,7 +205,7 @@ func testStatus(t *testing.T, c *cluster) {
 // testJoin adds a fourth node; it keeps its id over a restart.
 func testJoin(t *testing.T, c *cluster) {
 	a := addresses(t, 2)
-	args := []string{"serve", "--dir", filepath.Join(c.dir, "late"), "--listen", a[0], "--client-listen", a[1], "--join", strings.Join(c.peers, ",")}
+	args := []string{"serve", "--ballast", "0", "--dir", filepath.Join(c.dir, "late"), "--listen", a[0], "--client-listen", a[1], "--join", strings.Join(c.peers, ",")}
 	late := start(t, args...)
 	late.ready(t)
 	check := func() {

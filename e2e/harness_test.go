@@ -342,7 +342,7 @@ func (c *cluster) data(i int) string { return filepath.Join(c.dir, fmt.Sprintf("
 // start starts node i (from 0), without waiting for it.
 func (c *cluster) start(t *testing.T, i int) {
 	t.Helper()
-	c.nodes[i] = start(t, append([]string{"serve", "--dir", c.data(i), "--listen", c.peers[i], "--client-listen", c.clients[i],
+	c.nodes[i] = start(t, append([]string{"serve", "--ballast", "0", "--dir", c.data(i), "--listen", c.peers[i], "--client-listen", c.clients[i],
 		"--bootstrap", fmt.Sprint(len(c.peers)), "--join", strings.Join(c.peers, ",")}, c.extra...)...)
 }
 

@@ -40,7 +40,7 @@ func TestReplaceMachine(t *testing.T) {
 
 	begun := time.Now()
 	a := addresses(t, 2)
-	late := start(t, "serve", "--dir", filepath.Join(c.dir, "new"), "--listen", a[0], "--client-listen", a[1],
+	late := start(t, "serve", "--ballast", "0", "--dir", filepath.Join(c.dir, "new"), "--listen", a[0], "--client-listen", a[1],
 		"--join", strings.Join(c.peers, ","), "--heartbeat", "200ms", "--support", "1s")
 	late.ready(t)
 	addr := strings.Join([]string{c.clients[0], c.clients[1], a[1]}, ",")

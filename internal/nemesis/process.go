@@ -108,7 +108,7 @@ func (c *cluster) start(n *node) error {
 	fmt.Fprintf(log, "--- start %d at %s\n", n.starts, time.Now().Format("15:04:05.000"))
 	from := sizeOf(log)
 	p := &process{out: &lineWatch{to: log, ready: make(chan struct{})}, done: make(chan struct{})}
-	argv := c.net.wrap(n.i, append([]string{c.binary, "serve", "--dir", n.dir, "--node-id", fmt.Sprint(n.i + 1),
+	argv := c.net.wrap(n.i, append([]string{c.binary, "serve", "--ballast", "0", "--dir", n.dir, "--node-id", fmt.Sprint(n.i + 1),
 		"--listen", n.peer, "--advertise", n.peerVia, "--client-listen", n.client, "--client-advertise", n.clientVia}, c.args...))
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	for _, v := range os.Environ() {
