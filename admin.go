@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/router"
 	"github.com/flotillakv/flotilla/router/catalog"
@@ -163,8 +164,10 @@ func (n *Node) report() report {
 	m := n.eng.Metrics()
 	r := report{Node: NodeInfo{
 		ID: n.ID(), Addr: n.addr.Addr, ClientAddr: n.addr.ClientAddr, State: "up", Version: ReleaseVersion, Started: n.started,
-		DiskBytes: int64(m.DiskBytes), LogBytes: int64(m.LogBytes), FsyncP99Ms: float64(m.FsyncP99) / float64(time.Millisecond),
+		DiskBytes: int64(m.DiskBytes), FsyncP99Ms: float64(m.FsyncP99) / float64(time.Millisecond),
 	}}
+	logs := n.host.LogStatus()
+	r.Node.LogBytes, r.Node.LogLimit, r.Node.LogZone = logs.Bytes, logs.Limit, logs.Zone.String()
 	disk := n.diskStats()
 	r.Node.DiskState, r.Node.DiskStalled, r.Node.DiskUsed, r.Node.DiskLimit = disk.Space.State.String(), disk.Stalled, disk.Space.Used, disk.Space.Limit
 	if room := disk.Space.Room(); room < math.MaxInt64 {
@@ -418,6 +421,9 @@ func (n *Node) Status(ctx context.Context) (ClusterStatus, error) {
 		s.State = "HEALTHY"
 	}
 	for i := range s.Nodes {
+		if n := &s.Nodes[i]; n.LogZone == multiraft.ZoneHard.String() {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("n%d refuses writes: its Raft logs take %d of %d MiB (limits.log); its disk is too slow for what is written, or a shard cannot commit", n.ID, n.LogBytes>>20, n.LogLimit>>20))
+		}
 		if text := diskText(&s.Nodes[i]); text != "" {
 			s.Warnings = append(s.Warnings, text)
 			if s.State == "HEALTHY" && (s.Nodes[i].DiskStalled || s.Nodes[i].DiskState != "warning") {

@@ -29,6 +29,8 @@ type Metrics struct {
 	Leaders, Replicas int
 	// NoQuorum counts the replicas here that cannot reach a majority.
 	NoQuorum int
+	// Log is what the Raft logs take, and may.
+	Log multiraft.LogStatus
 	// Disk is how the disk is.
 	Disk DiskStats
 	// EventsDropped counts events the observer was too slow for.
@@ -39,7 +41,7 @@ type Metrics struct {
 func (n *Node) Metrics() Metrics {
 	m := Metrics{
 		Host: n.host.Stats(), Engine: n.eng.Metrics(), Live: n.live.Stats(), Router: n.router.Stats(),
-		Peers: n.net.get().Stats(), Sessions: n.store.Stats(), Disk: n.diskStats(), EventsDropped: n.events.dropped.Load(),
+		Peers: n.net.get().Stats(), Sessions: n.store.Stats(), Log: n.host.LogStatus(), Disk: n.diskStats(), EventsDropped: n.events.dropped.Load(),
 	}
 	for _, v := range n.host.Views() {
 		m.Replicas++
@@ -99,6 +101,11 @@ func newCollector(n *Node) *collector {
 	add(k, "raft_unknown_shard_total", "Messages for shards without a replica here.", func(m *Metrics) float64 { return float64(m.Host.UnknownShard) })
 	add(g, "raft_pending_bytes", "Bytes of proposals whose outcome is open.", func(m *Metrics) float64 { return float64(m.Host.PendingBytes) })
 	add(k, "raft_refused_total", "Proposals refused because of overload.", func(m *Metrics) float64 { return float64(m.Host.Refused) })
+	add(g, "raft_log_bytes", "Bytes of the Raft logs on the disk, the write-ahead log included.", func(m *Metrics) float64 { return float64(m.Log.Bytes) })
+	add(g, "raft_log_limit_bytes", "What raft_log_bytes may reach.", func(m *Metrics) float64 { return float64(m.Log.Limit) })
+	add(g, "raft_log_zone", "How near their limit the logs are: 0 far, 1 soft, 2 firm, 3 hard (writes are refused).", func(m *Metrics) float64 { return float64(m.Log.Zone) })
+	add(g, "raft_log_pressed_shards", "Shards told to cut their logs harder.", func(m *Metrics) float64 { return float64(m.Log.Pressed) })
+	add(k, "raft_log_turned_total", "Messages of leaders whose entries found no room in the logs.", func(m *Metrics) float64 { return float64(m.Log.Turned) })
 	add(k, "raft_amnesiac_replicas_total", "Replicas of other nodes that had forgotten what they promised.", func(m *Metrics) float64 { return float64(m.Host.Amnesiacs) })
 	add(k, "session_replays_total", "Tries of session commands that had taken effect before.", func(m *Metrics) float64 { return float64(m.Sessions.Replayed) })
 	add(k, "session_joins_total", "Tries of session commands that met an earlier one under way.", func(m *Metrics) float64 { return float64(m.Host.JoinedTries) })

@@ -27,9 +27,16 @@ type NodeInfo struct {
 	State    string `json:"state"`
 	Leaders  int    `json:"leaders"`
 	Replicas int    `json:"replicas"`
-	// DiskBytes is what the store takes on disk, LogBytes the Raft logs' part.
+	// DiskBytes is what the store takes on disk.
 	DiskBytes int64 `json:"disk_bytes"`
-	LogBytes  int64 `json:"log_bytes"`
+	// LogBytes is what the Raft logs take of it, the write-ahead log included (log records
+	// that are in both count twice), and LogLimit the cap on that (Limits.Log).
+	LogBytes int64 `json:"log_bytes"`
+	LogLimit int64 `json:"log_limit_bytes,omitempty"`
+	// LogZone says how near the cap the logs are: none, soft (nothing is kept for replicas
+	// that are away), firm (logs are cut through all that is in tables) or hard (writes
+	// are refused).
+	LogZone string `json:"log_zone,omitempty"`
 	// DiskState is how much space is left: ok, warning, full (writes that add data
 	// are refused) or critical.
 	DiskState string `json:"disk_state,omitempty"`

@@ -65,6 +65,7 @@ type Engine struct {
 	// walBytes are in the write-ahead logs of memtables that are not in tables yet: as of
 	// the last look, and what was committed since.
 	walBytes atomic.Int64
+	usageMu  sync.Mutex // one look at a time; innermost but for Pebble's
 
 	through   atomic.Bool  // a memtable may hold writes to the applied side
 	paced     atomic.Bool  // background work takes a share of the processors only

@@ -37,8 +37,10 @@ func (e *Engine) JournalBytes() int64 { return e.journal.bytes.Load() + e.journa
 // logs take now. It costs some tens of microseconds.
 func (e *Engine) LogUsage() LogUsage {
 	if e.enter() == nil {
+		e.usageMu.Lock()
 		was := e.walBytes.Load() // what is committed meanwhile comes on top
 		e.walBytes.Add(int64(e.db.Metrics().WAL.Size) - was)
+		e.usageMu.Unlock()
 		e.leave()
 	}
 	return LogUsage{Records: e.journal.bytes.Load(), Moved: e.journal.moved.Load(), WAL: e.walBytes.Load()}

@@ -99,7 +99,7 @@ type LogStatus struct {
 func (h *Host) LogStatus() LogStatus {
 	s := LogStatus{Bytes: h.logCap.total.Load(), Limit: h.logCap.limit, Zone: LogZone(h.logCap.shown.Load()),
 		Pressed: int(h.logCap.pressed.Load()), Turned: h.stats.logTurned.Load()}
-	if s.Limit == 0 {
+	if s.Zone == ZoneNone { // it may be long since anybody looked
 		s.Bytes = h.engine.LogUsage().Total()
 	}
 	return s

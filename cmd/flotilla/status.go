@@ -82,12 +82,20 @@ func nodesText(nodes []flotilla.NodeInfo) string {
 		row := []string{nodeText(n.ID), dash(n.Addr), dash(n.ClientAddr), n.State, "-", "-", "-", "-", "-", "-", dash(n.Version)}
 		if n.State == "up" {
 			row[4], row[5] = strconv.Itoa(n.Leaders), strconv.Itoa(n.Replicas)
-			row[6], row[7] = diskCell(&n), bytesText(n.LogBytes)
+			row[6], row[7] = diskCell(&n), logCell(&n)
 			row[8], row[9] = strconv.FormatUint(n.Lag, 10), fmt.Sprintf("%.1f ms", n.FsyncP99Ms)
 		}
 		t.add(row...)
 	}
 	return t.String()
+}
+
+// logCell is what the logs of a node take, of what they may.
+func logCell(n *flotilla.NodeInfo) string {
+	if n.LogLimit == 0 {
+		return bytesText(n.LogBytes)
+	}
+	return bytesText(n.LogBytes) + " of " + bytesText(n.LogLimit)
 }
 
 // diskCell is what a node's store takes, and how its disk is unless that is well.
