@@ -149,16 +149,24 @@ func pairWriters(t *testing.T, kv flotilla.KV, shards int) (acked <-chan struct{
 // pagesApart fills each shard so that its two keys lie pages apart.
 func pagesApart(t *testing.T, kv flotilla.KV, shards int) {
 	t.Helper()
-	for s := range shards {
-		for _, end := range "az" {
-			if _, err := kv.Put(t.Context(), fmt.Appendf(nil, "s%d/%c", s, end), []byte("0")); err != nil {
+	put := func(key string, v []byte) {
+		for {
+			_, err := kv.Put(t.Context(), []byte(key), v)
+			if err == nil {
+				return
+			}
+			var none *flotilla.NoQuorumError // the machine may be too busy for short timeouts
+			if t.Context().Err() != nil || !errors.As(err, &none) && !errors.Is(err, flotilla.ErrAmbiguous) {
 				t.Fatal(err)
 			}
 		}
+	}
+	for s := range shards {
+		for _, end := range "az" {
+			put(fmt.Sprintf("s%d/%c", s, end), []byte("0"))
+		}
 		for i := range 24 {
-			if _, err := kv.Put(t.Context(), fmt.Appendf(nil, "s%d/m%02d", s, i), bytes.Repeat([]byte{byte(i)}, 200<<10)); err != nil {
-				t.Fatal(err)
-			}
+			put(fmt.Sprintf("s%d/m%02d", s, i), bytes.Repeat([]byte{byte(i)}, 200<<10))
 		}
 	}
 }
