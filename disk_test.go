@@ -47,7 +47,7 @@ type diskCluster struct {
 	events [3][]DiskEvent
 }
 
-func newDiskCluster(t *testing.T, shards int) *diskCluster {
+func newDiskCluster(t *testing.T, shards int, timing Timing) *diskCluster {
 	t.Helper()
 	c := new(diskCluster)
 	net := transport.NewNetwork()
@@ -60,7 +60,7 @@ func newDiskCluster(t *testing.T, shards int) *diskCluster {
 			n, err := Open(ctx, Options{
 				InMemory: true, Dir: "/node", FS: c.disks[i], NodeID: uint32(i + 1), Network: net, Bootstrap: 3, Join: []string{"n1", "n2", "n3"},
 				Shards: shards, Limits: Limits{Memory: 16 << 20, Ballast: 1 << 20},
-				Timing: Timing{Heartbeat: 100 * time.Millisecond, Support: time.Second},
+				Timing: timing,
 				Observer: Observer{OnDisk: func(e DiskEvent) {
 					c.mu.Lock()
 					defer c.mu.Unlock()
@@ -116,7 +116,7 @@ func until(t *testing.T, what string, f func() bool) {
 // status, metrics and events; when space returns so do writes; nothing that was
 // acknowledged is lost, and nothing that was refused is there.
 func TestDiskFull(t *testing.T) {
-	c := newDiskCluster(t, 4)
+	c := newDiskCluster(t, 4, Timing{Heartbeat: 100 * time.Millisecond, Support: time.Second})
 	ctx := t.Context()
 	kv := c.nodes[0]
 	key := func(i int) []byte { return fmt.Appendf([]byte{byte(i * 64)}, "key%d", i) }
