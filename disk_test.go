@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/flotillakv/flotilla/internal/sim/simfs"
+	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/transport"
 )
 
@@ -128,6 +129,11 @@ func TestDiskFull(t *testing.T) {
 	c.disks[1].fill(7)
 	c.disks[2].fill(7)
 	until(t, "writes are refused for every shard", func() bool {
+		for _, n := range c.nodes { // leaderships may move meanwhile
+			if full, _ := n.fullNodes(&raft.Descriptor{Replicas: []raft.Replica{{Node: 1, Role: raft.Voter}, {Node: 2, Role: raft.Voter}, {Node: 3, Role: raft.Voter}}}); len(full) != 2 || !n.disk.tight.Load() {
+				return false
+			}
+		}
 		for i := range 4 {
 			var full *DiskFullError
 			if _, err := kv.Put(ctx, key(i), []byte("old")); !errors.As(err, &full) || len(full.Nodes) < 2 {
