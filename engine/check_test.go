@@ -51,7 +51,7 @@ func TestCheckCrashImages(t *testing.T) {
 		"deferred installs": {deferredInstalls(7), deferredOptions},
 		"deferred destroys": {deferredDestroys(7), deferredOptions},
 	} {
-		shots, err := runScript(run.s, simfs.Modes, 12, run.opts)
+		shots, err := runScript(run.s, simfs.Modes, 24, run.opts)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -511,8 +511,8 @@ func TestCheckFlips(t *testing.T) {
 		default:
 			continue
 		}
-		for k := range int64(40) {
-			at := size * (2*k + 1) / 80
+		for k := range int64(20) {
+			at := size * (2*k + 1) / 40
 			img := fs.Image(simfs.All, 1)
 			if !img.Flip("/data/n1/db/"+n, at*8+k%8) {
 				t.Fatalf("%s has no byte %d", n, at)
@@ -526,7 +526,7 @@ func TestCheckFlips(t *testing.T) {
 			}
 		}
 	}
-	if tried < 160 {
+	if tried < 80 {
 		t.Errorf("only %d flips", tried)
 	}
 }
