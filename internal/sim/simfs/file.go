@@ -136,22 +136,25 @@ func (f *file) Sync() error {
 	if f.n.dir {
 		kind = OpDirSync
 	}
-	if f.fs.onSync != nil {
+	f.fs.mu.Lock()
+	hook := f.fs.onSync
+	f.fs.mu.Unlock()
+	if hook != nil {
 		f.fs.mu.Lock()
 		f.fs.syncs++
 		s := Sync{N: f.fs.syncs, Op: Op{Kind: kind, Path: f.name, Class: classOf(f.name)}}
 		f.fs.mu.Unlock()
-		f.fs.onSync(s)
+		hook(s)
 		defer func() {
 			s.After = true
-			f.fs.onSync(s)
+			hook(s)
 		}()
 	}
 	if err := f.begin(kind); err != nil {
 		return err
 	}
 	defer f.fs.mu.Unlock()
-	if f.fs.onSync == nil {
+	if hook == nil {
 		f.fs.syncs++
 	}
 	if x := f.fs.fault(kind, f.name); x != nil {

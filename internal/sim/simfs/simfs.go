@@ -122,7 +122,11 @@ func New() *FS {
 
 // OnSync sets the hook that sees every sync, before and after it. It runs on
 // the goroutine that syncs, without locks; it may call Image.
-func (f *FS) OnSync(hook func(Sync)) { f.onSync = hook }
+func (f *FS) OnSync(hook func(Sync)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.onSync = hook
+}
 
 // Inject sets the hook that is asked before every operation; the operation
 // fails with the error it returns and changes nothing.
