@@ -183,9 +183,8 @@ func (n *Node) report() report {
 			p.Fenced = v.Fenced.Error()
 		}
 		if v.IsLeader {
-			log, _ := n.eng.LogSize(v.Shard) // estimates: zero will do
-			data, _ := n.eng.DataSize(d.Keyspace, d.Start, d.End)
-			p.Log, p.Data = int64(log), int64(data)
+			data, _ := n.eng.DataSize(d.Keyspace, d.Start, d.End) // an estimate: zero will do
+			p.Log, p.Data = n.eng.LogSize(v.Shard), int64(data)
 			r.Node.Leaders++
 		}
 		r.Node.Replicas++

@@ -192,7 +192,7 @@ func (n *Node) fullNodes(d *raft.Descriptor) (full []raft.NodeID, majority bool)
 // growth refuses writes that add data to a shard led here when the disk here is
 // full, or so many others are that no majority could take it. The catalog's shard
 // is not refused: administration goes on.
-func (n *Node) growth(d *raft.Descriptor) error {
+func (n *Node) growth(d *raft.Descriptor, c raft.Command) error {
 	if n.eng.SpaceGoing(4) {
 		n.lookSoon()
 	}
@@ -201,6 +201,9 @@ func (n *Node) growth(d *raft.Descriptor) error {
 	}
 	if v, ok := n.host.View(d.Shard); !ok || !v.IsLeader {
 		return nil // whoever leads decides
+	}
+	if !shard.Grows(c) {
+		return nil
 	}
 	full, majority := n.fullNodes(d)
 	if majority && !n.takesNoGrowth() {

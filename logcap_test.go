@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
-	"github.com/flotillakv/flotilla/transport"
 )
 
 // TestLogCap: see checkLogCap.
@@ -35,32 +34,18 @@ func checkLogCap(t *testing.T) error {
 	)
 	writes := int64(12_000) // 48 MiB, three times the cap
 	if testing.Short() {    // with the race detector
-		writes = 4_000
+		writes = 6_000
 	}
-	net := transport.NewNetwork()
-	nodes, disks := make([]*Node, 3), [3]engine.FS{engine.NewMemFS(), engine.NewMemFS(), engine.NewMemFS()}
-	open := func(i int) (err error) {
-		nodes[i], err = Open(ctx, Options{
-			InMemory: true, FS: disks[i], NodeID: uint32(i + 1), Network: net, Bootstrap: 3, Join: []string{"n1", "n2", "n3"}, Shards: 4,
-			Limits: Limits{Memory: 16 << 20, Log: limit, LogKeep: 1 << 30},
+	var disks [3]engine.FS
+	for i := range disks {
+		disks[i] = engine.NewMemFS()
+	}
+	nodes, open := openThree(t, func(i int) Options {
+		return Options{
+			FS: disks[i], Shards: 4, Limits: Limits{Memory: 16 << 20, Log: limit, LogKeep: 1 << 30},
 			Timing: Timing{Heartbeat: 50 * time.Millisecond, Support: 1500 * time.Millisecond},
-		})
-		return err
-	}
-	errs := make(chan error, 3)
-	for i := range nodes {
-		go func() { errs <- open(i) }()
-	}
-	for range nodes {
-		if err := <-errs; err != nil {
-			t.Fatal(err)
 		}
-	}
-	defer func() {
-		for _, n := range nodes {
-			n.Close()
-		}
-	}()
+	})
 	put := func(i int) error {
 		for {
 			_, err := nodes[i%2].Put(ctx, fmt.Appendf(nil, "k%04d", i%keys), fmt.Appendf(make([]byte, valueBytes), "%d", i))

@@ -58,30 +58,51 @@ func TestSingleNode(t *testing.T) {
 	}
 }
 
+// openThree opens nodes 1 to 3 of a new cluster in this process, each with what with
+// says of it besides, and closes them at the end of the test. open opens one of them
+// anew that was closed.
+func openThree(t *testing.T, with func(i int) Options) (nodes []*Node, open func(i int) error) {
+	t.Helper()
+	net := transport.NewNetwork()
+	nodes = make([]*Node, 3)
+	open = func(i int) error {
+		o := with(i)
+		o.InMemory, o.NodeID, o.Network, o.Bootstrap, o.Join = true, uint32(i+1), net, 3, []string{"n1", "n2", "n3"}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		n, err := Open(ctx, o)
+		if err != nil {
+			return fmt.Errorf("node %d: %w", i+1, err)
+		}
+		nodes[i] = n
+		return nil
+	}
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			if n != nil {
+				n.Close()
+			}
+		}
+	})
+	errs := make(chan error, len(nodes))
+	for i := range nodes {
+		go func() { errs <- open(i) }()
+	}
+	var err error
+	for range nodes {
+		err = errors.Join(err, <-errs)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nodes, open
+}
+
 // TestThreeNodesInProcess: three nodes form a cluster over an in-process network
 // and serve each other's keys.
 func TestThreeNodesInProcess(t *testing.T) {
 	ctx := testContext(t)
-	net := transport.NewNetwork()
-	nodes := make([]*Node, 3)
-	errs := make(chan error, 3)
-	for i := range nodes {
-		go func() {
-			var err error
-			nodes[i], err = Open(ctx, Options{
-				InMemory: true, NodeID: uint32(i + 1), Network: net, Bootstrap: 3, Join: []string{"n1", "n2", "n3"}, Shards: 8,
-			})
-			errs <- err
-		}()
-	}
-	for range nodes {
-		if err := <-errs; err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, n := range nodes {
-		defer n.Close()
-	}
+	nodes, _ := openThree(t, func(int) Options { return Options{Shards: 8} })
 	for i := range 200 {
 		if _, err := nodes[i%3].Put(ctx, fmt.Appendf(nil, "%c%03d", 'a'+i%26, i), fmt.Appendf(nil, "v%d", i)); err != nil {
 			t.Fatalf("put %d: %v", i, err)

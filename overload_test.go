@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/flotillakv/flotilla/shard"
-	"github.com/flotillakv/flotilla/transport"
 )
 
 // TestOverload: three nodes whose queue is short are offered far more at once than
@@ -28,27 +27,7 @@ func checkOverload(t *testing.T) error {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	const writers, valueBytes = 3000, 8 << 10
-	net := transport.NewNetwork()
-	nodes := make([]*Node, 3)
-	errs := make(chan error, 3)
-	for i := range nodes {
-		go func() {
-			var err error
-			nodes[i], err = Open(ctx, Options{
-				InMemory: true, NodeID: uint32(i + 1), Network: net, Bootstrap: 3, Join: []string{"n1", "n2", "n3"},
-				Limits: Limits{Memory: 16 << 20, Wait: 20 * time.Millisecond},
-			})
-			errs <- err
-		}()
-	}
-	for range nodes {
-		if err := <-errs; err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, n := range nodes {
-		defer n.Close()
-	}
+	nodes, _ := openThree(t, func(int) Options { return Options{Limits: Limits{Memory: 16 << 20, Wait: 20 * time.Millisecond}} })
 	put := func(ctx context.Context, i int) error {
 		_, err := nodes[i%3].Put(ctx, fmt.Appendf(nil, "k%04d", i), make([]byte, valueBytes))
 		return err

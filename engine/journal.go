@@ -67,7 +67,7 @@ type journal struct {
 	bytes atomic.Int64 // of recs, with their keys
 	moved atomic.Int64 // of entries below keys of their own
 
-	sizes   map[raft.ShardID]uint64 // see LogSize
+	sizes   map[raft.ShardID]int64 // see LogSize
 	sizesAt time.Time
 }
 

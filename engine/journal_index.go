@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sort"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -251,46 +250,4 @@ func (e *Engine) lookMoved(s raft.ShardID, lo, hi raft.Index, f func(i raft.Inde
 		lo++
 		return more, nil
 	})
-}
-
-// sizesFor is how long LogSize remembers.
-const sizesFor = 5 * time.Second
-
-// logSizes returns the bytes of the groups' entries in records, as of some seconds ago.
-func (j *journal) logSizes(now time.Time) map[raft.ShardID]uint64 {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.sizes != nil && now.Sub(j.sizesAt) < sizesFor {
-		return j.sizes
-	}
-	recs, head := slices.Clone(j.recs), j.head
-	cuts := make(map[raft.ShardID]groupLog, len(j.groups))
-	for s, g := range j.groups {
-		cuts[s] = g
-	}
-	j.sizesAt = now
-	j.mu.Unlock() // what was written does not change any more
-	sizes := runBytes(recs, head, cuts)
-	j.mu.Lock()
-	j.sizes = sizes
-	return sizes
-}
-
-// runBytes adds up the bytes of the groups' runs that count, in recs, of which the
-// first has number head.
-func runBytes(recs []recordMeta, head uint64, cuts map[raft.ShardID]groupLog) map[raft.ShardID]uint64 {
-	sizes := make(map[raft.ShardID]uint64)
-	for i := range recs {
-		mine := recs[i].runs
-		for k := range mine {
-			end := recs[i].bytes - 4
-			if k+1 < len(mine) {
-				end = mine[k+1].off
-			}
-			if g := cuts[mine[k].shard]; head+uint64(i) >= g.void && mine[k].last() > g.trunc {
-				sizes[mine[k].shard] += uint64(end - mine[k].off)
-			}
-		}
-	}
-	return sizes
 }

@@ -209,8 +209,10 @@ func journalModelRun(t *testing.T, seed uint64) error {
 			must(t, b.Commit(false))
 			b.Close()
 		}
-		if err := exactUsage(e); err != nil {
-			return fmt.Errorf("round %d: %w", round, err)
+		if round%8 == 0 { // it reads all
+			if err := exactUsage(e); err != nil {
+				return fmt.Errorf("round %d: %w", round, err)
+			}
 		}
 		if e.journal.bytes.Load() > o.JournalBytes+settleStep {
 			return fmt.Errorf("round %d: %d bytes in records, at most %d wanted", round, e.journal.bytes.Load(), o.JournalBytes)
@@ -398,15 +400,16 @@ func exactUsage(e *Engine) error {
 	if sum := e.LogBytes(); err == nil && sum != u.Total() {
 		err = fmt.Errorf("LogBytes says %d, LogUsage %d", sum, u.Total())
 	}
-	var groups int64
-	for i, g := range e.GroupLogs() {
-		groups += g.Bytes
-		if all := e.GroupLogs(); i > 0 && all[i-1].Bytes < g.Bytes {
+	var sum int64
+	groups := e.GroupLogs()
+	for i, g := range groups {
+		sum += g.Bytes
+		if i > 0 && groups[i-1].Bytes < g.Bytes {
 			err = errors.Join(err, fmt.Errorf("group %d has more than the one before it", g.Shard))
 		}
 	}
-	if err == nil && groups > u.Records+u.Moved {
-		err = fmt.Errorf("the groups have %d bytes, all logs %+v", groups, u)
+	if err == nil && sum > u.Records+u.Moved {
+		err = fmt.Errorf("the groups have %d bytes, all logs %+v", sum, u)
 	}
 	return err
 }

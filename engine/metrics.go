@@ -4,8 +4,6 @@ import (
 	"math/bits"
 	"sync/atomic"
 	"time"
-
-	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
 // Metrics are figures of the store. Counters count from Open.
@@ -13,7 +11,6 @@ type Metrics struct {
 	DiskBytes      uint64 // all files of the store, old ones included
 	LiveBytes      uint64 // tables in use
 	WALBytes       uint64 // write-ahead logs in use
-	LogBytes       uint64 // Raft logs in tables (estimate; what is in memtables does not count)
 	BytesWritten   uint64 // log, flushes and compactions
 	MemTableBytes  uint64
 	MemTableCount  int64
@@ -130,15 +127,7 @@ func (e *Engine) Metrics() Metrics {
 	if n := p.BlockCache.Hits + p.BlockCache.Misses; n > 0 {
 		m.CacheHitRate = float64(p.BlockCache.Hits) / float64(n)
 	}
-	m.LogBytes, _ = e.db.EstimateDiskUsage([]byte{prefixLog}, []byte{prefixLog + 1})
-	m.LogBytes += uint64(e.journal.bytes.Load())
 	return m
-}
-
-// LogSize estimates the bytes of the log of s, as of some seconds ago.
-func (e *Engine) LogSize(s raft.ShardID) (uint64, error) {
-	n, err := e.diskUsage(LogPrefix(s), PrefixEnd(LogPrefix(s)))
-	return n + e.journal.logSizes(e.opts.Now())[s], err
 }
 
 // DataSize estimates the bytes of the user keys [start, end) in tables.

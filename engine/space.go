@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -152,10 +153,11 @@ func nextSpace(was SpaceState, s *Space, reserve int64) SpaceState {
 	return worst
 }
 
-// space watches the disk. Its lock is held across looking at all files.
+// space watches the disk. Its lock is held across looking at all files, which may last
+// as long as the disk stands still; what was found last is read without it.
 type space struct {
 	sync.Mutex
-	now       Space
+	now       atomic.Pointer[Space]
 	ballastAt time.Time // when a ballast was tried last
 }
 
@@ -177,18 +179,20 @@ func (e *Engine) LookAtSpace() (s Space, took time.Duration, err error) {
 	e.space.Lock()
 	defer e.space.Unlock()
 	began, grown := time.Now(), e.grown.Load()
+	was := e.Space()
 	s, err = e.measureSpace()
 	if err != nil {
-		return e.space.now, time.Since(began), fmt.Errorf("engine: look at the space on the disk: %w", err)
+		return was, time.Since(began), fmt.Errorf("engine: look at the space on the disk: %w", err)
 	}
-	s.State = nextSpace(e.space.now.State, &s, e.spaceReserve())
+	s.State = nextSpace(was.State, &s, e.spaceReserve())
 	if e.tendBallast(&s) {
 		if again, err := e.measureSpace(); err == nil {
 			again.State = s.State // what that changes counts from the next look on
 			s = again
 		}
 	}
-	e.space.now = s
+	found := s
+	e.space.now.Store(&found)
 	e.headroom.Store(min(s.before(SpaceFull, e.spaceReserve()), math.MaxInt64-1) + 1)
 	e.snapshotRoom.Store(min(s.before(SpaceCritical, e.spaceReserve()), math.MaxInt64-1) + 1)
 	e.grown.Add(-grown) // what was committed during the look may not have been seen
@@ -196,11 +200,12 @@ func (e *Engine) LookAtSpace() (s Space, took time.Duration, err error) {
 	return s, time.Since(began), nil
 }
 
-// Space returns what LookAtSpace found last.
-func (e *Engine) Space() Space {
-	e.space.Lock()
-	defer e.space.Unlock()
-	return e.space.now
+// Space returns what LookAtSpace found last. It never waits for the disk.
+func (e *Engine) Space() (s Space) {
+	if found := e.space.now.Load(); found != nil {
+		s = *found
+	}
+	return s
 }
 
 // spaceReserve is what the store may still write when nothing new comes in:

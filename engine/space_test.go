@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -157,6 +158,51 @@ func TestBallast(t *testing.T) {
 			t.Fatalf("a full disk without a ballast: %v", err)
 		}
 	}
+}
+
+// hangingFS does not answer what is free until it is let go.
+type hangingFS struct {
+	FS
+	asked, answer chan struct{}
+}
+
+func (f *hangingFS) GetDiskUsage(path string) (vfs.DiskUsage, error) {
+	if f.asked != nil {
+		f.asked <- struct{}{}
+		<-f.answer
+	}
+	return f.FS.GetDiskUsage(path)
+}
+
+// While a disk that stands still is looked at, what was found last can be read: who
+// wants to tell that it stands still asks for it.
+func TestSpaceWhileLooking(t *testing.T) {
+	fs := &hangingFS{FS: &tellingFS{FS: simfs.New(), total: 8 << 30}}
+	e, err := Open(Options{Dir: "/data/n1", FS: fs, Create: true, CacheBytes: 1 << 20, OnFatal: func(err error) { t.Error(err) }})
+	must(t, err)
+	first, _, err := e.LookAtSpace()
+	must(t, err)
+	fs.asked, fs.answer = make(chan struct{}), make(chan struct{})
+	looked := make(chan error)
+	go func() {
+		_, _, err := e.LookAtSpace()
+		looked <- err
+	}()
+	<-fs.asked
+	read := make(chan Space, 1)
+	go func() { read <- e.Space() }()
+	select {
+	case s := <-read:
+		if s != first {
+			t.Errorf("%+v, not %+v", s, first)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for the disk")
+	}
+	close(fs.answer)
+	must(t, <-looked)
+	fs.asked = nil
+	must(t, e.Close())
 }
 
 // Shows that what a store counts is what du counts, with ballast, that the ballast

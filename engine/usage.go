@@ -2,7 +2,9 @@ package engine
 
 import (
 	"cmp"
+	"maps"
 	"slices"
+	"time"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
@@ -75,29 +77,62 @@ type GroupLog struct {
 // GroupLogs returns how many bytes of entries that count each group has, the largest
 // first, ties by shard. It looks at all runs of the journal.
 func (e *Engine) GroupLogs() []GroupLog {
-	j := &e.journal
-	j.mu.Lock()
-	recs, head := slices.Clone(j.recs), j.head
-	cuts := make(map[raft.ShardID]groupLog, len(j.groups))
-	for s, g := range j.groups {
-		cuts[s] = g
-	}
-	j.mu.Unlock()
-	sizes := make(map[raft.ShardID]int64)
-	for s, n := range runBytes(recs, head, cuts) {
-		sizes[s] += int64(n)
-	}
-	for s, g := range cuts {
-		if g.moved > 0 {
-			sizes[s] += g.moved
-		}
-	}
+	sizes := e.journal.groupSizes()
 	out := make([]GroupLog, 0, len(sizes))
 	for s, n := range sizes {
 		out = append(out, GroupLog{s, n})
 	}
 	slices.SortFunc(out, func(a, b GroupLog) int { return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(a.Shard, b.Shard)) })
 	return out
+}
+
+// LogSize returns the bytes of the log of s, as of some seconds ago.
+func (e *Engine) LogSize(s raft.ShardID) int64 {
+	j := &e.journal
+	now := e.opts.Now()
+	j.mu.Lock()
+	sizes := j.sizes
+	if now.Sub(j.sizesAt) >= sizesFor {
+		sizes = nil
+	}
+	j.mu.Unlock()
+	if sizes == nil {
+		sizes = j.groupSizes()
+		j.mu.Lock()
+		j.sizes, j.sizesAt = sizes, now
+		j.mu.Unlock()
+	}
+	return sizes[s]
+}
+
+// sizesFor is how long LogSize remembers.
+const sizesFor = 5 * time.Second
+
+// groupSizes adds up the bytes of the groups' entries that count.
+func (j *journal) groupSizes() map[raft.ShardID]int64 {
+	j.mu.Lock()
+	recs, head := slices.Clone(j.recs), j.head
+	cuts := maps.Clone(j.groups)
+	j.mu.Unlock() // what was written does not change any more
+	sizes := make(map[raft.ShardID]int64)
+	for i := range recs {
+		mine := recs[i].runs
+		for k := range mine {
+			end := recs[i].bytes - 4
+			if k+1 < len(mine) {
+				end = mine[k+1].off
+			}
+			if g := cuts[mine[k].shard]; head+uint64(i) >= g.void && mine[k].last() > g.trunc {
+				sizes[mine[k].shard] += int64(end - mine[k].off)
+			}
+		}
+	}
+	for s, g := range cuts {
+		if g.moved > 0 {
+			sizes[s] += g.moved
+		}
+	}
+	return sizes
 }
 
 // ReclaimLog begins to bring what was applied to tables, if that is not under way: the

@@ -170,10 +170,8 @@ func (l *loop) lookAtLog(now raft.Time) {
 	}
 	c.lookAt = now.Add(lookEvery)
 	c.waiting.Store(false)
+	_ = l.h.engine.LogUsage() // logBytes knows of what has gone then
 	used := l.h.logBytes()
-	if l.h.stepper == nil {
-		used = l.h.engine.LogUsage().Total()
-	}
 	c.total.Store(used)
 	was := c.zone
 	c.zone = zoneOf(used, c.limit, was)

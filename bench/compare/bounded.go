@@ -19,7 +19,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/flotillakv/flotilla/bench"
 	"github.com/flotillakv/flotilla/bench/workload"
 )
 
@@ -97,18 +96,11 @@ func runBounded(ctx context.Context, name string, p point) (*boundedOutcome, err
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(p.Dir, "flotilla-compare-")
+	dir, machine, err := workDir(p)
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	machine, err := bench.Inspect(dir)
-	if err != nil {
-		return nil, err
-	}
-	if !machine.Durable && !p.AnyDisk {
-		return nil, fmt.Errorf("%s is in memory (%s), where fsync does nothing: name a directory on a disk with --dir", dir, machine.FileSystem)
-	}
 	any, err := open(ctx, setup{dir: dir, shards: p.Shards, snapshotEntries: max(1, p.Keys/uint64(p.Shards)), snapshotBytes: max(64<<10, int64(p.Keys)*int64(p.Value+16)/int64(p.Shards))})
 	if err != nil {
 		return nil, err

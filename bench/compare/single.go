@@ -30,6 +30,22 @@ type outcome struct {
 	Start    float64 `json:"start_s"` // seconds until it served
 }
 
+// workDir makes the directory of a run, and says what machine it is on. It is for the
+// caller to remove.
+func workDir(p point) (dir string, m bench.Machine, err error) {
+	if dir, err = os.MkdirTemp(p.Dir, "flotilla-compare-"); err != nil {
+		return "", m, err
+	}
+	m, err = bench.Inspect(dir)
+	if err == nil && !m.Durable && !p.AnyDisk {
+		err = fmt.Errorf("%s is in memory (%s), where fsync does nothing: name a directory on a disk with --dir", dir, m.FileSystem)
+	}
+	if err != nil {
+		os.RemoveAll(dir)
+	}
+	return dir, m, err
+}
+
 // single runs one engine once in this process.
 func single(ctx context.Context, name string, p point, profile, heap string) (*outcome, error) {
 	open, err := findEngine(name)
@@ -44,18 +60,11 @@ func single(ctx context.Context, name string, p point, profile, heap string) (*o
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(p.Dir, "flotilla-compare-")
+	dir, machine, err := workDir(p)
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	machine, err := bench.Inspect(dir)
-	if err != nil {
-		return nil, err
-	}
-	if !machine.Durable && !p.AnyDisk {
-		return nil, fmt.Errorf("%s is in memory (%s), where fsync does nothing: name a directory on a disk with --dir", dir, machine.FileSystem)
-	}
 	began := time.Now()
 	e, err := open(ctx, setup{dir: dir, shards: p.Shards})
 	if err != nil {

@@ -492,8 +492,8 @@ func (c *Core) stepAppRefused(m *Msg, p *progress) {
 
 // updateCompactTo decides how far the logs may be cut: what all live members
 // hold; a dead one holds the log back only within LogKeepEntries and
-// LogKeepBytes, a live one within sixteen times as much, and neither while the node is
-// short of room for logs (Press).
+// LogKeepBytes, a live one within sixteen times as much; a node that is short of room
+// for logs keeps nothing for the dead, or for anybody (Press).
 func (c *Core) updateCompactTo(now Time) {
 	l := &c.log
 	to := l.applied

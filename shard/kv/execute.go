@@ -53,10 +53,10 @@ type Options struct {
 	Engine *engine.Engine
 	// Addr returns the client address of a node for hints in errors, or "". Optional.
 	Addr func(raft.NodeID) string
-	// Growth judges a write that adds data before it is proposed: the error, one of
-	// package shard that says that nothing was applied, refuses it. Nil: none is
-	// refused. It must be quick.
-	Growth func(d *raft.Descriptor) error
+	// Growth judges a write before it is proposed, by whether it adds data to a shard
+	// (shard.Grows): the error, one of package shard that says that nothing was applied,
+	// refuses it. Nil: none is refused. It must be quick.
+	Growth func(d *raft.Descriptor, c raft.Command) error
 	// Go runs a read of DoAsync aside from the loop that allowed it. Nil: on one of
 	// a few goroutines of the store. Simulators run it later by themselves.
 	Go func(read func())
@@ -67,7 +67,7 @@ type Store struct {
 	host   Host
 	engine *engine.Engine
 	addr   func(raft.NodeID) string
-	growth func(d *raft.Descriptor) error
+	growth func(d *raft.Descriptor, c raft.Command) error
 	goDo   func(read func()) // of Options
 	aside  *readers          // nil if goDo was given
 	// granter is host, if it is one; nil: there is no short way.
@@ -280,9 +280,7 @@ func (c *call) check() bool {
 	}
 	if c.resp.Err == nil && c.s.growth != nil && r.Kind == shard.KindWrite {
 		// Before anything is proposed: what is in the log is applied everywhere alike.
-		if err := c.s.growth(&c.desc); err != nil && shard.Grows(r.Command) {
-			c.resp.Err = err
-		}
+		c.resp.Err = c.s.growth(&c.desc, r.Command)
 	}
 	return c.resp.Err == nil
 }
