@@ -16,11 +16,11 @@ import (
 //	soft  Nothing is kept any more for replicas on nodes that are not live; the slowest
 //	      live one still gets its entries from the log.
 //	firm  Logs are cut through all that is applied and in tables, and what is applied in
-//	      memory only is brought to tables. Whoever lags needs a snapshot.
-//	hard  Proposals are refused: near it those of the groups with the largest logs, in
-//	      part, as overloaded; then all, with ErrLogBudget. Entries of other leaders are
-//	      not taken in, as if they had been lost. What is vital to get out of that (the
-//	      meta shard, changes of membership) passes.
+//	      memory only is brought to tables. Whoever lags needs a snapshot. A growing share
+//	      of the proposals of the groups with the largest logs is refused as overloaded.
+//	hard  All proposals are refused with ErrLogBudget, and a little later entries of other
+//	      leaders are not taken in, as if they had been lost. What is vital to get out of
+//	      that (the meta shard, changes of membership) passes.
 //
 // Groups are pressed largest log first, only as many as it takes to get below the soft
 // zone. A zone is left well below where it is entered. Each node decides for itself: a
