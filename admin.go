@@ -1,14 +1,19 @@
 package flotilla
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
@@ -21,13 +26,15 @@ import (
 
 // The named queries of the admin door. Questions and answers are JSON.
 const (
-	adminNode   = "node"   // this node, with its replicas
-	adminStatus = "status" // the cluster
-	adminNodes  = "nodes"
-	adminShards = "shards"
-	adminShard  = "shard"
-	adminRoutes = "routes" // a part of the catalog, for the routers of clients
-	adminDigest = "digest"
+	adminNode      = "node"   // this node, with its replicas
+	adminStatus    = "status" // the cluster
+	adminNodes     = "nodes"
+	adminShards    = "shards"
+	adminPage      = "shards-page" // some of them
+	adminShard     = "shard"
+	adminRoutes    = "routes" // a part of the catalog, for the routers of clients
+	adminDigest    = "digest"
+	adminSnapshots = "snapshots" // on their way
 	// Orders, which change something.
 	adminReplicas   = "replicas"    // of a shard
 	adminTransfer   = "transfer"    // of a shard's leadership
@@ -40,8 +47,11 @@ const (
 
 // report is what a node tells of itself.
 type report struct {
-	Node     NodeInfo        `json:"node"`
-	Replicas []replicaReport `json:"replicas"`
+	Node      NodeInfo        `json:"node"`
+	Replicas  []replicaReport `json:"replicas"`
+	Snapshots []SnapshotInfo  `json:"snapshots,omitempty"`
+	// NoQuorum counts the replicas that cannot reach a majority.
+	NoQuorum int `json:"no_quorum,omitempty"`
 }
 
 type replicaReport struct {
@@ -58,6 +68,31 @@ type replicaReport struct {
 	Data    int64  `json:"data"`
 	Fenced  string `json:"fenced,omitempty"`
 }
+
+// nodeQuery says of which replicas a node is asked. An older node tells of all.
+type nodeQuery struct {
+	// Shards names them; at most pageShards.
+	Shards []uint64 `json:"shards,omitempty"`
+	// Brief: no more than briefReplicas.
+	Brief bool `json:"brief,omitempty"`
+}
+
+// pageQuery asks for at most Limit shards, from the one that holds From on.
+type pageQuery struct {
+	From  []byte `json:"from"` // null: from the catalog's own shard on
+	Limit int    `json:"limit"`
+}
+
+const (
+	// pageShards bounds the shards of one answer.
+	pageShards = 1024
+	// briefReplicas bounds the replicas of a brief report.
+	briefReplicas = 1024
+	// manyReplicas is from how many replicas on a node is not asked for all.
+	manyReplicas = 4096
+	// maxListed bounds the shards of an answer that cannot be had in pages.
+	maxListed = 1 << 14
+)
 
 type shardQuery struct {
 	Shard uint64 `json:"shard"`
@@ -91,13 +126,28 @@ func (n *Node) admin(ctx context.Context, method string, in []byte) ([]byte, err
 	}
 	switch method {
 	case adminNode:
-		return answer(n.report(), nil)
+		var q nodeQuery
+		if err := json.Unmarshal(in, &q); err != nil {
+			return nil, &shard.ArgumentError{Field: "query", Reason: err.Error()}
+		}
+		return answer(n.report(q), nil)
 	case adminStatus:
 		return answer(n.Status(ctx))
 	case adminNodes:
 		return answer(n.Nodes(ctx))
 	case adminShards:
+		if got := n.host.Census().Replicas; got > maxListed {
+			return nil, &shard.LimitError{What: "shards listed in one answer (a newer client asks for pages)", Limit: maxListed, Got: got}
+		}
 		return answer(n.Shards(ctx))
+	case adminPage:
+		var q pageQuery
+		if err := json.Unmarshal(in, &q); err != nil {
+			return nil, &shard.ArgumentError{Field: "page", Reason: err.Error()}
+		}
+		return answer(n.ShardsFrom(ctx, q.From, min(q.Limit, pageShards)))
+	case adminSnapshots:
+		return answer(n.Snapshots(ctx))
 	case adminShard, adminDigest:
 		var q shardQuery
 		if err := json.Unmarshal(in, &q); err != nil {
@@ -159,13 +209,32 @@ func (n *Node) routes(ctx context.Context, q routesQuery) (routesAnswer, error) 
 	return a, err
 }
 
+// viewsOf returns the replicas that q asks for.
+func (n *Node) viewsOf(q nodeQuery) (out []multiraft.View) {
+	if len(q.Shards) > 0 {
+		for _, id := range q.Shards[:min(len(q.Shards), pageShards)] {
+			if v, ok := n.host.View(raft.ShardID(id)); ok {
+				out = append(out, v)
+			}
+		}
+		return out
+	}
+	out = n.host.Views()
+	if q.Brief && len(out) > manyReplicas {
+		out = out[:briefReplicas]
+	}
+	return out
+}
+
 // report describes this node and its replicas.
-func (n *Node) report() report {
+func (n *Node) report(q nodeQuery) report {
 	m := n.eng.Metrics()
 	r := report{Node: NodeInfo{
 		ID: n.ID(), Addr: n.addr.Addr, ClientAddr: n.addr.ClientAddr, State: "up", Version: ReleaseVersion, Started: n.started,
 		DiskBytes: int64(m.DiskBytes), FsyncP99Ms: float64(m.FsyncP99) / float64(time.Millisecond),
 	}}
+	mem := n.Memory()
+	r.Node.Memory = &mem
 	logs := n.host.LogStatus()
 	r.Node.LogBytes, r.Node.LogLimit, r.Node.LogZone = logs.Bytes, logs.Limit, logs.Zone.String()
 	disk := n.diskStats()
@@ -173,7 +242,9 @@ func (n *Node) report() report {
 	if room := disk.Space.Room(); room < math.MaxInt64 {
 		r.Node.DiskRoom = room
 	}
-	for _, v := range n.host.Views() {
+	census := n.host.Census()
+	r.Node.Replicas, r.Node.Leaders, r.NoQuorum = census.Replicas, census.Leaders, census.NoQuorum
+	for _, v := range n.viewsOf(q) {
 		d := v.Desc
 		p := replicaReport{
 			Shard: uint64(v.Shard), Desc: d.Encode(nil), Replica: uint32(v.Replica), Leader: uint32(v.Leader), Term: uint64(v.Term),
@@ -185,20 +256,42 @@ func (n *Node) report() report {
 		if v.IsLeader {
 			data, _ := n.eng.DataSize(d.Keyspace, d.Start, d.End) // an estimate: zero will do
 			p.Log, p.Data = n.eng.LogSize(v.Shard), int64(data)
-			r.Node.Leaders++
 		}
-		r.Node.Replicas++
 		r.Replicas = append(r.Replicas, p)
+	}
+	for _, t := range slices.Concat(n.sending.Transfers(), n.snaps.Transfers()) {
+		r.Snapshots = append(r.Snapshots, SnapshotInfo{Node: n.ID(), Peer: uint32(t.Peer), Shard: uint64(t.Shard), State: string(t.State), Index: uint64(t.Index), Bytes: t.Bytes, Done: t.Done})
 	}
 	return r
 }
 
+// Snapshots lists the snapshots that are on their way, by shard and node. Each may
+// be listed twice, by the node that sends and by the one that receives; nodes that
+// do not answer within two seconds list none.
+func (n *Node) Snapshots(ctx context.Context) ([]SnapshotInfo, error) {
+	if n.isClosed() {
+		return nil, ErrClosed
+	}
+	out := []SnapshotInfo{}
+	for _, r := range n.collect(ctx, nodeQuery{Brief: true}) {
+		out = append(out, r.Snapshots...)
+	}
+	slices.SortFunc(out, func(a, b SnapshotInfo) int {
+		return cmp.Or(cmp.Compare(a.Shard, b.Shard), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Peer, b.Peer))
+	})
+	return out, nil
+}
+
 // collect asks all known nodes for their reports; nodes that do not answer are
 // missing from the map.
-func (n *Node) collect(ctx context.Context) map[uint32]report {
+func (n *Node) collect(ctx context.Context, q nodeQuery) map[uint32]report {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	out := map[uint32]report{n.ID(): n.report()}
+	in, err := json.Marshal(q)
+	if err != nil {
+		return nil
+	}
+	out := map[uint32]report{n.ID(): n.report(q)}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, m := range n.book.all() {
@@ -206,7 +299,7 @@ func (n *Node) collect(ctx context.Context) map[uint32]report {
 			continue
 		}
 		wg.Go(func() {
-			b, err := n.senders.Admin(ctx, raft.NodeID(m.ID), adminNode, []byte("{}"))
+			b, err := n.senders.Admin(ctx, raft.NodeID(m.ID), adminNode, in)
 			var r report
 			if err != nil || json.Unmarshal(b, &r) != nil {
 				return
@@ -226,7 +319,7 @@ func (n *Node) Nodes(ctx context.Context) ([]NodeInfo, error) {
 	if n.isClosed() {
 		return nil, ErrClosed
 	}
-	return n.nodesOf(n.collect(ctx)), nil
+	return n.nodesOf(n.collect(ctx, nodeQuery{Brief: true})), nil
 }
 
 func (n *Node) nodesOf(reps map[uint32]report) []NodeInfo {
@@ -256,11 +349,80 @@ func (n *Node) Shards(ctx context.Context) ([]ShardInfo, error) {
 	if n.isClosed() {
 		return nil, ErrClosed
 	}
-	return n.shardsOf(ctx, n.collect(ctx))
+	if n.host.Census().Replicas <= manyReplicas {
+		return n.shardsOf(ctx, n.collect(ctx, nodeQuery{}), nil)
+	}
+	var out []ShardInfo
+	for from := []byte(nil); ; {
+		page, err := n.ShardsFrom(ctx, from, pageShards)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, page...)
+		if from = pageAfter(page); from == nil {
+			return out, nil
+		}
+	}
 }
 
-func (n *Node) shardsOf(ctx context.Context, reps map[uint32]report) ([]ShardInfo, error) {
+// pageAfter returns where the page behind this one begins, or nil.
+func pageAfter(page []ShardInfo) []byte {
+	switch n := len(page); {
+	case n == 0:
+		return nil
+	case page[n-1].Keyspace != userKeyspace:
+		return []byte{}
+	case len(page[n-1].End) == 0:
+		return nil
+	default:
+		return page[n-1].End
+	}
+}
+
+// ShardsFrom describes up to limit shards in key order, from the one that holds key on;
+// with key nil the catalog's own comes first. The next page begins at the End of the
+// last one; that is empty, and the list at its end, for the last shard of the user's
+// keyspace. Limit is at most 1024, whatever is asked for.
+func (n *Node) ShardsFrom(ctx context.Context, key []byte, limit int) ([]ShardInfo, error) {
+	if n.isClosed() {
+		return nil, ErrClosed
+	}
+	var cursor []byte
+	if key != nil {
+		cursor = append(binary.BigEndian.AppendUint32(nil, userKeyspace), key...)
+	}
+	limit = min(max(limit, 1), pageShards)
+	if n.host.Census().Replicas <= manyReplicas { // whether the catalog can be read or not
+		all, err := n.shardsOf(ctx, n.collect(ctx, nodeQuery{}), nil)
+		if err != nil {
+			return nil, err
+		}
+		all = slices.DeleteFunc(all, func(s ShardInfo) bool {
+			return key != nil && (s.Keyspace != userKeyspace || len(s.End) > 0 && bytes.Compare(s.End, key) <= 0)
+		})
+		return all[:min(limit, len(all))], nil
+	}
+	routes, _, err := catalog.ListShards(ctx, n.catalog(), cursor, limit)
+	if err != nil {
+		return nil, err
+	}
+	if len(routes) == 0 {
+		return nil, nil
+	}
+	q := nodeQuery{}
+	for _, r := range routes {
+		q.Shards = append(q.Shards, uint64(r.Desc.Shard))
+	}
+	return n.shardsOf(ctx, n.collect(ctx, q), routes)
+}
+
+// shardsOf puts together what nodes tell of the shards in routes; nil: of all.
+func (n *Node) shardsOf(ctx context.Context, reps map[uint32]report, routes []catalog.Route) ([]ShardInfo, error) {
 	by := map[uint64]*ShardInfo{}
+	only := map[raft.ShardID]bool{}
+	for _, r := range routes {
+		only[r.Desc.Shard] = true
+	}
 	add := func(d raft.Descriptor) *ShardInfo {
 		s := by[uint64(d.Shard)]
 		if s == nil || s.ConfVer < d.ConfVer {
@@ -278,12 +440,17 @@ func (n *Node) shardsOf(ctx context.Context, reps map[uint32]report) ([]ShardInf
 			if err != nil {
 				return nil, err
 			}
-			add(d)
+			if routes == nil || only[d.Shard] {
+				add(d)
+			}
 		}
 	}
 	for _, r := range reps {
 		for _, p := range r.Replicas {
 			s := by[p.Shard]
+			if s == nil {
+				continue // an older node tells of all
+			}
 			if p.Lead && p.Term >= s.Term {
 				s.Leader, s.Term, s.LogBytes, s.DataBytes = r.Node.ID, p.Term, p.Log, p.Data
 			}
@@ -298,9 +465,12 @@ func (n *Node) shardsOf(ctx context.Context, reps map[uint32]report) ([]ShardInf
 		}
 	}
 	// Shards without any replica that answered are known to the catalog, if that can be read.
+	for _, r := range routes {
+		add(r.Desc)
+	}
 	cctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	for cursor := []byte(nil); ; {
+	for cursor := []byte(nil); routes == nil; {
 		routes, next, err := catalog.ListShards(cctx, n.catalog(), cursor, 1024)
 		if err != nil {
 			break // what the nodes told must do
@@ -371,7 +541,18 @@ func roleName(r raft.Role) string {
 
 // Shard describes one shard; ErrNotFound if there is none with this id.
 func (n *Node) Shard(ctx context.Context, id uint64) (ShardInfo, error) {
-	all, err := n.Shards(ctx)
+	var routes []catalog.Route
+	if n.host.Census().Replicas > manyReplicas {
+		r, err := catalog.FindShard(ctx, n.catalog(), raft.ShardID(id))
+		if err != nil {
+			return ShardInfo{}, err
+		}
+		routes = []catalog.Route{r}
+	}
+	if n.isClosed() {
+		return ShardInfo{}, ErrClosed
+	}
+	all, err := n.shardsOf(ctx, n.collect(ctx, nodeQuery{Shards: []uint64{id}}), routes)
 	if err != nil {
 		return ShardInfo{}, err
 	}
@@ -383,17 +564,74 @@ func (n *Node) Shard(ctx context.Context, id uint64) (ShardInfo, error) {
 	return ShardInfo{}, fmt.Errorf("shard %d: %w", id, ErrNotFound)
 }
 
-// Status describes the cluster as this node sees it.
+// maxFenced bounds the sentences about replicas that serve nothing.
+const maxFenced = 8
+
+// fencedReplicas says which replicas serve nothing, and why.
+func fencedReplicas(reps map[uint32]report) (out []string) {
+	more := 0
+	for _, node := range slices.Sorted(maps.Keys(reps)) {
+		for _, p := range reps[node].Replicas {
+			switch {
+			case p.Fenced == "":
+			case len(out) == maxFenced:
+				more++
+			default:
+				out = append(out, fmt.Sprintf("the replica of shard %d on n%d serves nothing: %s", p.Shard, node, p.Fenced))
+			}
+		}
+	}
+	if more > 0 {
+		out = append(out, fmt.Sprintf("so do %d others", more))
+	}
+	return out
+}
+
+// countShards fills in how many shards there are, and how many are not well, from what
+// the nodes count: with very many of them they are not looked at one by one. A shard
+// that nobody uses has no leader until it is asked for, which is no fault: without a
+// leader are those whose replicas miss a majority.
+func (n *Node) countShards(s *ClusterStatus, reps map[uint32]report) {
+	lost, replicas := 0, 0
+	for _, r := range reps {
+		lost = max(lost, r.NoQuorum)
+		replicas = max(replicas, r.Node.Replicas)
+	}
+	s.Shards = replicas
+	if l := n.table.KnownLayout(userKeyspace); l != nil {
+		s.Shards = max(replicas, l.Count+1)
+		for i := range l.Nodes { // the shards of a down node, by how they were dealt
+			r := l.Range(i)
+			for _, rep := range r.Desc.Replicas {
+				if _, up := reps[uint32(rep.Node)]; !up {
+					s.UnderReplicated += l.Count / len(l.Nodes)
+					break
+				}
+			}
+		}
+	}
+	s.ShardsWithLeader = s.Shards - min(lost, s.Shards)
+}
+
+// Status describes the cluster as this node sees it. In a cluster of very many shards
+// they are counted, not looked at one by one.
 func (n *Node) Status(ctx context.Context) (ClusterStatus, error) {
 	if n.isClosed() {
 		return ClusterStatus{}, ErrClosed
 	}
-	reps := n.collect(ctx)
+	reps := n.collect(ctx, nodeQuery{Brief: true})
 	s := ClusterStatus{Cluster: n.Cluster(), Nodes: n.nodesOf(reps)}
-	shards, err := n.shardsOf(ctx, reps)
-	if err != nil {
-		return s, err
+	var shards []ShardInfo
+	if many := n.host.Census().Replicas > manyReplicas; many {
+		n.countShards(&s, reps)
+	} else {
+		var err error
+		if shards, err = n.shardsOf(ctx, reps, nil); err != nil {
+			return s, err
+		}
 	}
+	fenced := fencedReplicas(reps)
+	s.Warnings = append(s.Warnings, fenced...)
 	down := 0
 	for _, m := range s.Nodes {
 		if m.State != "up" {
@@ -418,6 +656,9 @@ func (n *Node) Status(ctx context.Context) (ClusterStatus, error) {
 		s.Note = fmt.Sprintf("%d nodes do not answer; see flotilla node list", down)
 	default:
 		s.State = "HEALTHY"
+	}
+	if len(fenced) > 0 && s.State == "HEALTHY" {
+		s.State = "DEGRADED"
 	}
 	for i := range s.Nodes {
 		if n := &s.Nodes[i]; n.LogZone == multiraft.ZoneHard.String() {
@@ -503,7 +744,7 @@ func (n *Node) isClosed() bool {
 }
 
 // catalog is the catalog as this node reaches it.
-func (n *Node) catalog() catalog.KV { return n.router.Space(0).Plain() }
+func (n *Node) catalog() catalog.KV { return n.table }
 
 // openRouter makes the node's way to all shards.
 func (n *Node) openRouter(self raft.NodeID, form *formation) error {
@@ -513,20 +754,60 @@ func (n *Node) openRouter(self raft.NodeID, form *formation) error {
 	}
 	n.senders = &senders{self: self, local: n.serveLocal, start: n.startLocal, near: n.readNear, dial: n.dialClient, addr: n.book.clientAddr}
 	n.router = router.New(router.Options{Sender: n.senders, Root: &meta, Self: self, Timeout: n.o.timeout()})
-	n.router.SetSource(catalog.Source{KV: n.catalog()})
+	n.table = &keptCatalog{KV: n.router.Space(0).Plain()}
+	n.router.SetSource(nodeSource{n})
+	var descs []raft.Descriptor // so that a node without the catalog can serve what it has; of many shards see nodeSource
 	for _, v := range n.host.Views() {
-		n.router.Table().Merge(v.Desc)
+		if len(descs) < electAtOnce {
+			descs = append(descs, v.Desc)
+		}
 	}
+	n.router.Table().Merge(descs...)
 	n.space = n.router.Space(userKeyspace)
 	return nil
 }
 
-// writeCatalog fills the meta shard of a cluster that was formed just now.
-func (n *Node) writeCatalog(ctx context.Context, form *formation) error {
-	plan, err := form.plan()
-	if err != nil {
-		return err
+// keptCatalog is the catalog, with the layout of the user's keyspace in memory.
+type keptCatalog struct {
+	catalog.KV
+	layout atomic.Pointer[catalog.Layout]
+}
+
+func (c *keptCatalog) KnownLayout(keyspace uint32) *catalog.Layout {
+	if l := c.layout.Load(); l != nil && l.Keyspace == keyspace {
+		return l
 	}
+	return nil
+}
+
+func (c *keptCatalog) KeepLayout(l *catalog.Layout) { c.layout.Store(l) }
+
+// nodeSource answers the node's router: from an own replica that follows a leader,
+// where a layout tells which shard a key was in, else from the catalog; and while that
+// cannot be read, from any own replica.
+type nodeSource struct{ n *Node }
+
+// Lookup implements router.Source.
+func (s nodeSource) Lookup(ctx context.Context, keyspace uint32, key []byte, k int) ([]shard.Descriptor, []router.LeaderHint, error) {
+	var own []shard.Descriptor
+	if l := s.n.table.KnownLayout(keyspace); l != nil {
+		v, ok := s.n.host.View(l.First + raft.ShardID(l.Find(key)))
+		if ok && !v.Removed && v.Desc.Contains(key) {
+			own = []shard.Descriptor{v.Desc}
+			if v.Leader != 0 {
+				return own, []router.LeaderHint{{Shard: v.Shard, Node: v.Leader, Term: v.Term}}, nil
+			}
+		}
+	}
+	descs, hints, err := catalog.Source{KV: s.n.catalog()}.Lookup(ctx, keyspace, key, k)
+	if err != nil && own != nil {
+		return own, nil, nil
+	}
+	return descs, hints, err
+}
+
+// writeCatalog fills the meta shard of a cluster that was formed just now.
+func (n *Node) writeCatalog(ctx context.Context, form *formation, plan catalog.Plan) error {
 	id, err := parseClusterID(form.Cluster)
 	if err != nil {
 		return err
@@ -583,7 +864,7 @@ func (n *Node) admit(ctx context.Context, from member) (f *formation, refused st
 	from.ID = uint32(info.ID)
 	n.book.set(from)
 	n.connect(raft.NodeID(n.ID()))
-	return &formation{Version: formationVersion, Cluster: form.Cluster, Node: from.ID, Meta: form.Meta, Complete: true, Members: n.book.all()}, "", nil
+	return &formation{Version: 1, Cluster: form.Cluster, Node: from.ID, Meta: form.Meta, Complete: true, Members: n.book.all()}, "", nil
 }
 
 // refreshEvery is how often a node reads the catalog's list of nodes.
@@ -603,16 +884,13 @@ func (n *Node) reportLoop() {
 		cancel()
 	})
 	defer close(stopped)
-	known := map[raft.ShardID]raft.Term{}
-	members := map[raft.ShardID]uint64{}
 	tick := time.NewTicker(refreshEvery)
 	defer tick.Stop()
 	told := false
 	for {
 		n.announce(ctx)
 		told = n.refreshNodes(ctx, told)
-		n.reportLeaders(ctx, known)
-		n.reportDescriptors(ctx, members)
+		n.reportNews(ctx)
 		n.rememberMeta()
 		select {
 		case <-n.stop:
@@ -663,27 +941,97 @@ func (n *Node) announce(ctx context.Context) {
 	n.former.announce(ctx, n.Cluster(), addrs)
 }
 
-func (n *Node) reportLeaders(ctx context.Context, known map[raft.ShardID]raft.Term) {
-	var ups []catalog.LeaderUpdate
-	for _, v := range n.host.Views() {
-		if v.IsLeader && v.IsReady && known[v.Shard] < v.Term {
-			ups = append(ups, catalog.LeaderUpdate{Keyspace: v.Desc.Keyspace, End: v.Desc.End, Shard: v.Shard, Node: raft.NodeID(n.ID()), Term: v.Term})
+// news are shards of which the catalog may have to be told.
+type news struct {
+	mu  sync.Mutex // a leaf
+	ids map[raft.ShardID]struct{}
+}
+
+func (w *news) add(ids ...raft.ShardID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ids == nil {
+		w.ids = map[raft.ShardID]struct{}{}
+	}
+	for _, id := range ids {
+		w.ids[id] = struct{}{}
+	}
+}
+
+// take removes some of them, at most limit.
+func (w *news) take(limit int) (ids []raft.ShardID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id := range w.ids {
+		if len(ids) == limit {
+			break
 		}
+		ids = append(ids, id)
+		delete(w.ids, id)
 	}
-	if len(ups) == 0 {
-		return
+	if len(w.ids) == 0 {
+		w.ids = nil // a map does not shrink
 	}
+	return ids
+}
+
+// report1 has the reporter look at a shard. It does not block.
+func (n *Node) report1(id raft.ShardID) {
+	n.news.add(id)
+	select {
+	case n.reports <- struct{}{}:
+	default:
+	}
+}
+
+// reportAtOnce bounds the shards the reporter looks at before it writes.
+const reportAtOnce = 1024
+
+// reportNews writes into the catalog who leads the shards of which there is news, and
+// who their members are. What cannot be written now is news again.
+func (n *Node) reportNews(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := catalog.UpdateLeaders(ctx, n.catalog(), ups); err != nil {
-		if !n.isClosed() {
-			n.log.Debug("leaderships not written to the catalog yet", "err", err)
+	for {
+		ids := n.news.take(reportAtOnce)
+		if len(ids) == 0 {
+			return
 		}
-		return // the next tick tries again
+		slices.Sort(ids)
+		err := n.reportShards(ctx, ids)
+		if err != nil {
+			n.news.add(ids...)
+			if !n.isClosed() {
+				n.log.Debug("leaders and members of shards not written to the catalog yet", "err", err)
+			}
+			return // the next tick tries again
+		}
 	}
-	for _, u := range ups {
-		known[u.Shard] = u.Term
+}
+
+func (n *Node) reportShards(ctx context.Context, ids []raft.ShardID) error {
+	self := raft.NodeID(n.ID())
+	l := n.table.KnownLayout(userKeyspace)
+	var ups []catalog.LeaderUpdate
+	for _, id := range ids {
+		v, ok := n.host.View(id)
+		if !ok || !v.IsLeader || !v.IsReady {
+			continue
+		}
+		if v.Desc.ConfVer > 1 { // the catalog was made with the first members
+			if _, err := catalog.PutDescriptor(ctx, n.catalog(), v.Desc); err != nil {
+				return err
+			}
+		}
+		if l != nil && v.Term == 1 {
+			if i, ok := l.Index(id); ok && l.Range(i).Leader == self {
+				continue // as it was dealt, and nobody else led it before: there is no record, and none is needed
+			}
+		}
+		ups = append(ups, catalog.LeaderUpdate{Keyspace: v.Desc.Keyspace, End: v.Desc.End, Shard: id, Node: self, Term: v.Term})
 	}
+	_, err := catalog.UpdateLeaders(ctx, n.catalog(), ups)
+	return err
 }
 
 // refreshNodes learns addresses from the catalog, and tells it the own one

@@ -16,10 +16,21 @@ import (
 // moments. It reads from followers where it can. Writes go on meanwhile. After an
 // error there is no new backup in dst; what was stored is used by the next one.
 func (c *Client) Backup(ctx context.Context, dst backup.Store, o backup.Options) (*backup.Manifest, error) {
-	return backup.Create(ctx, &cutSource{cluster: c.cluster, shards: c.Shards, ask: c.senders.Admin, limit: c.o.Timeout}, dst, release(o))
+	return backup.Create(ctx, c.cutSource(), dst, release(o))
 }
 
-// Restore writes a backup into the cluster, whatever its nodes and shards are;
+// TakeSnapshot is Backup for some shards, by id (none: all): it stores a snapshot of
+// them in dst and returns its manifest. It fails with ErrNotFound for a shard that does not
+// exist and *ArgumentError for one that is not of the user's keyspace.
+func (c *Client) TakeSnapshot(ctx context.Context, dst backup.Store, shards []uint64, o backup.Options) (*backup.Manifest, error) {
+	return backup.Take(ctx, c.cutSource(), dst, shards, release(o))
+}
+
+func (c *Client) cutSource() *cutSource {
+	return &cutSource{cluster: c.cluster, shards: c.Shards, ask: c.senders.Admin, limit: c.o.Timeout}
+}
+
+// Restore writes a backup, or a snapshot, into the cluster, whatever its nodes and shards are;
 // see backup.Restore.
 func (c *Client) Restore(ctx context.Context, src backup.Store, m *backup.Manifest, how backup.IfNotEmpty, o backup.Options) error {
 	return backup.Restore(ctx, src, m, restoreTarget{c}, how, o)
@@ -27,13 +38,22 @@ func (c *Client) Restore(ctx context.Context, src backup.Store, m *backup.Manife
 
 // Backup is Client.Backup of the node's cluster.
 func (n *Node) Backup(ctx context.Context, dst backup.Store, o backup.Options) (*backup.Manifest, error) {
+	return backup.Create(ctx, n.cutSource(), dst, release(o))
+}
+
+// TakeSnapshot is Client.TakeSnapshot of the node's cluster.
+func (n *Node) TakeSnapshot(ctx context.Context, dst backup.Store, shards []uint64, o backup.Options) (*backup.Manifest, error) {
+	return backup.Take(ctx, n.cutSource(), dst, shards, release(o))
+}
+
+func (n *Node) cutSource() *cutSource {
 	ask := func(ctx context.Context, node raft.NodeID, method string, in []byte) ([]byte, error) {
 		if uint32(node) == n.ID() {
 			return n.admin(ctx, method, in)
 		}
 		return n.senders.Admin(ctx, node, method, in)
 	}
-	return backup.Create(ctx, &cutSource{cluster: n.form.Load().Cluster, shards: n.Shards, ask: ask, limit: n.o.Timeout}, dst, release(o))
+	return &cutSource{cluster: n.form.Load().Cluster, shards: n.Shards, ask: ask, limit: n.o.Timeout}
 }
 
 // Restore is Client.Restore into the node's cluster.
@@ -156,7 +176,11 @@ func (r *remoteCut) Next(ctx context.Context) ([]backup.Pair, bool, error) {
 		if ctx.Err() != nil {
 			return nil, false, ctx.Err()
 		}
-		if try == 2 || errors.Is(err, ErrNotFound) {
+		if errors.Is(err, ErrNotFound) {
+			return nil, false, fmt.Errorf("%w: node %d was restarted, nobody read it for %v, it was %v old, or the node's disk is nearly used up",
+				backup.ErrCutLost, r.node, cutIdleLimit, cutLifeLimit)
+		}
+		if try == 2 {
 			return nil, false, fmt.Errorf("%w: node %d: %w", backup.ErrCutLost, r.node, err)
 		}
 	}
@@ -186,15 +210,15 @@ func (r *remoteCut) Close() {
 // restoreTarget is a cluster that a backup is written into.
 type restoreTarget struct{ kv KV }
 
-func (t restoreTarget) Empty(ctx context.Context) (bool, error) {
-	for _, err := range t.kv.Scan(ctx, Range{Limit: 1}) {
+func (t restoreTarget) Empty(ctx context.Context, start, end []byte) (bool, error) {
+	for _, err := range t.kv.Scan(ctx, Range{Start: start, End: end, Limit: 1}) {
 		return false, err
 	}
 	return true, nil
 }
 
-func (t restoreTarget) Clear(ctx context.Context) error {
-	_, err := t.kv.DeleteRange(ctx, Range{}, NonAtomic())
+func (t restoreTarget) Clear(ctx context.Context, start, end []byte) error {
+	_, err := t.kv.DeleteRange(ctx, Range{Start: start, End: end}, NonAtomic())
 	return err
 }
 

@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -90,7 +93,7 @@ func TestBackupRestoreElsewhere(t *testing.T) {
 	if p2.Chunks.Load() != 1 || p2.Reused.Load() != m2.Chunks()-1 {
 		t.Errorf("one key changed: %d of %d chunks were stored", p2.Chunks.Load(), m2.Chunks())
 	}
-	list, err := backup.List(t.Context(), dir)
+	list, err := backup.List(t.Context(), dir, backup.Backup)
 	if err != nil || len(list) != 2 {
 		t.Fatalf("%d backups, %v", len(list), err)
 	}
@@ -277,7 +280,7 @@ func TestBackupWithStaleFollower(t *testing.T) {
 	}
 }
 
-// onceStore runs f before its first Put.
+// onceStore runs f before its first Put of a chunk.
 type onceStore struct {
 	*memStore
 	once sync.Once
@@ -285,7 +288,9 @@ type onceStore struct {
 }
 
 func (s *onceStore) Put(ctx context.Context, name string, data []byte) error {
-	s.once.Do(s.f)
+	if !strings.HasPrefix(name, "locks/") {
+		s.once.Do(s.f)
+	}
 	return s.memStore.Put(ctx, name, data)
 }
 
@@ -350,12 +355,16 @@ func patient(c *flotillatest.Cluster) func(context.Context, func(context.Context
 	}
 }
 
+var intoMu sync.Mutex
+
 // into is a map as the target of a restore.
 type into map[string]string
 
-func (m into) Empty(context.Context) (bool, error) { return len(m) == 0, nil }
-func (m into) Clear(context.Context) error         { clear(m); return nil }
+func (m into) Empty(_ context.Context, _, _ []byte) (bool, error) { return len(m) == 0, nil }
+func (m into) Clear(_ context.Context, _, _ []byte) error         { clear(m); return nil }
 func (m into) Write(_ context.Context, pairs []backup.Pair) error {
+	intoMu.Lock() // a restore writes several shards at a time
+	defer intoMu.Unlock()
 	for _, p := range pairs {
 		m[string(p.Key)] = string(p.Value)
 	}
@@ -393,4 +402,20 @@ func (m *memStore) Size(ctx context.Context, name string) (int64, error) {
 	return int64(len(b)), err
 }
 
-func (m *memStore) List(context.Context, string) ([]backup.Object, error) { return nil, nil }
+func (m *memStore) List(_ context.Context, prefix string) (out []backup.Object, _ error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(m.objects)) {
+		if strings.HasPrefix(name, prefix) {
+			out = append(out, backup.Object{Name: name, Size: int64(len(m.objects[name]))})
+		}
+	}
+	return out, nil
+}
+
+func (m *memStore) Delete(_ context.Context, name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.objects, name)
+	return nil
+}

@@ -260,9 +260,29 @@ func (c *Client) Nodes(ctx context.Context) (out []NodeInfo, err error) {
 	return out, err
 }
 
-// Shards describes the shards of the cluster, in key order.
+// Shards describes the shards of the cluster, in key order. Where there may be very
+// many, ask for them in pages: ShardsFrom.
 func (c *Client) Shards(ctx context.Context) (out []ShardInfo, err error) {
-	err = c.ask(ctx, adminShards, struct{}{}, &out)
+	var limit *shard.LimitError
+	if err = c.ask(ctx, adminShards, struct{}{}, &out); !errors.As(err, &limit) {
+		return out, err
+	}
+	out = nil
+	for from := []byte(nil); ; {
+		page, err := c.ShardsFrom(ctx, from, pageShards)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, page...)
+		if from = pageAfter(page); from == nil {
+			return out, nil
+		}
+	}
+}
+
+// ShardsFrom is Node.ShardsFrom, asked of the first node that answers.
+func (c *Client) ShardsFrom(ctx context.Context, key []byte, limit int) (out []ShardInfo, err error) {
+	err = c.ask(ctx, adminPage, pageQuery{From: key, Limit: limit}, &out)
 	return out, err
 }
 
@@ -270,6 +290,12 @@ func (c *Client) Shards(ctx context.Context) (out []ShardInfo, err error) {
 func (c *Client) Shard(ctx context.Context, id uint64) (s ShardInfo, err error) {
 	err = c.ask(ctx, adminShard, shardQuery{id}, &s)
 	return s, err
+}
+
+// Snapshots lists the snapshots that are on their way; see Node.Snapshots.
+func (c *Client) Snapshots(ctx context.Context) (out []SnapshotInfo, err error) {
+	err = c.ask(ctx, adminSnapshots, struct{}{}, &out)
+	return out, err
 }
 
 // Close ends the connections. Requests under way end with ErrClosed or

@@ -17,12 +17,12 @@ import (
 )
 
 // Bounds of the cuts that a node holds for backups. A cut keeps memory or files
-// that would be freed without it.
+// that would be freed without it; all end when the disk is nearly used up.
 const (
 	maxCuts      = 16               // more are refused with *OverloadedError
 	cutIdleLimit = 30 * time.Second // since the last page
-	cutLifeLimit = 10 * time.Minute
-	cutPageBytes = 1 << 20 // of pairs; one pair may exceed it
+	cutLifeLimit = 2 * time.Hour    // enough for a large shard over a slow line
+	cutPageBytes = 1 << 20          // of pairs; one pair may exceed it
 )
 
 // cuts are the views of shards that backups read from this node page by page.
@@ -97,7 +97,7 @@ func (n *Node) openCut(ctx context.Context, shardID uint64) (a cutAnswer, err er
 		view.Close()
 		return a, err
 	}
-	h := &heldCut{view: view, it: it, ends: time.Now().Add(cutLifeLimit)}
+	h := &heldCut{view: view, it: it}
 	if err := n.cuts.add(h); err != nil {
 		h.close()
 		return a, err
@@ -182,7 +182,7 @@ func (c *cuts) roomLocked() error {
 		return ErrClosed
 	}
 	if len(c.open) >= maxCuts {
-		return &OverloadedError{Why: "cuts for backups", RetryAfter: time.Second}
+		return &OverloadedError{Why: fmt.Sprintf("backups read %d shards from the node already", maxCuts), RetryAfter: time.Second}
 	}
 	return nil
 }
@@ -201,6 +201,7 @@ func (c *cuts) add(h *heldCut) error {
 		c.open = map[uint64]*heldCut{}
 	}
 	c.open[h.id] = h
+	h.ends = time.Now().Add(cutLifeLimit)
 	h.idle = time.AfterFunc(cutIdleLimit, func() { c.drop(h.id) })
 	return nil
 }
@@ -228,14 +229,16 @@ func (c *cuts) drop(id uint64) {
 	}
 }
 
-// close closes all cuts and takes no more. It waits for pages that are read.
-func (c *cuts) close() {
+// end closes all cuts, and with refuse takes no more. It waits for pages that are
+// read, and returns how many there were.
+func (c *cuts) end(refuse bool) int {
 	c.mu.Lock()
 	open := c.open
-	c.open, c.closed = nil, true
+	c.open, c.closed = nil, c.closed || refuse
 	c.mu.Unlock()
 	for _, h := range open {
 		h.idle.Stop()
 		h.close()
 	}
+	return len(open)
 }

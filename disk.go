@@ -79,9 +79,17 @@ func (n *Node) lookAtDisk() time.Duration {
 		return diskLook
 	}
 	was := engine.SpaceState(n.disk.state.Swap(uint32(s.State)))
+	if s.State >= engine.SpaceFull {
+		n.disk.tight.Store(true) // now, not at the next tick
+	}
 	if s.State != was {
 		n.log.Warn("the disk's space", "state", s.State, "was", was, "used", s.Used, "limit", s.Limit, "free", s.Free, "total", s.Total, "ballast", s.Ballast)
 		n.tellDisk()
+		if s.State == engine.SpaceCritical {
+			if held := n.cuts.end(false); held > 0 { // they keep files that are not needed otherwise
+				n.log.Warn("views that backups read were given up: the disk is nearly used up", "views", held)
+			}
+		}
 	}
 	wait := diskLook
 	if s.State != engine.SpaceOK {
@@ -103,6 +111,8 @@ func (n *Node) spaceLoop() {
 		case <-n.disk.look:
 		}
 		t.Reset(n.lookAtDisk())
+		// What is left of cut snapshots goes in time, or when it is in the way.
+		n.snaps.Sweep(engine.SpaceState(n.disk.state.Load()) >= engine.SpaceFull)
 	}
 }
 
@@ -219,7 +229,7 @@ func (n *Node) shedLeaders() {
 	ctx, cancel := context.WithTimeout(context.Background(), diskTick)
 	defer cancel()
 	left := shedAtOnce
-	for _, v := range n.host.Views() {
+	for _, v := range n.host.AwakeViews() {
 		if left == 0 || ctx.Err() != nil {
 			return
 		}

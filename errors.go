@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/shard"
 	"github.com/flotillakv/flotilla/transport"
 )
@@ -20,6 +21,9 @@ var (
 	ErrDiskFull = shard.ErrDiskFull
 	// ErrClosed: the node or client was closed before the request was started.
 	ErrClosed = shard.ErrClosed
+	// ErrDiverged is wrapped by what is told of a replica that does not have what the
+	// others of its shard have (IntegrityEvent).
+	ErrDiverged = multiraft.ErrDiverged
 	// ErrSessionExpired: a write of a Session came to its shard after its TTL.
 	ErrSessionExpired = shard.ErrSessionExpired
 )

@@ -18,6 +18,7 @@ import (
 	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/router/catalog"
+	"github.com/flotillakv/flotilla/shard"
 )
 
 // How a cluster comes into being
@@ -47,8 +48,16 @@ type formation struct {
 	Cluster string   `json:"cluster"`
 	Node    uint32   `json:"node"`
 	Members []member `json:"members"`
-	Meta    []byte   `json:"meta"`             // encoded descriptor of the meta shard
-	Shards  [][]byte `json:"shards,omitempty"` // encoded descriptors of all first shards, the meta shard among them
+	Meta    []byte   `json:"meta"` // encoded descriptor of the meta shard
+	// Layout is the encoded catalog.Layout of the first shards, and Leads the node that
+	// leads the meta shard first. A node that joined later has neither.
+	Layout []byte `json:"layout,omitempty"`
+	Leads  uint32 `json:"leads,omitempty"`
+	// Created: this node's replicas of the first shards are durable.
+	Created bool `json:"created,omitempty"`
+	// Of version 1, in the place of Layout and Leads: the encoded descriptors of all
+	// first shards, the meta shard first, and the node that leads each of them first.
+	Shards  [][]byte `json:"shards,omitempty"`
 	Leaders []uint32 `json:"leaders,omitempty"`
 	// Confirmed lists the members that have made the formation durable, as the
 	// lowest id knows. A member is handed it once: one that has forgotten it has
@@ -60,21 +69,19 @@ type formation struct {
 	Written bool `json:"written,omitempty"`
 }
 
-const formationVersion = 1
-
-// maxFormationBytes bounds the encoded formation, so that it fits a join message.
-const maxFormationBytes = 4 << 20
+// formationVersion is that of formations with a Layout; others keep version 1.
+const formationVersion = 2
 
 // check says what is wrong with a formation that was read or received.
 func (f *formation) check() error {
-	if f.Version != formationVersion {
-		return fmt.Errorf("it has version %d, this release knows %d; use the release that wrote it", f.Version, formationVersion)
+	if f.Version < 1 || f.Version > formationVersion {
+		return fmt.Errorf("it has version %d, this release knows 1 to %d; use the release that wrote it", f.Version, formationVersion)
 	}
 	if _, err := parseClusterID(f.Cluster); err != nil {
 		return err
 	}
-	if len(f.Members) == 0 || len(f.Leaders) != len(f.Shards) {
-		return fmt.Errorf("it is damaged: %d members, %d shards, %d leaders", len(f.Members), len(f.Shards), len(f.Leaders))
+	if len(f.Members) == 0 || len(f.Leaders) != len(f.Shards) || f.Layout != nil && (len(f.Shards) > 0 || f.Version < 2) {
+		return fmt.Errorf("it is damaged: version %d, %d members, %d shards, %d leaders, %d bytes of layout", f.Version, len(f.Members), len(f.Shards), len(f.Leaders), len(f.Layout))
 	}
 	for _, m := range f.Members {
 		if m.ID == 0 {
@@ -84,7 +91,7 @@ func (f *formation) check() error {
 	if _, err := raft.DecodeDescriptor(f.Meta); err != nil {
 		return fmt.Errorf("its descriptor of the meta shard: %w", err)
 	}
-	_, err := f.descriptors()
+	_, err := f.plan()
 	return err
 }
 
@@ -92,13 +99,27 @@ func (f *formation) hasMember(id uint32) bool {
 	return slices.ContainsFunc(f.Members, func(m member) bool { return m.ID == id })
 }
 
-// plan gives the formation back in the form the catalog is written from.
+// first says that the node was there when the cluster was formed.
+func (f *formation) first() bool { return len(f.Shards) > 0 || f.Layout != nil }
+
+// plan says what the shards of the new cluster were, and where.
 func (f *formation) plan() (p catalog.Plan, err error) {
-	descs, err := f.descriptors()
-	if err != nil {
-		return p, err
+	if f.Layout != nil {
+		l, err := catalog.DecodeLayout(f.Layout)
+		if err != nil {
+			return p, err
+		}
+		d, err := raft.DecodeDescriptor(f.Meta)
+		if err != nil {
+			return p, err
+		}
+		return catalog.Plan{Meta: catalog.Route{Desc: d.Clone(), Leader: raft.NodeID(f.Leads)}, Layout: &l}, nil
 	}
-	for i, d := range descs {
+	for i, b := range f.Shards {
+		d, err := raft.DecodeDescriptor(b)
+		if err != nil {
+			return p, err
+		}
 		r := catalog.Route{Desc: d, Leader: raft.NodeID(f.Leaders[i])}
 		if i == 0 {
 			p.Meta = r
@@ -107,18 +128,6 @@ func (f *formation) plan() (p catalog.Plan, err error) {
 		}
 	}
 	return p, nil
-}
-
-func (f *formation) descriptors() ([]raft.Descriptor, error) {
-	out := make([]raft.Descriptor, 0, len(f.Shards))
-	for _, b := range f.Shards {
-		d, err := raft.DecodeDescriptor(b)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, d)
-	}
-	return out, nil
 }
 
 func parseClusterID(s string) (id [16]byte, err error) {
@@ -141,28 +150,18 @@ func planFormation(cluster [16]byte, members []member, o *Options) (*formation, 
 	for _, m := range members {
 		nodes = append(nodes, raft.NodeID(m.ID))
 	}
-	splits := o.SplitAt
-	if len(splits) == 0 && o.Shards > 1 {
-		splits = catalog.SplitKeys(o.Shards)
+	plan, err := catalog.NewLayoutPlan(nodes, o.Replicas, userKeyspace, o.SplitAt, o.Shards)
+	var limit *shard.LimitError
+	if errors.As(err, &limit) {
+		return nil, &OptionError{Field: "Shards", Value: fmt.Sprint(max(o.Shards, len(o.SplitAt)+1)), Reason: limit.Error() + "; begin with fewer shards or shorter boundaries"}
 	}
-	plan, err := catalog.NewPlan(nodes, o.Replicas, userKeyspace, splits)
 	if err != nil {
 		return nil, err
 	}
-	f := &formation{Version: formationVersion, Cluster: hex.EncodeToString(cluster[:]), Members: members}
-	for _, r := range append([]catalog.Route{plan.Meta}, plan.Shards...) {
-		f.Shards = append(f.Shards, r.Desc.Encode(nil))
-		f.Leaders = append(f.Leaders, uint32(r.Leader))
-	}
-	f.Meta = f.Shards[0]
-	b, err := json.Marshal(f)
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxFormationBytes {
-		return nil, &OptionError{Field: "Shards", Value: fmt.Sprint(len(plan.Shards)), Reason: fmt.Sprintf("the descriptors of a new cluster's shards may take %d bytes, these take %d; begin with fewer shards or shorter boundaries", maxFormationBytes, len(b))}
-	}
-	return f, nil
+	return &formation{
+		Version: formationVersion, Cluster: hex.EncodeToString(cluster[:]), Members: members,
+		Meta: plan.Meta.Desc.Encode(nil), Leads: uint32(plan.Meta.Leader), Layout: plan.Layout.Encode(nil),
+	}, nil
 }
 
 // readFormation returns nil when there is none.
@@ -432,7 +431,7 @@ func (f *former) answer(ctx context.Context, q *joinRequest) joinReply {
 		switch {
 		case i < 0:
 			r.Refused = fmt.Sprintf("cluster %s is formed already, without node %d; start it without bootstrap to let it join", form.Cluster, q.From.ID)
-		case form.Complete && q.Cluster == "" && len(form.Shards) > 0:
+		case form.Complete && q.Cluster == "" && form.first():
 			// Only the lowest id knows that everybody had made the formation durable.
 			r.Refused = fmt.Sprintf("node %d is a member of cluster %s, but its data directory is empty: it has lost its disk, and with it its votes; give it back its directory, or start it with --rejoin and without an id to join as a new node, and take the old one out (flotilla node remove n%d)", q.From.ID, form.Cluster, q.From.ID)
 		}
@@ -500,7 +499,7 @@ func (f *former) meet(q *joinRequest) joinReply {
 // accept waits until the node has made the formation durable.
 func (f *former) accept(form *formation) joinReply {
 	mine := *form
-	mine.Node, mine.Confirmed, mine.Complete = f.me().ID, nil, false
+	mine.Node, mine.Confirmed, mine.Complete, mine.Created = f.me().ID, nil, false, false
 	f.set(&mine)
 	return joinReply{Cluster: form.Cluster}
 }

@@ -23,7 +23,7 @@ func goldenFormation(t testing.TB) *formation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Node, f.Confirmed, f.Complete, f.Written = 1, []uint32{2}, true, true
+	f.Node, f.Confirmed, f.Complete, f.Written, f.Created = 1, []uint32{2}, true, true, true
 	return f
 }
 
@@ -50,8 +50,53 @@ func TestFormationGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, err := f.plan(); err != nil || len(p.Shards) != 2 || p.Meta.Desc.Shard != 1 || len(p.Shards[1].Desc.Replicas) != 2 {
+	if p, err := f.plan(); err != nil || p.Len() != 3 || p.Meta.Desc.Shard != 1 || len(p.Layout.Range(1).Desc.Replicas) != 2 {
 		t.Fatalf("plan %+v, %v", p, err)
+	}
+	// One that an earlier release wrote, with every shard's descriptor.
+	if want, err = os.ReadFile("testdata/cluster-v1.golden"); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = decodeFormation(want); err != nil {
+		t.Fatal(err)
+	}
+	old, err := f.plan()
+	if err != nil || old.Len() != 3 || !f.first() {
+		t.Fatalf("plan %+v, %v", old, err)
+	}
+	if again, err := f.encode(); err != nil || !bytes.Equal(again, want) {
+		t.Fatalf("it is written back as\n%s, %v", again, err)
+	}
+}
+
+// TestFormationSize: a million shards take no more room than one.
+func TestFormationSize(t *testing.T) {
+	members := []member{{1, "a:1", "a:2"}, {2, "b:1", "b:2"}, {3, "c:1", "c:2"}}
+	f, err := planFormation([16]byte{1}, members, &Options{Shards: 1_000_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Node = 1
+	b, err := f.encode()
+	if err != nil || len(b) > 2000 {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if f, err = decodeFormation(b); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := f.plan(); err != nil || p.Len() != 1_000_001 {
+		t.Fatalf("%d shards, %v", p.Len(), err)
+	}
+	var bad *OptionError
+	if _, err := planFormation([16]byte{1}, members, &Options{Shards: MaxShards + 1}); !errors.As(err, &bad) {
+		t.Error(err)
+	}
+	long := make([][]byte, 600)
+	for i := range long {
+		long[i] = append([]byte{byte(i >> 8), byte(i)}, bytes.Repeat([]byte{1}, 4000)...)
+	}
+	if _, err := planFormation([16]byte{1}, members, &Options{SplitAt: long[1:]}); !errors.As(err, &bad) || !strings.Contains(err.Error(), "shorter boundaries") {
+		t.Error(err)
 	}
 }
 

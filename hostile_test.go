@@ -44,7 +44,7 @@ type nobody struct{}
 func (nobody) OnMessages(raft.NodeID, []raft.Msg) {}
 func (nobody) OnCtl(raft.NodeID, []raft.Ctl)      {}
 func (nobody) OnPeer(raft.NodeID, bool)           {}
-func (nobody) OnSnapshot(raft.NodeID, []byte, func() ([]byte, error)) error {
+func (nobody) OnSnapshot(raft.NodeID, []byte, func() ([]byte, error), func([]byte) error) error {
 	return errors.New("no")
 }
 

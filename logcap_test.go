@@ -30,11 +30,16 @@ func checkLogCap(t *testing.T) error {
 		limit      = 16 << 20
 		valueBytes = 4 << 10
 		keys       = 400
+		shards     = 25 // a MiB is kept of each, however small its data are
 		writers    = 32
 	)
 	writes := int64(12_000) // 48 MiB, three times the cap
 	if testing.Short() {    // with the race detector
 		writes = 6_000
+	}
+	var splits [][]byte
+	for i := 1; i < shards; i++ {
+		splits = append(splits, fmt.Appendf(nil, "k%04d", i*keys/shards))
 	}
 	var disks [3]engine.FS
 	for i := range disks {
@@ -42,7 +47,7 @@ func checkLogCap(t *testing.T) error {
 	}
 	nodes, open := openThree(t, func(i int) Options {
 		return Options{
-			FS: disks[i], Shards: 4, Limits: Limits{Memory: 16 << 20, Log: limit, LogKeep: 1 << 30},
+			FS: disks[i], SplitAt: splits, Limits: Limits{Memory: 16 << 20, Log: limit, LogKeep: 1 << 30},
 			Timing: Timing{Heartbeat: 50 * time.Millisecond, Support: 1500 * time.Millisecond},
 		}
 	})

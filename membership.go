@@ -576,7 +576,7 @@ func (n *Node) planRemoval(ctx context.Context, node raft.NodeID, shrink bool) (
 			break
 		}
 	}
-	reps := n.collect(ctx)
+	reps := n.collect(ctx, nodeQuery{})
 	for i := range all { // the catalog may lag behind the shards
 		for _, rep := range reps {
 			for _, p := range rep.Replicas {
@@ -662,33 +662,10 @@ func (n *Node) forgetNode(id uint32) {
 // removedSelf stops this node, which was removed from the cluster, once nobody
 // needs its replicas any more.
 func (n *Node) removedSelf() {
-	if len(n.host.Views()) > 0 {
+	if n.host.Census().Replicas > 0 {
 		return
 	}
 	n.onFatal(&MembershipError{Reason: fmt.Sprintf("node %d was removed from cluster %s; to use this machine again, delete its directory and let it join as a new node", n.ID(), n.Cluster())})
-}
-
-// reportDescriptors writes the members of the shards that this node leads into
-// the catalog. known are those that were written.
-func (n *Node) reportDescriptors(ctx context.Context, known map[raft.ShardID]uint64) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	for _, v := range n.host.Views() {
-		if !v.IsLeader || !v.IsReady || known[v.Shard] >= v.Desc.ConfVer {
-			continue
-		}
-		if v.Desc.ConfVer <= 1 {
-			known[v.Shard] = v.Desc.ConfVer // the catalog was made with it
-			continue
-		}
-		if _, err := catalog.PutDescriptor(ctx, n.catalog(), v.Desc); err != nil {
-			if !n.isClosed() {
-				n.log.Debug("members of a shard not written to the catalog yet", "shard", v.Shard, "err", err)
-			}
-			return // the next tick tries again
-		}
-		known[v.Shard] = v.Desc.ConfVer
-	}
 }
 
 // onDescriptor runs on a loop: it must not block.
@@ -696,10 +673,7 @@ func (n *Node) onDescriptor(v multiraft.View) {
 	if n.router != nil {
 		n.router.Table().Merge(v.Desc)
 	}
-	select {
-	case n.reports <- struct{}{}:
-	default:
-	}
+	n.report1(v.Shard)
 }
 
 // rememberMeta keeps the newest members of the meta shard in the formation file:

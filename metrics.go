@@ -3,6 +3,7 @@ package flotilla
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/router"
 	"github.com/flotillakv/flotilla/shard/kv"
+	"github.com/flotillakv/flotilla/snapshot"
 	"github.com/flotillakv/flotilla/transport"
 )
 
@@ -27,12 +29,25 @@ type Metrics struct {
 	Sessions kv.Stats
 	// Leaders and Replicas count the shards led and replicated here.
 	Leaders, Replicas int
+	// Ready counts the Leaders that serve: an entry of their own term is committed.
+	Ready int
+	// Asleep counts the replicas that had nothing to do for some time.
+	Asleep int
 	// NoQuorum counts the replicas here that cannot reach a majority.
 	NoQuorum int
 	// Log is what the Raft logs take, and may.
 	Log multiraft.LogStatus
 	// Disk is how the disk is.
 	Disk DiskStats
+	// Snapshots counts what snapshots moved; SnapshotsUnderway how many are moving, or
+	// wait to be sent, now, and SnapshotBytesLeft about how many bytes of those are to come.
+	Snapshots         snapshot.Counters
+	SnapshotsUnderway int
+	SnapshotBytesLeft int64
+	// Memory says who holds the node's memory.
+	Memory MemoryInfo
+	// Scrubbed counts the bytes of tables that were read to look for damage.
+	Scrubbed int64
 	// EventsDropped counts events the observer was too slow for.
 	EventsDropped uint64
 }
@@ -41,17 +56,17 @@ type Metrics struct {
 func (n *Node) Metrics() Metrics {
 	m := Metrics{
 		Host: n.host.Stats(), Engine: n.eng.Metrics(), Live: n.live.Stats(), Router: n.router.Stats(),
-		Peers: n.net.get().Stats(), Sessions: n.store.Stats(), Log: n.host.LogStatus(), Disk: n.diskStats(), EventsDropped: n.events.dropped.Load(),
+		Peers: n.net.get().Stats(), Sessions: n.store.Stats(), Log: n.host.LogStatus(), Disk: n.diskStats(), Memory: n.Memory(), Scrubbed: n.scrubbed.Load(), EventsDropped: n.events.dropped.Load(),
 	}
-	for _, v := range n.host.Views() {
-		m.Replicas++
-		if v.IsLeader {
-			m.Leaders++
-		}
-		if v.NoQuorum != nil {
-			m.NoQuorum++
+	m.Snapshots = n.snaps.Counters()
+	for _, t := range slices.Concat(n.sending.Transfers(), n.snaps.Transfers()) {
+		if t.State != snapshot.TransferInterrupted {
+			m.SnapshotsUnderway++
+			m.SnapshotBytesLeft += t.Bytes - t.Done
 		}
 	}
+	c := n.host.Census()
+	m.Replicas, m.Asleep, m.Leaders, m.Ready, m.NoQuorum = c.Replicas, c.Asleep, c.Leaders, c.Ready, c.NoQuorum
 	return m
 }
 
@@ -75,6 +90,8 @@ func (m Metrics) String() string {
 type collector struct {
 	n      *Node
 	gauges []metric
+	// Of each consumer of memory.
+	held, budget *prometheus.Desc
 }
 
 type metric struct {
@@ -92,6 +109,7 @@ func newCollector(n *Node) *collector {
 	g, k := prometheus.GaugeValue, prometheus.CounterValue
 	add(g, "shard_leaders", "Shards led by this node.", func(m *Metrics) float64 { return float64(m.Leaders) })
 	add(g, "shard_replicas", "Replicas on this node.", func(m *Metrics) float64 { return float64(m.Replicas) })
+	add(g, "shard_asleep", "Replicas that had nothing to do for some time, and cost next to nothing.", func(m *Metrics) float64 { return float64(m.Asleep) })
 	add(g, "shard_without_quorum", "Replicas that cannot reach a majority.", func(m *Metrics) float64 { return float64(m.NoQuorum) })
 	add(k, "raft_commands_total", "Commands proposed on this node.", func(m *Metrics) float64 { return float64(m.Host.Commands) })
 	add(k, "raft_entries_total", "Entries proposed on this node.", func(m *Metrics) float64 { return float64(m.Host.Entries) })
@@ -107,6 +125,10 @@ func newCollector(n *Node) *collector {
 	add(g, "raft_log_pressed_shards", "Shards told to cut their logs harder.", func(m *Metrics) float64 { return float64(m.Log.Pressed) })
 	add(k, "raft_log_turned_total", "Messages of leaders whose entries found no room in the logs.", func(m *Metrics) float64 { return float64(m.Log.Turned) })
 	add(k, "raft_amnesiac_replicas_total", "Replicas of other nodes that had forgotten what they promised.", func(m *Metrics) float64 { return float64(m.Host.Amnesiacs) })
+	add(k, "raft_digest_comparisons_total", "Times that the replicas of a shard led here were compared.", func(m *Metrics) float64 { return float64(m.Host.Compared) })
+	add(k, "raft_diverged_replicas_total", "Replicas found to differ from the others of their shard, or not to be readable, here or by leaders here.", func(m *Metrics) float64 { return float64(m.Host.Diverged) })
+	add(k, "raft_rebuilt_replicas_total", "Replicas of this node that were rebuilt from another one.", func(m *Metrics) float64 { return float64(m.Host.Rebuilt) })
+	add(k, "engine_scrubbed_bytes_total", "Bytes of tables that were read to look for damage.", func(m *Metrics) float64 { return float64(m.Scrubbed) })
 	add(k, "session_replays_total", "Tries of session commands that had taken effect before.", func(m *Metrics) float64 { return float64(m.Sessions.Replayed) })
 	add(k, "session_joins_total", "Tries of session commands that met an earlier one under way.", func(m *Metrics) float64 { return float64(m.Host.JoinedTries) })
 	add(k, "session_expired_total", "Session commands that came after their deadline.", func(m *Metrics) float64 { return float64(m.Sessions.Expired) })
@@ -118,6 +140,13 @@ func newCollector(n *Node) *collector {
 	add(g, "engine_deferred_bytes", "Bytes that were applied in memory and are not in tables yet.", func(m *Metrics) float64 { return float64(m.Engine.DeferredBytes) })
 	add(g, "engine_redo_bytes", "Bytes of write-ahead log since the last flush of what was applied in memory.", func(m *Metrics) float64 { return float64(m.Engine.RedoBytes) })
 	add(g, "engine_wal_bytes", "Bytes of write-ahead logs in use.", func(m *Metrics) float64 { return float64(m.Engine.WALBytes) })
+	add(g, "snapshot_underway", "Snapshots that are sent, received or installed, or wait to be sent.", func(m *Metrics) float64 { return float64(m.SnapshotsUnderway) })
+	add(g, "snapshot_left_bytes", "About how many bytes of the snapshots under way are to come.", func(m *Metrics) float64 { return float64(m.SnapshotBytesLeft) })
+	add(k, "snapshot_sent_bytes_total", "Bytes of snapshots that were sent.", func(m *Metrics) float64 { return float64(m.Snapshots.SentBytes) })
+	add(k, "snapshot_received_bytes_total", "Bytes of snapshots that were received.", func(m *Metrics) float64 { return float64(m.Snapshots.ReceivedBytes) })
+	add(k, "snapshot_spared_bytes_total", "Bytes of snapshots to this node that did not have to be sent, because they had come before.", func(m *Metrics) float64 { return float64(m.Snapshots.ReceivedSpared) })
+	add(k, "snapshot_failed_total", "Transfers of snapshots, either way, that did not get through.", func(m *Metrics) float64 { return float64(m.Snapshots.Failed) })
+	add(k, "snapshot_paced_seconds_total", "Time that transfers of snapshots left to others.", func(m *Metrics) float64 { return float64(m.Snapshots.PacedNanos) / 1e9 })
 	add(k, "liveness_withdrawn_total", "Promises of support to other nodes that ended.", func(m *Metrics) float64 { return float64(m.Live.Withdrawn) })
 	add(k, "liveness_lost_total", "Promises of support by other nodes that ended.", func(m *Metrics) float64 { return float64(m.Live.Lost) })
 	add(k, "liveness_late_beats_total", "Heartbeats put off by a slow disk or loop.", func(m *Metrics) float64 { return float64(m.Live.LateBeats) })
@@ -161,6 +190,19 @@ func newCollector(n *Node) *collector {
 	})
 	add(k, "disk_stalls_total", "How often the disk took no writes for so long that leaderships were given up.", func(m *Metrics) float64 { return float64(m.Disk.Stalls) })
 	add(k, "disk_slow_operations_total", "Disk operations that took longer than 5 s.", func(m *Metrics) float64 { return float64(m.Engine.SlowWrites) })
+	add(g, "memory_limit_bytes", "Limits.Memory.", func(m *Metrics) float64 { return float64(m.Memory.Limit) })
+	add(g, "memory_resident_bytes", "What the whole process has in memory.", func(m *Metrics) float64 { return float64(m.Memory.Resident) })
+	add(g, "memory_go_limit_bytes", "Soft limit of Go's runtime; 0: the process is not the node's alone.", func(m *Metrics) float64 { return float64(m.Memory.GoLimit) })
+	add(g, "memory_cache_reserved_bytes", "What was taken from the block cache for others.", func(m *Metrics) float64 { return float64(m.Memory.CacheReserved) })
+	add(g, "memory_braked", "1 while writes are refused because the memory is used up.", func(m *Metrics) float64 {
+		if m.Memory.Braked {
+			return 1
+		}
+		return 0
+	})
+	add(k, "memory_brakes_total", "How often writes began to be refused because the memory was used up.", func(m *Metrics) float64 { return float64(m.Memory.Brakes) })
+	c.held = prometheus.NewDesc("flotilla_memory_held_bytes", "What a consumer of memory holds.", []string{"consumer"}, label)
+	c.budget = prometheus.NewDesc("flotilla_memory_budget_bytes", "What a consumer of memory may hold; 0: it follows from others.", []string{"consumer"}, label)
 	add(k, "events_dropped_total", "Events the observer was too slow for.", func(m *Metrics) float64 { return float64(m.EventsDropped) })
 	return c
 }
@@ -170,6 +212,8 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, g := range c.gauges {
 		ch <- g.desc
 	}
+	ch <- c.held
+	ch <- c.budget
 }
 
 // Collect implements prometheus.Collector.
@@ -177,6 +221,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	m := c.n.Metrics()
 	for _, g := range c.gauges {
 		ch <- prometheus.MustNewConstMetric(g.desc, g.kind, g.value(&m))
+	}
+	for _, u := range m.Memory.Uses {
+		ch <- prometheus.MustNewConstMetric(c.held, prometheus.GaugeValue, float64(u.Held), u.Name)
+		ch <- prometheus.MustNewConstMetric(c.budget, prometheus.GaugeValue, float64(u.Budget), u.Name)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/flotillakv/flotilla/multiraft/liveness"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/router"
+	"github.com/flotillakv/flotilla/router/catalog"
 	"github.com/flotillakv/flotilla/shard/kv"
 	"github.com/flotillakv/flotilla/snapshot"
 	"github.com/flotillakv/flotilla/transport"
@@ -44,9 +45,11 @@ type Node struct {
 	events  *events
 	snaps   *snapshot.Store
 	sending *snapshot.Sender
+	watch   busyWatch
 	cuts    cuts
 	started time.Time
 	disk    diskWatch
+	gov     governor
 
 	form   atomic.Pointer[formation]
 	formMu sync.Mutex // one writer of the formation file at a time, once the doors are open
@@ -54,13 +57,17 @@ type Node struct {
 
 	ready     chan struct{}
 	stop      chan struct{} // closed first at Close
+	scrubbed  atomic.Int64  // bytes
 	closing   sync.Once
 	quiet     chan struct{} // closed when transport and loops have ended
 	closed    chan struct{} // closed when Close is through
 	closeErr  error
 	wg        sync.WaitGroup // "reporter"
 	requests  sync.WaitGroup // requests that this node's router carries out for others
-	reports   chan struct{}  // capacity 1: leaderships to be reported
+	roles     chan struct{}  // capacity 1: a replica's view of its leadership changed
+	reports   chan struct{}  // capacity 1: there is news
+	news      news
+	table     *keptCatalog
 	tls       *transport.TLS // nil: none
 	fatal     atomic.Pointer[error]
 	collector *collector
@@ -83,8 +90,8 @@ func Open(ctx context.Context, o Options) (_ *Node, err error) {
 	}
 	n := &Node{
 		o: o, dir: o.Dir, log: o.logger(), clock: newSystemClock(), started: time.Now(),
-		ready: make(chan struct{}), stop: make(chan struct{}), closed: make(chan struct{}), quiet: make(chan struct{}), reports: make(chan struct{}, 1),
-		disk: diskWatch{look: make(chan struct{}, 1)},
+		ready: make(chan struct{}), stop: make(chan struct{}), closed: make(chan struct{}), quiet: make(chan struct{}), reports: make(chan struct{}, 1), roles: make(chan struct{}, 1),
+		disk: diskWatch{look: make(chan struct{}, 1)}, gov: governor{plan: planMemory(&o.Limits)},
 	}
 	defer func() {
 		if err != nil {
@@ -145,18 +152,15 @@ func (n *Node) openEngine() error {
 	if o.FS == nil {
 		o.FS = engine.OSFS()
 	}
-	mem := o.Limits.Memory
-	if mem == 0 {
-		mem = 256 << 20
-	}
-	log := o.Limits.log()
+	log, plan := o.Limits.log(), &n.gov.plan
 	form, err := readFormation(o.FS, n.dir)
 	if err != nil {
 		return err
 	}
 	eo := engine.Options{
-		Dir: n.dir, Create: true, CacheBytes: mem / 4, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
-		MemTableBytes: min(max(4<<20, min(128<<20, mem/5)), log/16), DeferBytes: max(2<<20, min(256<<20, mem/8)),
+		Rebuild: true,
+		Dir:     n.dir, Create: true, CacheBytes: plan.cache, Cache: o.Cache, Logger: n.log, OnFatal: n.onFatal,
+		MemTableBytes: plan.memtable, DeferBytes: plan.deferred,
 	}
 	eo.SpaceLimit, eo.BallastBytes = o.Limits.Disk, o.Limits.Ballast
 	eo.MinSyncInterval = func() time.Duration {
@@ -219,6 +223,7 @@ func (n *Node) openNet() error {
 	to := transport.Options{
 		Listen: o.Listen, Listener: o.PeerListener, ClientListen: o.ClientListen, ClientListener: o.ClientListener,
 		OnJoin: n.onJoin, Logger: n.log, Compress: o.Compress, TLS: n.tls,
+		QueueBytes: n.gov.plan.queue, WindowBytes: n.gov.plan.window, ClientWindowBytes: n.gov.plan.clientWindow, RequestBytes: n.gov.plan.requests,
 		OnRefused: func(node raft.NodeID, err *transport.RefusedError) {
 			if err.Reason == transport.RefusedStale && !err.ByUs {
 				n.oldCopy(node)
@@ -410,12 +415,25 @@ func (n *Node) openGroups() error {
 	if err != nil {
 		return err
 	}
+	var machine multiraft.StateMachine = kv.NewMachine()
+	if n.o.machine != nil {
+		machine = n.o.machine(machine)
+	}
 	n.host, err = multiraft.New(multiraft.Config{
-		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: kv.NewMachine(),
-		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), Seed: uint64(n.clock.Wall()), ProposalBytes: n.o.Limits.Proposals, ProposalWait: n.o.Limits.Wait, LogBytes: n.o.Limits.log(),
+		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: machine,
+		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), CutAge: n.o.Compaction.Age, Seed: uint64(n.clock.Wall()), ProposalBytes: n.gov.plan.proposals, ProposalWait: n.o.Limits.Wait, LogBytes: n.o.Limits.log(),
+		TailBytes: n.gov.plan.tails, InboxBytes: n.gov.plan.inbox, RoundBytes: n.gov.plan.round,
 		OnDescriptor: n.onDescriptor, Nodes: n.book.peers(self),
 		Logger: n.log, OnRole: n.onRole, OnFatal: n.onFatal, OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
-		Leases: !n.o.NoClock,
+		Leases:      !n.o.NoClock,
+		DigestEvery: n.o.Timing.Compare, StateEvery: n.o.Timing.CompareState, Rebuild: true,
+		OnDiverged: func(e multiraft.DivergedError) {
+			v := IntegrityEvent{Shard: uint64(e.Shard), Node: uint32(e.Node), Index: uint64(e.Index), Rebuilt: e.Rebuilt}
+			if !e.Rebuilt {
+				v.Err = &e
+			}
+			n.events.integrity(v)
+		},
 		OnAmnesia: func(e multiraft.AmnesiaError) {
 			n.events.amnesia(AmnesiaEvent{Shard: uint64(e.Shard), Node: uint32(e.Node), Err: &e})
 		},
@@ -435,17 +453,15 @@ func (n *Node) openGroups() error {
 	if err := n.host.AddGroups(loaded); err != nil {
 		return err
 	}
-	if len(form.Shards) > 0 {
-		descs, err := form.descriptors()
-		if err != nil {
-			return fmt.Errorf("flotilla: %s: %w", formationFile, err)
-		}
-		if err := n.host.CreateGroups(descs); err != nil {
+	n.eng.OnDamage(n.host.Damaged)
+	if form.first() && !form.Created {
+		if err := n.createShards(form); err != nil {
 			return err
 		}
 	}
 	// Behind the replicas: receptions that a crash interrupted are held against them.
-	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log, Room: n.eng.RoomForSnapshots})
+	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log, Room: n.eng.RoomForSnapshots,
+		SmallBytes: smallSnapshot(n.o.Limits.Memory), MaxIn: snapshotsIn, Busy: n.busy})
 	if err != nil {
 		return err
 	}
@@ -453,6 +469,42 @@ func (n *Node) openGroups() error {
 		return n.net.get().OpenSnapshot(ctx, to, header)
 	})
 	n.former.markDurable()
+	return nil
+}
+
+// createAtOnce bounds the replicas that are made with one batch.
+const createAtOnce = 4096
+
+// createShards makes this node's replicas of the first shards, and notes that in the
+// formation: from then on one that is missing was destroyed.
+func (n *Node) createShards(form *formation) error {
+	plan, err := form.plan()
+	if err != nil {
+		return fmt.Errorf("flotilla: %s: %w", formationFile, err)
+	}
+	self := raft.NodeID(form.Node)
+	batch := make([]raft.Descriptor, 0, createAtOnce)
+	for r := range plan.All {
+		if _, here := r.Desc.ReplicaOn(self); here {
+			batch = append(batch, r.Desc)
+		}
+		if len(batch) == createAtOnce {
+			if err := n.host.CreateGroups(batch); err != nil {
+				return err
+			}
+			batch = batch[:0]
+		}
+	}
+	if err := n.host.CreateGroups(batch); err != nil {
+		return err
+	}
+	f := *form
+	f.Created = true
+	if err := writeFormation(n.o.FS, n.dir, &f); err != nil {
+		return err
+	}
+	n.form.Store(&f)
+	n.former.set(&f)
 	return nil
 }
 
@@ -471,6 +523,8 @@ func (n *Node) openDoors(ctx context.Context) error {
 	n.live.Start()
 	n.wg.Go(n.diskLoop)
 	n.wg.Go(n.spaceLoop)
+	n.wg.Go(n.governLoop)
+	n.wg.Go(n.scrubLoop)
 	n.serving = true
 	switch t := n.net.get().(type) {
 	case *transport.GRPC:
@@ -481,7 +535,17 @@ func (n *Node) openDoors(ctx context.Context) error {
 	n.connect(self)
 	n.former.setLate(n.admit)
 	n.former.setMoved(n.moved)
-	if lowest := len(form.Members) > 0 && form.Members[0].ID == form.Node && len(form.Shards) > 0; lowest && !form.Written {
+	var plan catalog.Plan
+	if form.first() {
+		var err error
+		if plan, err = form.plan(); err != nil {
+			return fmt.Errorf("flotilla: %s: %w", formationFile, err)
+		}
+		if plan.Layout != nil {
+			n.table.KeepLayout(plan.Layout)
+		}
+	}
+	if lowest := len(form.Members) > 0 && form.Members[0].ID == form.Node && form.first(); lowest && !form.Written {
 		// Step by step, each durable before the next; a crash in between is resumed.
 		next := *form
 		save := func() error {
@@ -507,19 +571,19 @@ func (n *Node) openDoors(ctx context.Context) error {
 				return err
 			}
 		}
-		n.campaign(ctx, form)
-		if err := n.writeCatalog(ctx, form); err != nil {
+		n.campaign(ctx, &plan)
+		if err := n.writeCatalog(ctx, form, plan); err != nil {
 			return err
 		}
 		next.Written = true
 		if err := save(); err != nil {
 			return err
 		}
-	} else if len(form.Shards) > 0 {
-		n.campaign(ctx, form)
+	} else if form.first() {
+		n.campaign(ctx, &plan)
 	}
 	if n.fresh {
-		n.dealLeaders(ctx, form)
+		n.dealLeaders(ctx, &plan)
 	}
 	n.wg.Go(n.reportLoop)
 	return nil
@@ -535,17 +599,23 @@ func (n *Node) connect(self raft.NodeID) {
 	}
 }
 
+// electAtOnce bounds the shards that are given their leaders while a cluster is formed.
+// The others elect one when they are first used: the catalog names the node they were
+// dealt to, so that is where they are asked for.
+const electAtOnce = 1024
+
 // campaign starts the elections of the shards dealt to this node. A replica
 // whose shard has a leader already does nothing.
-func (n *Node) campaign(ctx context.Context, form *formation) {
-	descs, err := form.descriptors()
-	if err != nil {
-		return
-	}
-	for i, d := range descs {
-		if i < len(form.Leaders) && form.Leaders[i] == form.Node {
-			if v, ok := n.host.View(d.Shard); ok && v.Term == 0 {
-				n.host.Campaign(ctx, d.Shard)
+func (n *Node) campaign(ctx context.Context, plan *catalog.Plan) {
+	self := raft.NodeID(n.ID())
+	left := electAtOnce
+	for r := range plan.All {
+		if left--; left < 0 {
+			return
+		}
+		if r.Leader == self {
+			if v, ok := n.host.AwakeView(r.Desc.Shard); ok && v.Term == 0 {
+				n.host.Campaign(ctx, r.Desc.Shard)
 			}
 		}
 	}
@@ -557,25 +627,24 @@ const dealPatience = 3 * time.Second
 // dealLeaders gives the leaderships of a cluster that was formed just now to the
 // nodes they were dealt to: elections that ran while some nodes were still
 // starting may have gone elsewhere. It is a matter of balance, not of safety.
-func (n *Node) dealLeaders(ctx context.Context, form *formation) {
-	descs, err := form.descriptors()
-	if err != nil {
-		return
-	}
+func (n *Node) dealLeaders(ctx context.Context, plan *catalog.Plan) {
+	self := raft.NodeID(n.ID())
 	ctx, cancel := context.WithTimeout(ctx, dealPatience)
 	defer cancel()
 	pause := 2 * time.Millisecond
 	for {
-		open := 0
-		for i, d := range descs {
-			to := raft.NodeID(form.Leaders[i])
-			v, ok := n.host.View(d.Shard)
-			if !ok || v.Leader == to && (to != raft.NodeID(form.Node) || v.IsReady) {
+		open, left := 0, electAtOnce
+		for r := range plan.All {
+			if left--; left < 0 {
+				break
+			}
+			v, ok := n.host.AwakeView(r.Desc.Shard)
+			if !ok || v.Leader == r.Leader && (r.Leader != self || v.IsReady) {
 				continue
 			}
 			open++
 			if v.IsLeader && v.IsReady {
-				n.host.Transfer(ctx, d.Shard, to)
+				n.host.Transfer(ctx, r.Desc.Shard, r.Leader)
 			}
 		}
 		if open == 0 {
@@ -592,13 +661,14 @@ func (n *Node) dealLeaders(ctx context.Context, form *formation) {
 	}
 }
 
-// awaitReady waits until every shard that has a replica here has a leader, or,
+// awaitReady waits until every shard that has a replica here, and does not sleep, has a leader, or,
 // after a restart, is known to have no quorum while others have.
 func (n *Node) awaitReady(ctx context.Context) error {
 	pause := time.Millisecond
 	for {
+		looked := time.Now()
 		left, stuck, served := raft.ShardID(0), raft.ShardID(0), false
-		for _, v := range n.host.Views() {
+		for _, v := range n.host.AwakeViews() {
 			switch {
 			case v.Removed: // it waits for its end
 			case v.NoQuorum != nil && !n.fresh:
@@ -619,6 +689,8 @@ func (n *Node) awaitReady(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("flotilla: shard %d has no leader yet: %w", left, ctx.Err())
+		case <-n.roles: // as often as it may cost half a processor
+			time.Sleep(max(time.Millisecond, time.Since(looked)))
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, 50*time.Millisecond)
@@ -674,6 +746,10 @@ func (n *Node) onFatal(err error) {
 
 // onRole runs on a loop: it must not block.
 func (n *Node) onRole(old, v multiraft.View) {
+	select {
+	case n.roles <- struct{}{}:
+	default:
+	}
 	if old.Leader != v.Leader || old.Term != v.Term {
 		n.events.leader(LeaderEvent{Shard: uint64(v.Shard), Term: uint64(v.Term), Leader: uint32(v.Leader), Here: v.IsLeader})
 	}
@@ -690,10 +766,7 @@ func (n *Node) onRole(old, v multiraft.View) {
 		n.router.Table().SetLeader(v.Desc.Keyspace, v.Desc.Start, v.Shard, v.Leader, v.Term)
 	}
 	if v.IsLeader && v.IsReady {
-		select {
-		case n.reports <- struct{}{}:
-		default:
-		}
+		n.report1(v.Shard)
 	}
 }
 
@@ -750,7 +823,7 @@ func (n *Node) close(tell bool) error {
 		if n.snaps != nil {
 			n.snaps.Close()
 		}
-		n.cuts.close()
+		n.cuts.end(true)
 		if n.live != nil {
 			n.live.Close()
 		}
@@ -802,7 +875,7 @@ func (n *Node) Shutdown(ctx context.Context) error {
 	given := map[raft.ShardID]raft.Term{}
 	for ctx.Err() == nil {
 		led := 0
-		for _, v := range n.host.Views() {
+		for _, v := range n.host.AwakeViews() { // who sleeps is elected anew when it is asked for
 			if !v.IsLeader {
 				continue
 			}
@@ -989,9 +1062,20 @@ func (n *Node) descriptors() []raft.Descriptor {
 	return out
 }
 
+// smallSnapshot returns up to which size a shard travels as a list, which goes through
+// memory and the write-ahead log, in place of tables. A table costs some ten
+// milliseconds of syncs and a change of the memtable to be taken in, in which a disk
+// writes about 2 MiB; with little memory, four lists that come in shall be an eighth of it.
+func smallSnapshot(memory int64) int {
+	if memory == 0 {
+		memory = 256 << 20
+	}
+	return int(min(2<<20, max(256<<10, memory/32)))
+}
+
 // receiveSnapshot takes in what another node streams and installs it.
-func (n *Node) receiveSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error)) error {
-	staged, err := n.snaps.Handle(from, header, next)
+func (n *Node) receiveSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error), reply func([]byte) error) error {
+	staged, err := n.snaps.Handle(from, header, next, reply)
 	if err != nil || staged == nil {
 		return err
 	}
@@ -1006,15 +1090,59 @@ func (n *Node) receiveSnapshot(from raft.NodeID, header []byte, next func() ([]b
 	return err
 }
 
+const (
+	// busyTick is how long an answer of Node.busy holds.
+	busyTick = 20 * time.Millisecond
+	// busyEntries is from how many entries applied per second on a node has work to do.
+	busyEntries = 100
+)
+
+// busyWatch counts what the node applies.
+type busyWatch struct {
+	mu      sync.Mutex
+	at      raft.Time
+	applied uint64
+	busy    atomic.Bool
+	until   atomic.Int64 // raft.Time
+}
+
+// busy reports whether the node has served others in the last moments.
+func (n *Node) busy() bool {
+	w := &n.watch
+	if now := n.clock.Now(); now >= raft.Time(w.until.Load()) && w.mu.TryLock() {
+		defer w.mu.Unlock()
+		applied := n.host.Stats().Applied
+		if d := now.Sub(w.at); w.at != 0 && d > 0 {
+			w.busy.Store(float64(applied-w.applied) > busyEntries*d.Seconds())
+		}
+		w.at, w.applied = now, applied
+		w.until.Store(int64(now.Add(busyTick)))
+	}
+	return w.busy.Load()
+}
+
 // snapshotEvents sends snapshots and tells the observer.
 type snapshotEvents struct{ n *Node }
 
+func (s snapshotEvents) Image(desc *raft.Descriptor) ([]byte, raft.Index, error) {
+	return s.n.sending.Image(desc)
+}
+
+func (s snapshotEvents) SendImage(image []byte, shard raft.ShardID, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
+	s.n.sending.SendImage(image, shard, to, rep, s.told(shard, to, done))
+}
+
 func (s snapshotEvents) SendSnapshot(desc raft.Descriptor, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
-	s.n.sending.SendSnapshot(desc, to, rep, func(index raft.Index, term raft.Term, err error) {
+	s.n.sending.SendSnapshot(desc, to, rep, s.told(desc.Shard, to, done))
+}
+
+// told tells the observer before done.
+func (s snapshotEvents) told(shard raft.ShardID, to raft.NodeID, done func(raft.Index, raft.Term, error)) func(raft.Index, raft.Term, error) {
+	return func(index raft.Index, term raft.Term, err error) {
 		if errors.Is(err, snapshot.ErrStale) {
 			err = nil // the receiver is that far already
 		}
-		s.n.events.snapshot(SnapshotEvent{Shard: uint64(desc.Shard), Peer: uint32(to), Sent: true, Index: uint64(index), Err: err})
+		s.n.events.snapshot(SnapshotEvent{Shard: uint64(shard), Peer: uint32(to), Sent: true, Index: uint64(index), Err: err})
 		done(index, term, err)
-	})
+	}
 }

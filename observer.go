@@ -23,6 +23,25 @@ type Observer struct {
 	// OnDisk: the disk of this node filled up or got room again, or stands still, or
 	// takes writes again.
 	OnDisk func(DiskEvent)
+	// OnIntegrity: replicas of a shard differ, or one cannot be read, and when it has
+	// been rebuilt.
+	OnIntegrity func(IntegrityEvent)
+}
+
+// IntegrityEvent reports a replica that does not have what the others of its shard
+// have, or cannot be read: it serves nothing and is rebuilt from another one. It is
+// told by the node that found it and by the replica's own.
+type IntegrityEvent struct {
+	Shard uint64
+	// Node whose replica it is. Zero: replicas differ and no majority agrees; the shard
+	// serves nothing until a further replica decides, or the faulty one is removed.
+	Node uint32
+	// Index through which digests were compared, or through which it was rebuilt.
+	Index uint64
+	// Rebuilt: it has a good state again.
+	Rebuilt bool
+	// Err says what was found; nil if Rebuilt. It is an ErrDiverged.
+	Err error
 }
 
 // DiskEvent reports how the disk of this node is.
@@ -94,7 +113,7 @@ type events struct {
 
 func newEvents(o Observer) *events {
 	e := &events{o: o, stop: make(chan struct{})}
-	if o.OnLeader == nil && o.OnQuorum == nil && o.OnPeer == nil && o.OnSnapshot == nil && o.OnAmnesia == nil && o.OnDisk == nil {
+	if o.OnLeader == nil && o.OnQuorum == nil && o.OnPeer == nil && o.OnSnapshot == nil && o.OnAmnesia == nil && o.OnDisk == nil && o.OnIntegrity == nil {
 		return e
 	}
 	e.ch = make(chan func(), eventQueueMax)
@@ -161,5 +180,11 @@ func (e *events) amnesia(v AmnesiaEvent) {
 func (e *events) disk(v DiskEvent) {
 	if e.o.OnDisk != nil {
 		e.post(func() { e.o.OnDisk(v) })
+	}
+}
+
+func (e *events) integrity(v IntegrityEvent) {
+	if e.o.OnIntegrity != nil {
+		e.post(func() { e.o.OnIntegrity(v) })
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/router/catalog"
 	"github.com/flotillakv/flotilla/transport"
@@ -19,6 +20,9 @@ import (
 
 // ReleaseVersion is the release of this module.
 const ReleaseVersion = "0.1.0"
+
+// MaxShards bounds the shards a cluster can begin with.
+const MaxShards = catalog.MaxLayoutShards
 
 // Options say how to open a node. Only Dir is needed: that gives a durable store
 // of one node, without any network.
@@ -55,7 +59,7 @@ type Options struct {
 	// is not used then. Not used once the directory belongs to a cluster.
 	Rejoin bool
 
-	// Shards is the number of shards of a new cluster. Zero: 1, or SplitAt's. At most 65,536.
+	// Shards is the number of shards of a new cluster. Zero: 1, or SplitAt's. At most MaxShards.
 	Shards int
 	// SplitAt gives the boundaries of a new cluster's shards; ascending, without duplicates.
 	SplitAt [][]byte
@@ -80,8 +84,15 @@ type Options struct {
 	Timeout time.Duration
 	// Limits of memory and disk.
 	Limits Limits
+	// WholeProcess says that the process belongs to this node: Limits.Memory then bounds
+	// what the kernel counts as resident for all of it, and the node sets the soft memory
+	// limit of Go's runtime, again and again. flotilla serve does that. At most one open
+	// node of a process can have it.
+	WholeProcess bool
 	// Timing of liveness and elections.
 	Timing Timing
+	// Compaction says when and by whom the Raft logs are cut. The zero value will do.
+	Compaction Compaction
 
 	// Logger receives what the node has to say. Nil: nothing.
 	Logger *slog.Logger
@@ -102,14 +113,22 @@ type Options struct {
 	// OnFatal is called once when the node stops itself because it cannot go on
 	// safely, such as after a failed write to its log. Nil: it is logged.
 	OnFatal func(error)
+
+	// machine stands before the state machine. For tests of this package.
+	machine func(multiraft.StateMachine) multiraft.StateMachine
 }
 
 // Limits bound what a node uses. Zero fields have defaults.
 type Limits struct {
-	// Memory is shared out over the block cache, memtables, and what is applied but
-	// not in tables yet. Zero: 256 MiB. At least 16 MiB.
+	// Memory is what the node may hold in memory: block cache, memtables, what is applied
+	// and not in tables yet, proposals, entries, frames and requests (Node.Memory lists
+	// them; docs/operations.md says how it is shared out). Where the node shares the
+	// process (WholeProcess is not set), garbage comes on top, up to as much again as the
+	// part in Go's heap (GOGC); set the runtime's limit (debug.SetMemoryLimit) yourself.
+	// Zero: 512 MiB. At least 16 MiB, and 128 MiB with WholeProcess.
 	Memory int64
-	// Proposals bounds the writes waiting on the node. Zero: 256 MiB.
+	// Proposals bounds the writes waiting on the node. Zero: a sixteenth of Memory, at
+	// most 256 MiB.
 	Proposals int64
 	// Wait bounds how long a write may be expected to wait on the node, from what
 	// waits already and how fast that drains. Beyond it writes are refused with
@@ -128,8 +147,10 @@ type Limits struct {
 	// may use. Zero: none.
 	Ballast int64
 	// LogKeep bounds how much of one shard's log is kept for a replica that is
-	// away; one that was away for longer is sent a snapshot. A replica that is
-	// merely slow may hold back sixteen times as much. Zero: 16 MiB. At least 4 KiB.
+	// away; one that was away for longer is sent a snapshot. It is a ceiling: no more
+	// is kept than half of what the shard's data take in tables, or 1 MiB, since a
+	// snapshot is faster then. A replica that is merely slow may hold back sixteen
+	// times as much. Zero: 16 MiB. At least 4 KiB.
 	LogKeep int64
 	// Log bounds what the Raft logs of all shards take on the disk together, the
 	// write-ahead log included. From half of it on nothing is kept for replicas that are
@@ -150,6 +171,15 @@ type Timing struct {
 	// ElectionRank is the delay between the ranks of candidates. Zero: 40 ms. It
 	// should be well above a network round trip.
 	ElectionRank time.Duration
+	// Compare is about how often the replicas of a shard compare digests of what they
+	// have applied, if anything was applied since. Zero: 10 s. Negative: never.
+	Compare time.Duration
+	// CompareState is after about how long without a write the replicas of a shard are compared
+	// by all that they hold. Zero: 1 h. Negative: never.
+	CompareState time.Duration
+	// Scrub is how long after one pass over all tables on the disk, in which every
+	// block is held against its checksum, the next one begins. Zero: 6 h. Negative: never.
+	Scrub time.Duration
 }
 
 func (o *Options) logger() *slog.Logger {
@@ -211,8 +241,8 @@ func (o *Options) Validate() error {
 			}
 		}
 	}
-	if o.Shards < 0 || o.Shards > 65536 {
-		bad("Shards", o.Shards, "must be between 0 and 65536")
+	if o.Shards < 0 || o.Shards > MaxShards {
+		bad("Shards", o.Shards, fmt.Sprintf("must be between 0 and %d", MaxShards))
 	}
 	if len(o.SplitAt) > 0 && o.Shards != 0 && o.Shards != len(o.SplitAt)+1 {
 		bad("Shards", o.Shards, fmt.Sprintf("SplitAt makes %d shards; leave Shards zero", len(o.SplitAt)+1))
@@ -244,8 +274,10 @@ func (o *Options) Validate() error {
 	if o.Timeout < 0 || o.Timeout > 24*time.Hour {
 		bad("Timeout", o.Timeout, "must be between 0 and 24h")
 	}
-	if o.Limits.Memory < 0 || o.Limits.Memory > 0 && o.Limits.Memory < 16<<20 || o.Limits.Memory > 1<<44 {
-		bad("Limits.Memory", o.Limits.Memory, "must be 0 or between 16 MiB and 16 TiB")
+	if m := o.Limits.Memory; m < 0 || m > 0 && m < MinMemory || m > 1<<44 {
+		bad("Limits.Memory", m, "must be 0 or between 16 MiB and 16 TiB")
+	} else if m > 0 && m < MinProcessMemory && o.WholeProcess {
+		bad("Limits.Memory", m, "must be at least 128 MiB (134217728): the program itself and its stacks take some 40 MiB of it")
 	}
 	if o.Limits.Proposals < 0 || o.Limits.Proposals > 0 && o.Limits.Proposals < 4<<20 || o.Limits.Proposals > 1<<40 {
 		bad("Limits.Proposals", o.Limits.Proposals, "must be 0 or between 4 MiB and 1 TiB")
@@ -265,6 +297,7 @@ func (o *Options) Validate() error {
 	if o.Limits.Ballast < 0 || o.Limits.Ballast > 1<<40 {
 		bad("Limits.Ballast", o.Limits.Ballast, "must be between 0 (none) and 1 TiB")
 	}
+	o.Compaction.validate(bad)
 	t := o.Timing.withDefaults()
 	if t.Heartbeat < time.Millisecond || t.Heartbeat > time.Minute {
 		bad("Timing.Heartbeat", t.Heartbeat, "must be between 1ms and 1m")
@@ -274,6 +307,15 @@ func (o *Options) Validate() error {
 	}
 	if t.ElectionRank < time.Millisecond || t.ElectionRank > 10*time.Second {
 		bad("Timing.ElectionRank", t.ElectionRank, "must be between 1ms and 10s")
+	}
+	if t.Compare > 0 && t.Compare < 10*time.Millisecond || t.Compare > 24*time.Hour {
+		bad("Timing.Compare", t.Compare, "must be 0 (10s), negative (never), or between 10ms and 24h")
+	}
+	if t.CompareState > 0 && t.CompareState < 10*time.Millisecond {
+		bad("Timing.CompareState", t.CompareState, "must be 0 (1h), negative (never), or at least 10ms")
+	}
+	if t.Scrub > 0 && t.Scrub < 10*time.Millisecond {
+		bad("Timing.Scrub", t.Scrub, "must be 0 (6h), negative (never), or at least 10ms")
 	}
 	if o.ClusterID != "" {
 		if _, err := parseClusterID(o.ClusterID); err != nil {
@@ -298,5 +340,6 @@ func (t Timing) withDefaults() Timing {
 
 func (o *Options) tuning() raft.Tuning {
 	t := o.Timing.withDefaults()
-	return raft.Tuning{ElectionRank: t.ElectionRank, ElectionJitter: t.ElectionRank, LogKeepBytes: int(o.Limits.LogKeep)}
+	return raft.Tuning{ElectionRank: t.ElectionRank, ElectionJitter: t.ElectionRank, LogKeepBytes: int(o.Limits.LogKeep),
+		Cut: cutPolicies[o.Compaction.Policy], CutEntries: o.Compaction.Entries, CutBytes: int(o.Compaction.Bytes), IdleTruncate: o.Compaction.Idle}
 }

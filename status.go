@@ -53,6 +53,8 @@ type NodeInfo struct {
 	FsyncP99Ms float64   `json:"fsync_p99_ms"`
 	Version    string    `json:"version"`
 	Started    time.Time `json:"started"`
+	// Memory says who holds the node's memory; nil: it does not answer.
+	Memory *MemoryInfo `json:"memory,omitempty"`
 }
 
 // ShardInfo describes one shard.
@@ -79,11 +81,31 @@ type ReplicaInfo struct {
 	Node    uint32 `json:"node"`
 	Replica uint32 `json:"replica"`
 	Role    string `json:"role"`
-	// State is up, or unknown when the node does not answer.
+	// State is up, fenced (it serves nothing; ClusterStatus.Warnings says why), or
+	// unknown when the node does not answer.
 	State   string `json:"state"`
 	Applied uint64 `json:"applied"`
 	Commit  uint64 `json:"commit"`
 	Last    uint64 `json:"last"`
 	// Lag is the number of entries the replica is behind the leader's commit index.
 	Lag uint64 `json:"lag"`
+}
+
+// SnapshotInfo describes a snapshot that is on its way to a replica, as one of the
+// two nodes sees it.
+type SnapshotInfo struct {
+	// Node says so; Peer is the other one.
+	Node  uint32 `json:"node"`
+	Peer  uint32 `json:"peer"`
+	Shard uint64 `json:"shard"`
+	// State is preparing (waits for its turn or is being built) or sending, at the
+	// sender; receiving, interrupted (what came is kept for the sender to go on) or
+	// installing, at the receiver.
+	State string `json:"state"`
+	// Index is that of the last entry in it; zero: not known yet.
+	Index uint64 `json:"index,omitempty"`
+	// Bytes is the size of the snapshot (zero: not known yet), Done what of it has been
+	// sent or has arrived.
+	Bytes int64 `json:"bytes"`
+	Done  int64 `json:"done"`
 }

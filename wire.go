@@ -120,8 +120,8 @@ func (d door) OnPeer(node raft.NodeID, up bool) {
 	d.n.events.peer(PeerEvent{Node: uint32(node), Up: up})
 }
 
-func (d door) OnSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error)) error {
-	return d.n.receiveSnapshot(from, header, next)
+func (d door) OnSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error), reply func([]byte) error) error {
+	return d.n.receiveSnapshot(from, header, next, reply)
 }
 
 func (d door) Do(ctx context.Context, r *shard.Request) *shard.Response { return d.n.serve(ctx, r) }

@@ -20,16 +20,8 @@ import (
 func readUsage(dir string) usage {
 	var u usage
 	u.objects, u.bytes = heapAllocs()
-	var ru syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &ru) == nil {
-		u.cpu = time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
-	}
-	if b, err := os.ReadFile("/proc/self/statm"); err == nil {
-		if f := bytes.Fields(b); len(f) > 1 {
-			pages, _ := strconv.ParseInt(string(f[1]), 10, 64)
-			u.rssBytes = pages * int64(os.Getpagesize())
-		}
-	}
+	u.cpu = CPUTime()
+	u.rssBytes = Resident()
 	switch n, name, ok := deviceBytes(dir); {
 	case dir == "":
 		u.diskSource = "not measured: the data is elsewhere"
@@ -149,4 +141,45 @@ func fileSystem(dir string) (name string, durable bool) {
 		return "overlayfs", true
 	}
 	return fmt.Sprintf("file system %#x", uint32(st.Type)), true
+}
+
+// Resident returns the resident memory of this process in bytes, or zero where
+// that is not known.
+func Resident() int64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if f := bytes.Fields(b); err == nil && len(f) > 1 {
+		pages, _ := strconv.ParseInt(string(f[1]), 10, 64)
+		return pages * int64(os.Getpagesize())
+	}
+	return 0
+}
+
+// Available returns the memory in bytes that processes can still have without
+// others having to give some up, or zero where that is not known.
+func Available() int64 {
+	v, _ := field("/proc/meminfo", "MemAvailable:")
+	kib, _ := strconv.ParseInt(strings.TrimSuffix(v, " kB"), 10, 64)
+	return kib << 10
+}
+
+// LoopbackBytes returns the bytes that all processes of the machine have sent
+// over the loopback interface, or zero where that is not known.
+func LoopbackBytes() int64 {
+	v, _ := field("/proc/net/dev", "    lo:")
+	f := strings.Fields(v)
+	if len(f) < 9 {
+		return 0
+	}
+	n, _ := strconv.ParseInt(f[8], 10, 64)
+	return n
+}
+
+// CPUTime returns the processor time this process has taken, or zero where that is
+// not known.
+func CPUTime() time.Duration {
+	var ru syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &ru) != nil {
+		return 0
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }

@@ -16,3 +16,15 @@ func processUsage(int) (cpu time.Duration, rssBytes int64) { return 0, 0 }
 func hardware() (cpu string, memoryMiB int64, load float64) { return "", 0, 0 }
 
 func fileSystem(string) (name string, durable bool) { return "", true }
+
+// Resident is not known on this system.
+func Resident() int64 { return 0 }
+
+// Available is not known on this system.
+func Available() int64 { return 0 }
+
+// LoopbackBytes is not known on this system.
+func LoopbackBytes() int64 { return 0 }
+
+// CPUTime is not known on this system.
+func CPUTime() time.Duration { return 0 }

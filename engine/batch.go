@@ -31,7 +31,8 @@ type Batch struct {
 	val []byte // scratch
 
 	// through are the descriptors written: with them goes the whole group.
-	through []raft.Descriptor
+	through    []raft.Descriptor
+	throughSet map[raft.ShardID]bool // of through
 
 	// What it says of logs: the record of its entries, which lacks the checksum, the
 	// runs in it, groups whose log it overwrites from an index on, and which it cuts.
@@ -43,6 +44,7 @@ type Batch struct {
 	overlay overlay
 	arena   []byte // values handed out by Get
 
+	counted   int64 // in the engine's batchBytes
 	committed bool
 	syncing   bool // committed with sync, Wait not called yet
 	flushed   bool // Flushed has seen the end of the sync
@@ -145,6 +147,16 @@ func (b *Batch) logs() bool { return len(b.runs)+len(b.cuts) > 0 }
 // Mark returns the present position for RollbackTo.
 func (b *Batch) Mark() int { return b.d.Len() }
 
+// Effects returns what was written to the applied side since Mark returned mark, in
+// order, as Pebble's batches encode it: the same bytes for the same writes. It is valid
+// until the next write.
+func (b *Batch) Effects(mark int) []byte {
+	if b.d.Len() <= mark {
+		return nil
+	}
+	return b.d.Repr()[mark:]
+}
+
 // RollbackTo drops everything of the applied side that was written since Mark
 // returned mark; nothing else may have been written since. Values that Get returned
 // since are no longer valid.
@@ -189,6 +201,8 @@ func (b *Batch) Commit(sync bool) (err error) {
 	if b.Empty() && !sync {
 		return nil
 	}
+	b.counted = int64(b.Len() + len(b.rec))
+	b.e.batchBytes.Add(b.counted)
 	if b.e.def != nil {
 		b.e.room()
 	}
@@ -308,7 +322,13 @@ func (b *Batch) Close() {
 	if b.d != nil && b.d != b.b {
 		b.d.Reset()
 	}
+	b.e.batchBytes.Add(-b.counted)
+	b.counted = 0
+	if len(b.through) > 16 {
+		b.through, b.throughSet = nil, nil
+	}
 	b.through = b.through[:0]
+	clear(b.throughSet)
 	b.overlay.reset()
 	b.rec, b.runs, b.over, b.cuts = b.rec[:0], b.runs[:0], b.over[:0], b.cuts[:0]
 	if cap(b.rec) > batchRetain {

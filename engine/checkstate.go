@@ -173,6 +173,9 @@ func (c *checker) groupKeys() {
 		case KindVoid:
 			kind = FaultLog
 			_, err = decodeVoid(v)
+		case KindQuarantine:
+			kind = FaultDescriptor
+			_, err = decodeQuarantine(v)
 		case KindApplied:
 			kind, g.hasState = FaultApplied, true
 			g.applied, err = raft.DecodeAppliedState(v)

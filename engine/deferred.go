@@ -137,7 +137,7 @@ func (d *deferred) getLocked(key, dst []byte) ([]byte, entryKind) {
 func (d *deferred) retireLocked(room int) {
 	var kept []*table
 	for _, t := range append([]*table{d.imm}, d.clean...) {
-		if room -= t.size(); room < 0 {
+		if room -= t.size(); room < 0 && !mutants.On("GV5") {
 			break
 		}
 		kept = append(kept, t)

@@ -132,6 +132,7 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 		pb.Set(intentKey(nil, s), in.encode(nil), nil),
 		pb.Delete(hardKey(nil, s), nil),
 		pb.Delete(truncKey(nil, s), nil),
+		pb.Delete(quarantineKey(nil, s), nil),
 		pb.DeleteRange(StatePrefix(s), PrefixEnd(StatePrefix(s)), nil),
 	)
 	if !mutants.On("G14") {

@@ -77,6 +77,7 @@ type Engine struct {
 	def *deferred // nil: batches are applied at once
 
 	journal journal
+	damage  damages
 
 	space space
 	// headroom is one more than what was left before SpaceFull, grown what was
@@ -84,6 +85,15 @@ type Engine struct {
 	headroom, grown atomic.Int64
 	snapshotRoom    atomic.Int64 // one more than RoomForSnapshots
 	spaceRoom       atomic.Int64 // one more than what LookAtSpace found to be left; zero: it did not look yet
+
+	// cache is the block cache, if it is of this store alone; reserved bytes of it are
+	// not to be used.
+	cacheMu   sync.Mutex // innermost but for the cache's own
+	cache     *pebble.Cache
+	reserved  int64
+	unreserve func()
+
+	batchBytes atomic.Int64 // of batches that were committed and not closed
 
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *[]byte
@@ -327,6 +337,9 @@ func (e *Engine) openDB(create bool) error {
 			return err
 		}
 	}
+	if e.opts.Cache == nil && e.cache == nil {
+		e.cache = pebble.NewCache(e.opts.CacheBytes)
+	}
 	po := e.pebbleOptions()
 	po.ErrorIfExists, po.ErrorIfNotExists = create, !create
 	type result struct {
@@ -402,6 +415,7 @@ func (e *Engine) release() {
 			e.log.Error("close after failed open", "err", err)
 		}
 	}
+	e.closeCache()
 	if e.lock != nil {
 		_ = e.lock.Close()
 	}
@@ -483,6 +497,7 @@ func (e *Engine) closeDB() (err error) {
 	if err := e.db.Close(); err != nil {
 		return err
 	}
+	e.closeCache()
 	return e.noteDurable(seq, true)
 }
 
@@ -617,7 +632,9 @@ func (e *Engine) eventListener() *pebble.EventListener {
 		},
 		WriteStallEnd: func() { e.stats.stalled.Store(false) },
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
-			e.fail(fmt.Errorf("corruption in %s: %w", info.Path, info.Details))
+			if !e.damaged(&info) {
+				e.fail(fmt.Errorf("corruption in %s: %w", info.Path, info.Details))
+			}
 		},
 		BackgroundError: func(err error) {
 			if errors.Is(err, pebble.ErrCancelledCompaction) {
@@ -625,6 +642,10 @@ func (e *Engine) eventListener() *pebble.EventListener {
 			}
 			if errors.Is(err, syscall.ENOSPC) && !mutants.On("H2b") {
 				e.onFull(err)
+				return
+			}
+			if info := pebble.ExtractDataCorruptionInfo(err); info != nil && e.damaged(info) {
+				time.Sleep(damagePause) // Pebble tries again at once
 				return
 			}
 			if e.failed.Load() != nil {

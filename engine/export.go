@@ -31,6 +31,7 @@ type View struct {
 	efos    *pebble.EventuallyFileOnlySnapshot
 	desc    raft.Descriptor
 	applied raft.AppliedState
+	size    int64
 }
 
 // ViewPart names one part of a View.
@@ -49,7 +50,8 @@ const (
 )
 
 // View takes a cut of the group of desc. The descriptor in the cut counts, not
-// desc (View.Desc). It fails with a *GroupError if the group is not here.
+// desc (View.Desc). It fails with a *GroupError if the group is not here, or is
+// quarantined (ErrQuarantined).
 func (e *Engine) View(desc *raft.Descriptor) (*View, error) {
 	if err := e.enter(); err != nil {
 		return nil, err
@@ -87,12 +89,17 @@ func (e *Engine) view(d *raft.Descriptor) (*View, error) {
 	if err != nil {
 		return nil, e.iterError(err)
 	}
+	v.size = int64(size)
 	var it *pebble.Iterator
 	if size >= fileOnlyBytes || mutants.On("B0-D1") {
 		// Such a cut sees tables only: what is in memory goes there first.
 		if err := e.flushAll(); err != nil {
 			return nil, err
 		}
+		if size, err = e.db.EstimateDiskUsage(lower, upper); err != nil {
+			return nil, e.iterError(err)
+		}
+		v.size = int64(size)
 		v.efos = e.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{{Start: sp, End: PrefixEnd(sp)}, {Start: lower, End: upper}})
 		it, err = v.efos.NewIter(bounds(sp, PrefixEnd(sp)))
 	} else {
@@ -131,6 +138,13 @@ func (e *Engine) view(d *raft.Descriptor) (*View, error) {
 	if v.applied, _, err = e.readApplied(get, d.Shard); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
+	// The mark is on the disk before anything is missing.
+	if q, err := e.quarantined(d.Shard); err != nil || q.Why != 0 {
+		if err == nil {
+			err = &GroupError{Shard: d.Shard, Err: ErrQuarantined}
+		}
+		return nil, errors.Join(err, v.Close())
+	}
 	return v, nil
 }
 
@@ -139,6 +153,10 @@ func (v *View) Applied() raft.AppliedState { return v.applied }
 
 // Desc returns the descriptor of the cut.
 func (v *View) Desc() raft.Descriptor { return v.desc }
+
+// Size returns about how many bytes of tables hold the data of the cut; what was in
+// memory when it was made may be missing.
+func (v *View) Size() int64 { return v.size }
 
 // Iter returns an iterator over one part of the cut. It must be closed before
 // the View.
@@ -210,7 +228,15 @@ type SSTWriter struct {
 	w    *sstable.Writer
 	fs   FS
 	path string
+	mem  *tableBuffer // nil: a file
 }
+
+// tableBuffer takes a table in memory.
+type tableBuffer struct{ b []byte }
+
+func (t *tableBuffer) Write(p []byte) error { t.b = append(t.b, p...); return nil }
+func (t *tableBuffer) Finish() error        { return nil }
+func (t *tableBuffer) Abort()               {}
 
 // NewSSTWriter creates the file and the writer. The keys of a table must have
 // one prefix: a table that spanned several would overlap every group.
@@ -235,6 +261,22 @@ func (e *Engine) newTableWriter(path string, level int, c chore) (*SSTWriter, er
 	return &SSTWriter{w: w, fs: e.fs, path: path}, nil
 }
 
+// NewTableBuffer is NewSSTWriter for a table that stays in memory, appended to dst:
+// nothing of it touches the disk. Equal keys and values make equal bytes, on every
+// node of a release.
+func (e *Engine) NewTableBuffer(dst []byte) (*SSTWriter, error) {
+	if err := e.usable(); err != nil {
+		return nil, err
+	}
+	wo := e.po.MakeWriterOptions(6, e.db.TableFormat())
+	wo.FilterPolicy = e.filter(choreSnapshot)
+	buf := &tableBuffer{b: dst}
+	return &SSTWriter{w: sstable.NewWriter(buf, wo), mem: buf}, nil
+}
+
+// Bytes returns the table of NewTableBuffer, after Finish.
+func (w *SSTWriter) Bytes() []byte { return w.mem.b }
+
 // Set adds a raw key and its value.
 func (w *SSTWriter) Set(key, val []byte) error { return w.w.Set(key, val) }
 
@@ -248,6 +290,9 @@ func (w *SSTWriter) EstimatedSize() uint64 { return w.w.Raw().EstimatedSize() }
 func (w *SSTWriter) Finish() (size int64, err error) {
 	if err := w.w.Close(); err != nil {
 		return 0, fmt.Errorf("engine: finish table: %w", err)
+	}
+	if w.mem != nil {
+		return int64(len(w.mem.b)), nil
 	}
 	info, err := w.fs.Stat(w.path)
 	if err != nil {
@@ -276,10 +321,14 @@ type Install struct {
 	// SmallKVs is the data itself, by user key, ascending, in place of Data. For
 	// groups of up to some 100 KiB: it goes through the write-ahead log.
 	SmallKVs []KV
+	// KeepLog: the log, which holds the entry at Applied.Applied, stays as it is, cut
+	// as far as it was. It is for a quarantined replica, which needs its state anew.
+	KeepLog bool
 }
 
 // InstallSnapshot replaces everything this node holds of the group by the
-// snapshot: data, applied side, hard state; its log becomes empty. It is
+// snapshot: data, applied side, hard state; its log becomes empty (but see
+// Install.KeepLog), and a quarantine ends. It is
 // atomic and durable when nil is returned. The caller has frozen the group: no
 // batch of it is open or will be until InstallSnapshot returns.
 //
@@ -298,21 +347,53 @@ func (e *Engine) InstallSnapshot(in Install) error {
 	if err := e.checkInstall(&in, node); err != nil {
 		return err
 	}
-	// The log of the installed replica is empty: it begins behind the snapshot.
-	in.Applied.TruncIndex, in.Applied.TruncTerm = in.Applied.Applied, in.Applied.AppliedTerm
-	e.journal.hold(in.Desc.Shard, true)
-	defer e.journal.hold(in.Desc.Shard, false)
-	var err error
-	if len(in.Data) == 0 {
+	in.KeepLog = in.KeepLog && !mutants.On("IG6")
+	if in.KeepLog {
+		i, t, err := e.cutOf(in.Desc.Shard)
+		if err != nil {
+			return err
+		}
+		in.Applied.TruncIndex, in.Applied.TruncTerm = i, t
+	} else {
+		// The log of the installed replica is empty: it begins behind the snapshot.
+		in.Applied.TruncIndex, in.Applied.TruncTerm = in.Applied.Applied, in.Applied.AppliedTerm
+		e.journal.hold(in.Desc.Shard, true)
+		defer e.journal.hold(in.Desc.Shard, false)
+	}
+	q, err := e.quarantined(in.Desc.Shard)
+	if err != nil {
+		return err
+	}
+	if len(in.Data) == 0 && q.Why != QuarantineUnreadable {
 		err = e.installSmall(&in)
 	} else {
 		err = e.installTables(&in)
 	}
-	if err != nil {
+	if err != nil || in.KeepLog {
 		return err
 	}
 	e.journal.voided(in.Desc.Shard, in.Applied.Applied)
 	return nil
+}
+
+// cutOf returns how far the log of a group is cut.
+func (e *Engine) cutOf(s raft.ShardID) (raft.Index, raft.Term, error) {
+	as, _, err := e.readApplied(e.getRaw, s)
+	if err != nil {
+		return 0, 0, err
+	}
+	b, ok, err := e.getRaw(truncKey(nil, s))
+	if err != nil || !ok {
+		return as.TruncIndex, as.TruncTerm, err
+	}
+	i, t, err := decodeTrunc(b)
+	if err != nil {
+		return 0, 0, &GroupError{Shard: s, Err: err}
+	}
+	if i < as.TruncIndex {
+		i, t = as.TruncIndex, as.TruncTerm
+	}
+	return i, t, nil
 }
 
 // checkInstall refuses what must not be installed here.
@@ -372,8 +453,10 @@ func (e *Engine) installSmall(in *Install) error {
 			{Start: StatePrefix(s), End: PrefixEnd(StatePrefix(s))},
 			{Start: LogPrefix(s), End: PrefixEnd(LogPrefix(s))},
 			{Start: truncKey(nil, s), End: PrefixEnd(truncKey(nil, s))},
+			{Start: quarantineKey(nil, s), End: PrefixEnd(quarantineKey(nil, s))},
 		} {
-			if mutants.On("E11") && sp.Start[0] == prefixLog {
+			log := sp.Start[0] == prefixLog || sp.Start[0] == prefixHard && sp.Start[groupKeyLen] == suffixTrunc
+			if mutants.On("E11") && sp.Start[0] == prefixLog || in.KeepLog && log {
 				continue
 			}
 			if some, err := e.hasKeys(sp); err != nil {
@@ -404,7 +487,7 @@ func (e *Engine) installSmall(in *Install) error {
 			}
 			pb = e.db.NewBatch()
 		}
-		if !mutants.On("E11") {
+		if !mutants.On("E11") && !in.KeepLog {
 			if err := pb.Set(voidKey(nil, s), e.journal.voidMark(), nil); err != nil {
 				return err
 			}
@@ -510,7 +593,12 @@ func (e *Engine) installTables(in *Install) error {
 		if err != nil {
 			return err
 		}
-		if err := w.DeleteRange(prefix, PrefixEnd(prefix)); err != nil {
+		start := prefix
+		if in.KeepLog && prefix[0] == prefixHard {
+			start = quarantineKey(nil, s)
+			prefix = start
+		}
+		if err := w.DeleteRange(start, PrefixEnd(prefix)); err != nil {
 			w.Abort()
 			return err
 		}
@@ -525,6 +613,19 @@ func (e *Engine) installTables(in *Install) error {
 		return err
 	}
 	var hk, hv []byte
+	if len(in.SmallKVs) > 0 { // in place of a batch: what is below must go, and cannot be read
+		w, err := e.NewSSTWriter(e.fs.PathJoin(dir, "10"))
+		for i := 0; err == nil && i < len(in.SmallKVs); i++ {
+			err = w.Set(DataKey(in.Desc.Keyspace, in.SmallKVs[i].Key), in.SmallKVs[i].Value)
+		}
+		if err == nil {
+			paths = append(paths, w.path)
+			_, err = w.Finish()
+		}
+		if err != nil {
+			return e.fail(fmt.Errorf("write tables of shard %d: %w", s, err))
+		}
+	}
 	err := table("03", StatePrefix(s), func(w *SSTWriter) error {
 		return in.state(w.Set, func(k, v []byte) error { hk, hv = k, v; return nil })
 	})
@@ -536,13 +637,13 @@ func (e *Engine) installTables(in *Install) error {
 		})
 	} else if err == nil {
 		err = table("02", HardPrefix(s), func(w *SSTWriter) error {
-			if mutants.On("E-ingest-keeps-log") {
+			if mutants.On("E-ingest-keeps-log") || in.KeepLog {
 				return w.Set(hk, hv)
 			}
 			return errors.Join(w.Set(hk, hv), w.Set(voidKey(nil, s), e.journal.voidMark()))
 		})
 	}
-	if err == nil && !mutants.On("E-ingest-keeps-log") {
+	if err == nil && !mutants.On("E-ingest-keeps-log") && !in.KeepLog {
 		err = table("01", LogPrefix(s), nil)
 	}
 	if err != nil {
@@ -582,6 +683,12 @@ func (e *Engine) installTables(in *Install) error {
 // it survives a restart, as far as its owner synced it; CleanStaging removes
 // what nobody will continue. Names that start with "install-" are the engine's.
 func (e *Engine) StagingDir() string { return e.fs.PathJoin(e.dir, stagingName) }
+
+// Smooth returns f with its writes on their way to the disk all along, so that a sync
+// finds little left to do. It is for large files in StagingDir.
+func Smooth(f File) File {
+	return vfs.NewSyncingFile(f, vfs.SyncingFileOptions{BytesPerSync: bytesPerSync})
+}
 
 // FS returns the file system of the store, for files in StagingDir.
 func (e *Engine) FS() FS { return e.fs }

@@ -34,6 +34,7 @@ func goldenKeys() []Key {
 		{Kind: KindTrunc, Shard: 7},
 		{Kind: KindVoid, Shard: 7},
 		{Kind: KindRecord, Epoch: 4, Seq: 0x1122334455667788},
+		{Kind: KindQuarantine, Shard: 7},
 	}
 }
 
@@ -59,6 +60,7 @@ func TestGolden(t *testing.T) {
 	line("tombstone", encodeTombstone(nil, 6))
 	line("trunc", encodeTrunc(nil, 9, 3))
 	line("void", encodeVoid(nil, recordID{4, 9}))
+	line("quarantine", Quarantine{Why: QuarantineUnreadable, Index: 9}.encode(nil))
 	line("record", goldenRecord())
 	line("intent", intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
 	line("watermark", watermark{Seq: 100, BootEpoch: 4}.encode(nil))
@@ -150,6 +152,7 @@ func FuzzRecords(tf *testing.F) {
 	f.Add(encodeTombstone(nil, 6))
 	f.Add(encodeTrunc(nil, 9, 3))
 	f.Add(encodeVoid(nil, recordID{4, 9}))
+	f.Add(Quarantine{Why: QuarantineDiffers, Index: 9}.encode(nil))
 	f.Add(watermark{Seq: 100, BootEpoch: 4}.encode(nil))
 	f.Add(manifestSum{Seq: 9, Number: 11, Length: 300, CRC: 0x01020304}.encode(nil))
 	f.Add(intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
@@ -178,6 +181,8 @@ func FuzzRecords(tf *testing.F) {
 		same("truncation", err, func() []byte { return encodeTrunc(nil, i, term) })
 		id2, err := decodeVoid(b)
 		same("void mark", err, func() []byte { return encodeVoid(nil, id2) })
+		q, err := decodeQuarantine(b)
+		same("quarantine mark", err, func() []byte { return q.encode(nil) })
 		in, err := decodeIntent(b)
 		same("intent", err, func() []byte { return in.encode(nil) })
 	})

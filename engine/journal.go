@@ -67,6 +67,9 @@ type journal struct {
 	bytes atomic.Int64 // of recs, with their keys
 	moved atomic.Int64 // of entries below keys of their own
 
+	counted   int64 // part of memory
+	countedAt time.Time
+
 	sizes   map[raft.ShardID]int64 // see LogSize
 	sizesAt time.Time
 }

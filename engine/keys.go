@@ -24,6 +24,7 @@ import (
 //	| 02 | shard(8) 'h'                | hard state (never part of a snapshot's source)    |
 //	| 02 | shard(8) 't'                | how far the log is cut (if applying is deferred)  |
 //	| 02 | shard(8) 'v'                | void mark: log records before it do not count     |
+//	| 02 | shard(8) 'q'                | quarantine: the replica's state is not to be used |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 03 | shard(8) 'a'                | applied state: applied and truncated index, ...   |
 //	| 03 | shard(8) 'd'                | descriptor                                        |
@@ -57,6 +58,7 @@ const (
 	suffixHard    byte = 'h'
 	suffixTrunc   byte = 't'
 	suffixVoid    byte = 'v'
+	suffixQuar    byte = 'q'
 	suffixApplied byte = 'a'
 	suffixDesc    byte = 'd'
 
@@ -156,6 +158,10 @@ func voidKey(dst []byte, s raft.ShardID) []byte {
 	return append(appendGroup(dst, prefixHard, s), suffixVoid)
 }
 
+func quarantineKey(dst []byte, s raft.ShardID) []byte {
+	return append(appendGroup(dst, prefixHard, s), suffixQuar)
+}
+
 func appliedKey(dst []byte, s raft.ShardID) []byte {
 	return append(appendGroup(dst, prefixApplied, s), suffixApplied)
 }
@@ -190,20 +196,21 @@ type KeyKind uint8
 
 // The kinds of raw keys.
 const (
-	KindStore     KeyKind = iota + 1 // identity, versions, reserved keys below 00
-	KindIntent                       // destroy intent: Shard
-	KindRequester                    // boot epoch
-	KindSupporter                    // support record: Node
-	KindTombstone                    // tombstone: Shard
-	KindEntry                        // log entry: Shard, Index
-	KindHard                         // hard state: Shard
-	KindApplied                      // applied state: Shard
-	KindDesc                         // descriptor: Shard
-	KindGroup                        // other key of the applied side: Shard, Rest
-	KindData                         // user key: Keyspace, Rest
-	KindTrunc                        // how far the log is cut: Shard
-	KindVoid                         // void mark: Shard
-	KindRecord                       // log record: Epoch, Seq
+	KindStore      KeyKind = iota + 1 // identity, versions, reserved keys below 00
+	KindIntent                        // destroy intent: Shard
+	KindRequester                     // boot epoch
+	KindSupporter                     // support record: Node
+	KindTombstone                     // tombstone: Shard
+	KindEntry                         // log entry: Shard, Index
+	KindHard                          // hard state: Shard
+	KindApplied                       // applied state: Shard
+	KindDesc                          // descriptor: Shard
+	KindGroup                         // other key of the applied side: Shard, Rest
+	KindData                          // user key: Keyspace, Rest
+	KindTrunc                         // how far the log is cut: Shard
+	KindVoid                          // void mark: Shard
+	KindRecord                        // log record: Epoch, Seq
+	KindQuarantine                    // quarantine: Shard
 )
 
 // Key is a raw key taken apart. Rest aliases the raw key.
@@ -254,6 +261,9 @@ func ParseKey(raw []byte) (Key, error) {
 		if len(raw) == groupKeyLen+1 && raw[9] == suffixVoid {
 			return Key{Kind: KindVoid, Shard: raft.ShardID(u64(1))}, nil
 		}
+		if len(raw) == groupKeyLen+1 && raw[9] == suffixQuar {
+			return Key{Kind: KindQuarantine, Shard: raft.ShardID(u64(1))}, nil
+		}
 	case prefixRecord:
 		if len(raw) == logKeyLen {
 			return Key{Kind: KindRecord, Epoch: u64(1), Seq: u64(9)}, nil
@@ -301,6 +311,8 @@ func (k Key) Raw() []byte {
 		return truncKey(nil, k.Shard)
 	case KindVoid:
 		return voidKey(nil, k.Shard)
+	case KindQuarantine:
+		return quarantineKey(nil, k.Shard)
 	case KindRecord:
 		raw := make([]byte, logKeyLen)
 		putRecordKey(raw, recordID{k.Epoch, k.Seq})

@@ -44,7 +44,8 @@ type Options struct {
 	Node    raft.NodeID
 	// Create makes a new store when there is none at Dir.
 	Create bool
-	// CacheBytes bounds the block cache when Cache is nil. Zero: DefaultCacheBytes.
+	// CacheBytes bounds the block cache and the memtables together when Cache is nil: the
+	// cache has what the memtables leave (see also ReserveCache). Zero: DefaultCacheBytes.
 	CacheBytes int64
 	// MemTableBytes is the size of one memtable; up to six may exist. Zero:
 	// DefaultMemTableBytes. A batch of half that size rotates the memtable, so
@@ -97,7 +98,7 @@ type Options struct {
 	// set it, so that equal runs leave equal files.
 	Nonce func() uint64
 	// ManifestBytes is the size at which the list of tables goes over to a new file.
-	// Zero: Pebble's default. Small values are for tests of that change.
+	// Zero: 4 MiB. Small values are for tests of that change.
 	ManifestBytes int64
 	// SpaceLimit is the most that the files of the store may take, in bytes: what
 	// LookAtSpace judges by, besides the file system. Zero: no limit.
@@ -105,6 +106,9 @@ type Options struct {
 	// BallastBytes is how large a file is kept in the directory that holds nothing but
 	// space, for when the disk is full; a hundredth of the capacity at most. Zero: none.
 	BallastBytes int64
+	// Rebuild lets the store live with damaged tables of user keys, whose replicas the
+	// owner quarantines and rebuilds (OnDamage, which has to be called). Else they stop it.
+	Rebuild bool
 	// NoDiskWatch switches off the watch for hanging writes on the operating
 	// system's file system.
 	NoDiskWatch bool
@@ -141,6 +145,9 @@ func (o Options) withDefaults() Options {
 	o.DeferLogLimit = max(o.DeferLogLimit, o.DeferLogBytes)
 	if o.JournalBytes <= 0 {
 		o.JournalBytes = 4 * o.DeferLogBytes
+	}
+	if o.ManifestBytes <= 0 {
+		o.ManifestBytes = manifestBytes
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -194,10 +201,11 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 		Logger:             pebbleLogger{e},
 		// Two memtables may be on their way to tables before writes stop.
 		MemTableSize:                uint64(e.opts.MemTableBytes),
-		MemTableStopWritesThreshold: 3,
+		MemTableStopWritesThreshold: memTables,
 		L0CompactionThreshold:       l0Compaction, // tables of a flush lie over each other; filters keep reads short
 		L0StopWritesThreshold:       l0Stop,
-		LBaseMaxBytes:               256 << 20,
+		LBaseMaxBytes:               e.opts.baseBytes(),
+		MaxManifestFileSize:         e.opts.ManifestBytes,
 		// A flush is one table per part: each one costs the disk time when it goes.
 		TargetFileSizes: [7]int64{16 << 20, 8 << 20, 16 << 20, 32 << 20, 64 << 20, 64 << 20, 64 << 20},
 		MaxOpenFiles:    1000,
@@ -208,19 +216,12 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 		FlushDelayDeleteRange: 10 * time.Second,
 		EventListener:         e.eventListener(),
 		// A clean close makes everything durable, and the log is never off.
-		NoSyncOnClose: false,
-		DisableWAL:    mutants.On("B0-E4"),
-		CompactionConcurrencyRange: func() (int, int) {
-			if n := runtime.GOMAXPROCS(0); n > 2 {
-				return 1, min(4, n/2)
-			}
-			return 1, 1
-		},
+		NoSyncOnClose:              false,
+		DisableWAL:                 mutants.On("B0-E4"),
+		CompactionConcurrencyRange: func() (int, int) { return 1, compactions() },
 	}
-	if e.opts.Cache != nil {
+	if o.Cache = e.cache; e.opts.Cache != nil {
 		o.Cache = e.opts.Cache.c
-	} else {
-		o.CacheSize = e.opts.CacheBytes
 	}
 	o.Experimental.FileCacheShards = max(1, min(4, runtime.GOMAXPROCS(0)))
 	for i := range o.Levels {
@@ -244,9 +245,6 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 			return pebble.SpanPolicy{PreferFastCompression: true}, []byte{prefixData}, nil
 		}
 		return pebble.SpanPolicy{}, nil, nil
-	}
-	if e.opts.ManifestBytes > 0 {
-		o.MaxManifestFileSize = e.opts.ManifestBytes
 	}
 	if e.opts.tune != nil {
 		e.opts.tune(o)

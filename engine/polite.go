@@ -41,6 +41,7 @@ const (
 	choreDeferred   chore = iota // what was applied in memory goes to tables
 	choreMemtable                // memtables go to tables
 	choreCompaction              // tables are merged
+	choreSnapshot                // tables are made for another node, at the pace of whoever sends them
 	chores
 )
 
@@ -50,7 +51,7 @@ const (
 var background = [chores]struct {
 	pacer
 	share float64
-}{{share: 0.2}, {share: 0.1}, {share: 0.1}}
+}{{share: 0.2}, {share: 0.1}, {share: 0.1}, {share: 1}}
 
 // pacer is a leaky bucket of processor time (GCRA: due is when all that was taken
 // has been paid for).

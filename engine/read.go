@@ -77,6 +77,9 @@ func (e *Engine) iterError(err error) error {
 	if err == nil {
 		return nil
 	}
+	if info := pebble.ExtractDataCorruptionInfo(err); info != nil && e.damaged(info) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	if pebble.IsCorruptionError(err) || errors.Is(err, syscall.EIO) && !mutants.On("F1-read-on") {
 		return e.fail(fmt.Errorf("read: %w", err))
 	}

@@ -50,9 +50,14 @@ func (b *Batch) SetDescriptor(d *raft.Descriptor) {
 	b.key = descKey(b.key[:0], d.Shard)
 	b.val = d.Encode(b.val[:0])
 	b.set(b.key, b.val)
-	if b.e.def != nil && !slices.ContainsFunc(b.through, func(o raft.Descriptor) bool { return o.Shard == d.Shard }) {
-		b.through = append(b.through, d.Clone())
+	if b.e.def == nil || b.throughSet[d.Shard] {
+		return
 	}
+	if b.throughSet == nil {
+		b.throughSet = make(map[raft.ShardID]bool)
+	}
+	b.throughSet[d.Shard] = true // a batch may create thousands of groups
+	b.through = append(b.through, d.Clone())
 }
 
 // SetGroup writes a record of the applied side of a group other than applied
@@ -76,6 +81,22 @@ func (e *Engine) GetGroup(s raft.ShardID, suffix []byte) ([]byte, bool, error) {
 	}
 	defer e.leave()
 	return e.getRaw(append(StatePrefix(s), suffix...))
+}
+
+// Descriptor returns the descriptor of a group; ok is false if it has none here.
+func (e *Engine) Descriptor(s raft.ShardID) (d raft.Descriptor, ok bool, err error) {
+	if err := e.enter(); err != nil {
+		return d, false, err
+	}
+	defer e.leave()
+	b, ok, err := e.getRaw(descKey(nil, s))
+	if err != nil || !ok {
+		return d, false, err
+	}
+	if d, err = raft.DecodeDescriptor(b); err != nil {
+		return d, false, &GroupError{Shard: s, Err: fmt.Errorf("descriptor: %w", err)}
+	}
+	return d.Clone(), true, nil
 }
 
 // GroupState is the durable state of one group, complete for raft.NewCore:

@@ -163,37 +163,42 @@ func (l *loop) release(bytes int) {
 	l.h.release(bytes)
 }
 
-// admit decides about a proposal of size bytes for r: it counts it and returns
-// nil, or returns why it is refused.
-func (h *Host) admit(r *replica, size int) error {
+// admit decides about a proposal of size bytes for a shard of loop l, whose replica r
+// is nil while it sleeps: it counts it and returns nil, or returns why it is refused.
+func (h *Host) admit(l *loop, r *replica, shard raft.ShardID, size int) error {
 	if n := h.pending.Add(int64(size)); n > h.maxBytes && n > int64(size) {
 		h.pending.Add(-int64(size))
 		h.stats.refused.Add(1)
-		return &OverloadedError{RetryAfter: time.Duration(r.loop.admission.retry.Load()), Why: "too many bytes of proposals wait on this node"}
+		return &OverloadedError{RetryAfter: time.Duration(l.admission.retry.Load()), Why: "too many bytes of proposals wait on this node"}
 	}
 	if t := h.typical.Load(); int64(size) > 2*t || 2*int64(size) < t {
 		h.typical.Store(max(1, (7*t+int64(size))/8))
 	}
 	// The table of shards and nodes is what everybody needs to get away from here.
-	vital := r.shard == raft.MetaShard
+	vital := shard == raft.MetaShard
+	if wait := h.brake.Load(); wait > 0 && !vital && !mutants.On("GV1") {
+		h.pending.Add(-int64(size))
+		h.stats.refused.Add(1)
+		return &OverloadedError{RetryAfter: time.Duration(wait), Why: "the memory of this node is used up (Limits.Memory)"}
+	}
 	if err := h.admitLog(r, vital); err != nil {
 		h.pending.Add(-int64(size))
 		h.stats.refused.Add(1)
 		return err
 	}
-	retry, ok := r.loop.admission.admit(size, vital)
+	retry, ok := l.admission.admit(size, vital)
 	if ok {
 		return nil
 	}
 	h.pending.Add(-int64(size))
 	h.stats.refused.Add(1)
-	if r.loop.admission.due(h.clock.Now()) {
-		r.loop.in.signal()
+	if l.admission.due(h.clock.Now()) {
+		l.in.signal()
 	}
 	if mutants.On("S19-retry") {
 		retry = 0
 	}
-	return &OverloadedError{RetryAfter: retry, Why: r.loop.admission.why}
+	return &OverloadedError{RetryAfter: retry, Why: l.admission.why}
 }
 
 // Syncs are kept apart while many writes wait, up to this long.

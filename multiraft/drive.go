@@ -167,7 +167,7 @@ func (l *loop) abandon() {
 	}
 	l.done.spoil()
 	l.refuseRest(&l.done)
-	for _, r := range l.order {
+	for _, r := range l.inOrder() {
 		r.failQueued(ErrClosed, &l.done)
 		r.failWaiting(ErrAmbiguous, &l.done)
 		r.failReads(ErrClosed, &l.done)

@@ -120,8 +120,12 @@ func TestDamagedEntryStopsTheNode(t *testing.T) {
 // leader does not try for ever.
 func TestUnreadableLogStopsTheNode(t *testing.T) {
 	r := newRig(t)
+	r.h.tuning.TailBytes = 1 // what is applied is on the disk alone
 	r.lead(2)
+	r.ack(2)
 	r.propose("a")
+	r.ack(2)
+	r.on(func(raft.Time) {}) // memory is let go of in the round after
 	last := r.rep().core.Status().Last
 	b := r.e.NewBatch()
 	b.Append(7, last, []raft.Entry{{Index: last, Term: 1, Value: []byte("garbage")}})
@@ -129,9 +133,13 @@ func TestUnreadableLogStopsTheNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Close()
-	r.l.out.Fetches = append(r.l.out.Fetches, raft.FetchTask{Shard: 7, To: 3, Next: last, Last: last, MaxBytes: 1 << 20})
-	r.l.commitRound(r.now)
-	if err := <-r.fatal; !errors.Is(err, raft.ErrCorrupt) || !r.l.failed {
-		t.Fatalf("fatal: %v", err)
+	r.in(raft.Msg{Type: raft.MsgAppResp, From: 3, Term: 1, Index: last - 1})
+	select {
+	case err := <-r.fatal:
+		if !errors.Is(err, raft.ErrCorrupt) || !r.l.failed {
+			t.Fatalf("fatal: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatalf("the node goes on; peers %+v of %+v", r.rep().core.Peers(nil), r.rep().core.Status())
 	}
 }

@@ -1,6 +1,7 @@
 package multiraft
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,7 +61,18 @@ type Config struct {
 	// LogBytes bounds what the Raft logs take on the disk (engine.LogUsage); how it is
 	// kept is said at logCap. Zero: no bound.
 	LogBytes int64
-	Logger   *slog.Logger
+	// CutAge is how old the oldest entry of a log may become, where Tuning.Cut is not
+	// raft.CutPiggyback. Zero: DefaultCutAge.
+	CutAge time.Duration
+	// TailBytes bounds the memory that the entries of all groups take which are applied and
+	// durable, and are kept for slow peers. Zero: Tuning.TailBytes for each group.
+	TailBytes int64
+	// InboxBytes bounds the entries in messages that wait for one loop. Zero: 64 MiB.
+	InboxBytes int
+	// RoundBytes bounds the payload of one batch of a loop, of which up to four are under way.
+	// Zero: 4 MiB.
+	RoundBytes int
+	Logger     *slog.Logger
 	// OnRole is called on a loop when a replica's view of its leadership or its
 	// quorum changed. It must not block.
 	OnRole func(old, now View)
@@ -81,9 +93,28 @@ type Config struct {
 	// OnAmnesia is called on a loop when a replica of another node is found to have
 	// forgotten what it promised. It must not block.
 	OnAmnesia func(AmnesiaError)
+	// DigestEvery is about how often the replicas of a group are compared, if anything
+	// was applied since (digest.go). Zero: DefaultDigestEvery. Negative: never.
+	DigestEvery time.Duration
+	// StateEvery is after about how long of rest the replicas of a group are compared by
+	// what they hold. Zero: DefaultStateEvery. Negative: never.
+	StateEvery time.Duration
+	// OnDiverged is called on a loop when replicas are found to differ, or one of this
+	// node cannot be read, and when it has been rebuilt (Rebuilt). It must not block.
+	OnDiverged func(DivergedError)
+	// Rebuild lets the node live with damaged tables of user keys, if the engine does
+	// (its Options.Rebuild): their replicas are quarantined and rebuilt. Else the node stops.
+	Rebuild bool
 	// Nodes lists the nodes of the cluster, to be asked by replicas that know of
 	// no member that is left. Nil: such replicas stay. It must not block.
 	Nodes func() []raft.NodeID
+	// IdleAfter is how long nothing has to come for a replica before it sleeps.
+	// Zero: DefaultIdleAfter. Negative: never.
+	IdleAfter time.Duration
+	// Awake is how many of the replicas that are there at the start are awake from
+	// then on, and elect a leader by themselves; the others wake when they are asked
+	// for. Zero: DefaultAwake. Negative: none.
+	Awake int
 	// OnFatal is called once, on a goroutine of its own, when the node cannot go on
 	// (a failed log write, a corrupt entry); it may call Close. Everything open is
 	// answered and requests are refused from then on, with or without it.
@@ -99,6 +130,7 @@ type Host struct {
 	clock   Clock
 	machine StateMachine
 	snaps   SnapshotSender
+	cutAge  time.Duration
 	tuning  raft.Tuning
 	seed    uint64
 	logger  *slog.Logger
@@ -113,13 +145,22 @@ type Host struct {
 	leaseClock LeaseClock
 	gens       atomic.Uint64 // View.Generation, the last one given
 	maxBytes   int64
+	roundMax   int
+	tailMax    int64        // of one loop; zero: no bound
+	brake      atomic.Int64 // see Brake
 	pending    atomic.Int64 // bytes of proposals not yet resolved
 	typical    atomic.Int64 // size of a proposal, within a factor of two
 	reads      atomic.Int64 // reads not yet answered
 	onDesc     func(View)
 	onDestroy  func(raft.ShardID, raft.ReplicaID)
 	onForget   func(AmnesiaError)
+	onDiverged func(DivergedError)
 	nodes      func() []raft.NodeID
+
+	digestEvery time.Duration
+	stateEvery  time.Duration
+	summing     chan struct{} // holds one while a state is read
+	rebuilds    bool
 
 	mu      sync.Mutex // rank 1: creation of groups, start, close
 	started bool
@@ -130,7 +171,11 @@ type Host struct {
 	stop    chan struct{}
 	join    sync.Once
 
-	table atomic.Pointer[map[raft.ShardID]*replica] // copied on write
+	table     replicaTable // of replicas that are awake
+	descs     descCache    // of those that are not
+	idleAfter time.Duration
+	awake     int // how many more are awake from the start
+	startedAt raft.Time
 	// stepper is set, before anything runs, if the host is stepped by hand.
 	stepper *Stepper
 	stats   stats
@@ -138,6 +183,7 @@ type Host struct {
 
 type stats struct {
 	rounds, syncs, entries, commands, applied, unknown, joined, anomalies, amnesiacs, refused, logTurned atomic.Uint64
+	compared, diverged, rebuilt, naps, wakes, images                                                     atomic.Uint64
 	anomalyToldAt                                                                                        atomic.Int64 // Clock.Now of the last log line
 }
 
@@ -149,8 +195,13 @@ type Stats struct {
 	JoinedTries                               uint64 // tries of session commands that joined one under way
 	Amnesiacs                                 uint64 // replicas of other nodes that had forgotten what they promised
 	Refused                                   uint64 // proposals refused because of overload
+	Compared                                  uint64 // times that replicas were compared, by leaders here
+	Diverged                                  uint64 // replicas found to differ, or that could not be read
+	Rebuilt                                   uint64 // replicas of this node that were rebuilt after that
+	Images                                    uint64 // snapshots sent from images in the log
 	PendingBytes                              int64  // of proposals not yet resolved
 	PendingReads                              int64  // not yet answered
+	Naps, Wakes                               uint64 // of replicas that had nothing to do
 }
 
 // New makes a host. It does nothing before Start.
@@ -173,8 +224,8 @@ func New(c Config) (*Host, error) {
 	}
 	h := &Host{
 		node: c.Node, engine: c.Engine, net: c.Net, live: c.Liveness, clock: c.Clock, machine: c.Machine,
-		snaps: c.Snapshots, tuning: c.Tuning.WithDefaults(), seed: c.Seed, logger: c.Logger, onRole: c.OnRole, clockOK: c.ClockOK, onSync: c.OnSync, onFatal: c.OnFatal,
-		maxBytes: c.ProposalBytes, stop: make(chan struct{}),
+		snaps: c.Snapshots, cutAge: cmp.Or(c.CutAge, DefaultCutAge), tuning: c.Tuning.WithDefaults(), seed: c.Seed, logger: c.Logger, onRole: c.OnRole, clockOK: c.ClockOK, onSync: c.OnSync, onFatal: c.OnFatal,
+		maxBytes: c.ProposalBytes, stop: make(chan struct{}), roundMax: cmp.Or(c.RoundBytes, maxRoundBytes), tailMax: c.TailBytes / int64(c.Loops),
 	}
 	h.logCap.limit = c.LogBytes
 	h.leaseClock = noLeaseClock{}
@@ -182,13 +233,29 @@ func New(c Config) (*Host, error) {
 		h.leases, h.leaseClock = true, lc
 	}
 	h.onDesc, h.onDestroy, h.onForget, h.nodes = c.OnDescriptor, c.OnDestroy, c.OnAmnesia, c.Nodes
+	h.onDiverged, h.digestEvery = c.OnDiverged, c.DigestEvery
+	if h.digestEvery == 0 {
+		h.digestEvery = DefaultDigestEvery
+	}
+	if h.stateEvery, h.summing = c.StateEvery, make(chan struct{}, 1); h.stateEvery == 0 {
+		h.stateEvery = DefaultStateEvery
+	}
 	for i := range c.Loops {
 		l := newLoop(h, i)
+		l.window = max(feedBytes/c.Loops, h.tuning.MaxMsgBytes)
 		l.admission.init(c.ProposalWait)
+		l.in.maxBytes = cmp.Or(c.InboxBytes, maxInboxMsgBytes)
 		h.loops = append(h.loops, l)
 	}
-	h.table.Store(&map[raft.ShardID]*replica{})
+	h.idleAfter, h.awake, h.startedAt = c.IdleAfter, c.Awake, c.Clock.Now()
+	if h.idleAfter == 0 {
+		h.idleAfter = DefaultIdleAfter
+	}
+	if h.awake == 0 {
+		h.awake = DefaultAwake
+	}
 	h.engine.OnFlush(h.onFlush)
+	h.rebuilds = c.Rebuild
 	return h, nil
 }
 
@@ -233,15 +300,10 @@ func (h *Host) addGroups(states []raft.State, restarted bool) error {
 		return ErrClosed
 	}
 	now := h.clock.Now()
-	old := *h.table.Load()
-	table := make(map[raft.ShardID]*replica, len(old)+len(states))
-	for k, v := range old {
-		table[k] = v
-	}
 	var fresh []*replica
 	for _, st := range states {
 		id := st.Desc.Shard
-		if table[id] != nil {
+		if h.has(id) {
 			continue
 		}
 		me, ok := st.Desc.ReplicaOn(h.node)
@@ -258,53 +320,104 @@ func (h *Host) addGroups(states []raft.State, restarted bool) error {
 			}
 			me.ID = lowest - 1
 		}
-		core, err := raft.NewCore(raft.Config{
-			Node: h.node, Replica: me.ID, Liveness: h.live, Leased: h.leases, Restarted: restarted,
-			Rand: mix(h.seed ^ uint64(id)<<20 ^ uint64(h.node)), Shared: &h.tuning,
-		}, st, now)
+		if h.awake <= 0 && ok && h.bed(&st, restarted) {
+			continue
+		}
+		h.awake--
+		cfg := h.coreConfig(id, me.ID)
+		cfg.Restarted = restarted
+		core, err := raft.NewCore(cfg, st, now)
 		if err != nil {
 			return fmt.Errorf("multiraft: shard %d: %w", id, err)
 		}
-		r := &replica{
-			shard: id, self: me.ID, loop: h.loopOf(id), core: core, desc: st.Desc, as: st.Applied,
-			hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1, gen: h.gens.Add(1),
-			quest: quest{at: raft.Never}, flushFrom: h.engine.NextFlush(),
+		r, err := h.newReplica(now, me.ID, core, st, h.gens.Add(1))
+		if err != nil {
+			return fmt.Errorf("multiraft: shard %d: %w", id, err)
 		}
-		if h.engine.DefersApply() {
-			core.Hold(st.Applied.Applied)
-		}
-		r.publish(now, time.Unix(0, int64(h.clock.Wall())))
-		table[id] = r
+		h.table.put(r)
 		fresh = append(fresh, r)
 	}
-	h.table.Store(&table)
 	for _, r := range fresh {
 		if !h.started {
-			r.loop.adopt(r)
+			r.loop.adopt(now, r)
 			continue
 		}
 		r.loop.in.put(func(it *items) {
-			it.funcs = append(it.funcs, func(raft.Time) { r.loop.adopt(r) })
+			it.funcs = append(it.funcs, func(now raft.Time) { r.loop.adopt(now, r) })
+		})
+	}
+	for _, l := range h.loops {
+		if !h.started {
+			l.scanFrom(now)
+			continue
+		}
+		l.in.put(func(it *items) {
+			it.funcs = append(it.funcs, func(now raft.Time) { l.scanFrom(now) })
 		})
 	}
 	return nil
 }
 
+// bed makes a replica a stub from the start, if it has nothing to do.
+func (h *Host) bed(st *raft.State, restarted bool) bool {
+	if st.Last != st.Applied.Applied || st.Applied.TruncIndex != st.Last || st.Desc.IsJoint() || st.Hard.Term>>32 != 0 {
+		return false
+	}
+	g := ground{kind: kindUnsure, flag: restarted, members: membersOf(nil, &st.Desc)}
+	h.loopOf(st.Desc.Shard).stubs.put(stub{shard: st.Desc.Shard, last: st.Last, gen: h.gens.Add(1), term: uint32(st.Hard.Term)}, &g)
+	return true
+}
+
+func (h *Host) coreConfig(shard raft.ShardID, self raft.ReplicaID) raft.Config {
+	return raft.Config{
+		Node: h.node, Replica: self, Liveness: h.live, Leased: h.leases, Since: max(1, h.startedAt),
+		Rand: mix(h.seed ^ uint64(shard)<<20 ^ uint64(h.node)), Shared: &h.tuning,
+	}
+}
+
+// newReplica makes what belongs to a core.
+func (h *Host) newReplica(now raft.Time, self raft.ReplicaID, core *raft.Core, st raft.State, gen uint64) (*replica, error) {
+	r := &replica{
+		shard: st.Desc.Shard, self: self, loop: h.loopOf(st.Desc.Shard), core: core, desc: st.Desc, as: st.Applied,
+		hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1, gen: gen,
+		quest: quest{at: raft.Never}, flushFrom: h.engine.NextFlush(), doze: doze{active: now},
+		cmp: comparison{at: raft.Never}, ward: ward{at: raft.Never},
+	}
+	if h.engine.DefersApply() {
+		core.Hold(st.Applied.Applied)
+	}
+	q, err := h.engine.Quarantined(r.shard)
+	if err != nil {
+		return nil, err
+	}
+	r.remain(q)
+	r.publish(now, time.Unix(0, int64(h.clock.Wall())))
+	return r, nil
+}
+
 // adopt makes the loop the owner of r.
-func (l *loop) adopt(r *replica) {
+func (l *loop) adopt(now raft.Time, r *replica) {
 	l.byID[r.shard] = r
-	i, _ := slices.BinarySearchFunc(l.order, r.shard, func(a *replica, s raft.ShardID) int {
-		switch {
-		case a.shard < s:
-			return -1
-		case a.shard > s:
-			return 1
-		}
-		return 0
-	})
-	l.order = slices.Insert(l.order, i, r)
+	if n := len(l.order); n > 0 && l.order[n-1].shard > r.shard {
+		l.unordered = true
+	}
+	r.place = len(l.order)
+	l.order = append(l.order, r)
+	r.stirredAt(now)
 	l.touch(r)
 	l.timers.set(r, r.core.Deadline())
+}
+
+// inOrder returns the replicas that are awake, by shard id.
+func (l *loop) inOrder() []*replica {
+	if l.unordered {
+		slices.SortFunc(l.order, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
+		for i, r := range l.order {
+			r.place = i
+		}
+		l.unordered = false
+	}
+	return l.order
 }
 
 // CreateGroups writes the first state of new groups, durably, in one batch, and
@@ -312,12 +425,11 @@ func (l *loop) adopt(r *replica) {
 // alone. All others are there when it returns nil; on an error none of the new
 // ones may be relied on.
 func (h *Host) CreateGroups(descs []raft.Descriptor) error {
-	table := *h.table.Load()
 	var states []raft.State
 	b := h.engine.NewBatch()
 	for i := range descs {
 		d := &descs[i]
-		if table[d.Shard] != nil {
+		if h.has(d.Shard) {
 			continue
 		}
 		me, ok := d.ReplicaOn(h.node)
@@ -351,8 +463,6 @@ func (h *Host) CreateGroups(descs []raft.Descriptor) error {
 	return h.addGroups(states, false)
 }
 
-func (h *Host) lookup(s raft.ShardID) *replica { return (*h.table.Load())[s] }
-
 // Propose hands a command to the leader of shard, if that is here. done is told
 // the outcome exactly once; see ProposeFunc. Errors that mean "nothing was
 // proposed": *NotLeaderError, *NoQuorumError, *OverloadedError, *TooLargeError,
@@ -364,34 +474,39 @@ func (h *Host) Propose(shard raft.ShardID, cmd raft.Command, done func(data []by
 
 // ProposeFor is Propose on behalf of w.
 func (h *Host) ProposeFor(shard raft.ShardID, cmd raft.Command, w Waiter) {
-	r := h.lookup(shard)
-	if err := h.refuse(shard, r); err != nil {
+	r, st, g := h.find(shard)
+	if err := h.refuse(shard, r, &st, g, false); err != nil {
 		w.Proposed(nil, 0, 0, err)
 		return
 	}
+	l := h.loopOf(shard)
 	if h.clockOK != nil && !h.clockOK() && !mutants.On("B0-C6b") {
 		w.Proposed(nil, 0, 0, &OverloadedError{RetryAfter: time.Second, Why: "this node's clock is too far ahead of the others'; set it right"})
 		return
 	}
 	p := proposal{shard: shard, cmd: cmd, done: w, size: len(cmd.Body) + 32}
-	if err := h.admit(r, p.size); err != nil {
+	if err := h.admit(l, r, shard, p.size); err != nil {
 		w.Proposed(nil, 0, 0, err)
 		if !mutants.On("S19-effect") {
 			return
 		}
 		p.done = nil
 	}
-	if !r.loop.in.putProposal(&p) {
-		r.loop.admission.withdraw(p.size)
+	if !l.in.putProposal(&p) {
+		l.admission.withdraw(p.size)
 		h.release(p.size)
 		w.Proposed(nil, 0, 0, ErrClosed)
 	}
 }
 
-// refuse answers what can be answered without asking the loop.
-func (h *Host) refuse(shard raft.ShardID, r *replica) error {
+// refuse answers what can be answered without asking the loop. atFollower: a follower
+// that knows its leader will do.
+func (h *Host) refuse(shard raft.ShardID, r *replica, st *stub, g *ground, atFollower bool) error {
 	if h.dead.Load() != nil {
 		return ErrClosed
+	}
+	if r == nil && g != nil {
+		return h.refuseAsleep(st, g, atFollower)
 	}
 	if r == nil {
 		return ErrUnknownShard
@@ -402,7 +517,7 @@ func (h *Host) refuse(shard raft.ShardID, r *replica) error {
 		return fmt.Errorf("%w: shard %d: %w", ErrFenced, shard, v.Fenced)
 	case v.NoQuorum != nil:
 		return v.NoQuorum
-	case !v.IsLeader:
+	case !v.IsLeader && !(atFollower && v.Leader != 0):
 		return &NotLeaderError{Shard: shard, Leader: v.Leader, Term: v.Term}
 	}
 	return nil
@@ -434,13 +549,8 @@ func (h *Host) FollowerRead(shard raft.ShardID, done func(index raft.Index, err 
 }
 
 func (h *Host) read(shard raft.ShardID, how readHow, done func(index raft.Index, err error)) {
-	r := h.lookup(shard)
-	err := h.refuse(shard, r)
-	var elsewhere *NotLeaderError
-	if how == byFollower && errors.As(err, &elsewhere) && elsewhere.Leader != 0 {
-		err = nil
-	}
-	if err != nil {
+	r, st, g := h.find(shard)
+	if err := h.refuse(shard, r, &st, g, how == byFollower); err != nil {
 		done(0, err)
 		return
 	}
@@ -449,7 +559,7 @@ func (h *Host) read(shard raft.ShardID, how readHow, done func(index raft.Index,
 		done(0, &OverloadedError{RetryAfter: 100 * time.Millisecond, Why: "too many reads wait on this node"})
 		return
 	}
-	if !r.loop.in.putRead(readRequest{shard: shard, how: how, done: done}) {
+	if !h.loopOf(shard).in.putRead(readRequest{shard: shard, how: how, done: done}) {
 		h.reads.Add(-1)
 		done(0, ErrClosed)
 	}
@@ -457,29 +567,63 @@ func (h *Host) read(shard raft.ShardID, how readHow, done func(index raft.Index,
 
 // Descriptor returns the applied descriptor of a shard on this node.
 func (h *Host) Descriptor(shard raft.ShardID) (raft.Descriptor, bool) {
-	r := h.lookup(shard)
-	if r == nil {
-		return raft.Descriptor{}, false
+	if r := h.table.get(shard); r != nil {
+		return r.pub.Load().Desc, true
 	}
-	return r.pub.Load().Desc, true
+	v, ok := h.look(shard)
+	return v.Desc, ok
 }
 
 // View returns what is known of one replica.
 func (h *Host) View(shard raft.ShardID) (View, bool) {
-	r := h.lookup(shard)
-	if r == nil {
-		return View{}, false
-	}
-	return r.view(r.pub.Load()), true
+	return h.look(shard)
 }
 
-// Views returns all replicas of this node, in order of shard id.
+// Views returns all replicas of this node, in order of shard id. Of those that sleep
+// the descriptor is read from the store, one by one: see AwakeViews and Census.
 func (h *Host) Views() []View {
-	table := *h.table.Load()
-	out := make([]View, 0, len(table))
-	for _, r := range table {
+	out := h.AwakeViews()
+	awake := len(out)
+	for _, l := range h.loops {
+		l.stubs.mu.RLock()
+		ids := make([]raft.ShardID, 0, l.stubs.n)
+		for i := range l.stubs.n {
+			ids = append(ids, l.stubs.at(i).shard)
+		}
+		l.stubs.mu.RUnlock()
+		for _, id := range ids {
+			if v, ok := h.look(id); ok {
+				out = append(out, v)
+			}
+		}
+	}
+	if len(out) == awake {
+		return out
+	}
+	sortViews(out)
+	return slices.CompactFunc(out, func(a, b View) bool { return a.Shard == b.Shard }) // one that woke meanwhile
+}
+
+// AwakeView is View of a replica that is awake.
+func (h *Host) AwakeView(shard raft.ShardID) (View, bool) {
+	if r := h.table.get(shard); r != nil {
+		return r.view(r.pub.Load()), true
+	}
+	return View{}, false
+}
+
+// AwakeViews returns the replicas of this node that are awake, in order of shard id.
+func (h *Host) AwakeViews() []View {
+	all := h.table.all()
+	out := make([]View, 0, len(all))
+	for _, r := range all {
 		out = append(out, r.view(r.pub.Load()))
 	}
+	sortViews(out)
+	return out
+}
+
+func sortViews(out []View) {
 	slices.SortFunc(out, func(a, b View) int {
 		switch {
 		case a.Shard < b.Shard:
@@ -489,7 +633,6 @@ func (h *Host) Views() []View {
 		}
 		return 0
 	})
-	return out
 }
 
 // Stats returns counters.
@@ -497,8 +640,8 @@ func (h *Host) Stats() Stats {
 	return Stats{
 		Rounds: h.stats.rounds.Load(), Syncs: h.stats.syncs.Load(), Entries: h.stats.entries.Load(),
 		Commands: h.stats.commands.Load(), Applied: h.stats.applied.Load(),
-		UnknownShard: h.stats.unknown.Load(), Anomalies: h.stats.anomalies.Load(), JoinedTries: h.stats.joined.Load(), Amnesiacs: h.stats.amnesiacs.Load(), Refused: h.stats.refused.Load(), PendingBytes: h.pending.Load(),
-		PendingReads: h.reads.Load(),
+		UnknownShard: h.stats.unknown.Load(), Anomalies: h.stats.anomalies.Load(), JoinedTries: h.stats.joined.Load(), Amnesiacs: h.stats.amnesiacs.Load(), Refused: h.stats.refused.Load(), Compared: h.stats.compared.Load(), Diverged: h.stats.diverged.Load(), Rebuilt: h.stats.rebuilt.Load(), Images: h.stats.images.Load(), PendingBytes: h.pending.Load(),
+		PendingReads: h.reads.Load(), Naps: h.stats.naps.Load(), Wakes: h.stats.wakes.Load(),
 	}
 }
 
@@ -570,7 +713,7 @@ func (h *Host) each(f func(l *loop, r *replica, now raft.Time)) {
 	for _, l := range h.loops {
 		l.in.put(func(it *items) {
 			it.funcs = append(it.funcs, func(now raft.Time) {
-				for _, r := range l.order {
+				for _, r := range l.inOrder() {
 					f(l, r, now)
 					l.touch(r)
 				}
@@ -588,26 +731,37 @@ func (h *Host) PeerReset(node raft.NodeID) {
 // LivenessChanged tells that support for or from a node changed.
 func (h *Host) LivenessChanged(node raft.NodeID) {
 	h.each(func(l *loop, r *replica, now raft.Time) { r.core.LivenessChanged(now, node, &l.out) })
+	for _, l := range h.loops {
+		l.in.put(func(it *items) {
+			it.funcs = append(it.funcs, func(now raft.Time) { l.scanFrom(now) })
+		})
+	}
 }
 
 // On runs f on the loop that owns shard, with its replica's core, and waits. It
 // fails with ErrUnknownShard, ErrClosed or the context's error; in the last case
 // f may still run.
 func (h *Host) On(ctx context.Context, shard raft.ShardID, f func(now raft.Time, c *raft.Core, o *raft.Out) error) error {
-	r := h.lookup(shard)
-	if r == nil {
+	return h.on(ctx, shard, func(now raft.Time, r *replica, o *raft.Out) error { return f(now, r.core, o) })
+}
+
+// on is On for the replica.
+func (h *Host) on(ctx context.Context, shard raft.ShardID, f func(now raft.Time, r *replica, o *raft.Out) error) error {
+	if !h.has(shard) {
 		return ErrUnknownShard
 	}
 	ch := make(chan error, 1)
-	l := r.loop
+	l := h.loopOf(shard)
 	ok := l.in.put(func(it *items) {
 		it.funcs = append(it.funcs, func(now raft.Time) {
-			if r.removed {
+			r := l.get(now, shard)
+			if r == nil || r.removed {
 				ch <- ErrUnknownShard
 				return
 			}
-			r.loop.touch(r)
-			ch <- f(now, r.core, &r.loop.out)
+			r.stirredAt(now)
+			l.touch(r)
+			ch <- f(now, r, &l.out)
 		})
 	})
 	if !ok {
@@ -665,11 +819,8 @@ func (h *Host) Transfer(ctx context.Context, shard raft.ShardID, to raft.NodeID)
 // called; else done as for Propose; a rejection at apply comes back as data (its
 // text), err nil.
 func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfChange, done ProposeFunc) error {
-	r := h.lookup(shard)
-	if r == nil {
-		return ErrUnknownShard
-	}
-	return h.On(ctx, shard, func(now raft.Time, c *raft.Core, o *raft.Out) error {
+	return h.on(ctx, shard, func(now raft.Time, r *replica, o *raft.Out) error {
+		c := r.core
 		if r.fenced != nil {
 			return r.refused()
 		}
@@ -704,7 +855,9 @@ func (h *Host) InstallSnapshot(ctx context.Context, shard raft.ShardID, index ra
 }
 
 // InstallFunc makes a snapshot the durable state of a replica; see InstallSnapshot.
-type InstallFunc func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error)
+// With keepLog the replica is quarantined and its log holds the snapshot's last entry:
+// the log, and how far it is cut, have to stay as they are.
+type InstallFunc func(hs raft.HardState, applied raft.AppliedState, exists, keepLog bool) (raft.State, error)
 
 // InstallAside is InstallSnapshot without waiting: done gets the outcome on the
 // shard's loop, and must not block. After ErrClosed it is not called; it may
@@ -721,12 +874,12 @@ func (h *Host) InstallAside(shard raft.ShardID, index raft.Index, term raft.Term
 }
 
 func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term raft.Term, install InstallFunc) error {
-	r := l.byID[shard]
+	r := l.get(now, shard)
 	if r == nil {
 		if l.dying[shard] != nil && !mutants.On("G13") {
 			return fmt.Errorf("multiraft: a replica of shard %d is being destroyed here", shard)
 		}
-		st, err := install(raft.HardState{}, raft.AppliedState{}, false)
+		st, err := install(raft.HardState{}, raft.AppliedState{}, false, false)
 		if err != nil {
 			return l.notInstalled(shard, index, term, err)
 		}
@@ -737,10 +890,12 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 		})
 		return nil
 	}
-	if !r.core.WantsSnapshot(index, term) && !mutants.On("E3") {
+	keepLog := r.keepsLog(index, term)
+	if !keepLog && !r.core.WantsSnapshot(index, term) && !mutants.On("E3") {
 		return fmt.Errorf("%w of shard %d, index %d", ErrSnapshotStale, shard, index)
 	}
-	st, err := install(r.core.HardState(), r.as, true)
+	r.stirredAt(now)
+	st, err := install(r.core.HardState(), r.as, true, keepLog)
 	if err != nil {
 		return l.notInstalled(shard, index, term, err)
 	}
@@ -749,6 +904,7 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 	}
 	r.lastTs = max(r.lastTs, st.Applied.GroupTs)
 	r.fenced = nil
+	l.released(r)
 	r.core.Restore(now, st, &l.out)
 	r.passOver(r.as.Applied, &l.done)
 	l.touch(r)
@@ -767,7 +923,7 @@ func (l *loop) notInstalled(shard raft.ShardID, index raft.Index, term raft.Term
 	return err
 }
 
-func (h *Host) sendSnapshot(l *loop, desc raft.Descriptor, t raft.SnapshotTask) {
+func (h *Host) sendSnapshot(l *loop, r *replica, t raft.SnapshotTask) {
 	finish := func(index raft.Index, term raft.Term, err error) {
 		if err != nil {
 			h.logger.Warn("snapshot not sent", "shard", t.Shard, "to", t.To, "err", err)
@@ -786,7 +942,21 @@ func (h *Host) sendSnapshot(l *loop, desc raft.Descriptor, t raft.SnapshotTask) 
 		finish(0, 0, errors.New("multiraft: this host sends no snapshots"))
 		return
 	}
-	h.snaps.SendSnapshot(desc, t.To, t.ToReplica, finish)
+	if s, ok := h.snaps.(ImageSender); ok && r.imageAt > 0 && !t.Fresh {
+		if image := h.image(r); image != nil {
+			h.stats.images.Add(1)
+			s.SendImage(image, t.Shard, t.To, t.ToReplica, func(index raft.Index, term raft.Term, err error) {
+				if err != nil {
+					l.in.put(func(it *items) {
+						it.funcs = append(it.funcs, func(raft.Time) { r.imageAt = 0 }) // the next one is made anew
+					})
+				}
+				finish(index, term, err)
+			})
+			return
+		}
+	}
+	h.snaps.SendSnapshot(r.desc.Clone(), t.To, t.ToReplica, finish)
 }
 
 // readLog reads entries for a lagging peer.

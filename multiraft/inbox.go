@@ -89,10 +89,11 @@ func (it *items) reset() {
 
 // inbox is a loop's door: many producers, one consumer. Its size is bounded by
 // its producers: proposals and reads by the node's admission budgets, messages
-// by maxInboxMsgBytes and maxInboxMsgs (more are dropped, which Raft repairs).
+// by maxBytes and maxInboxMsgs (more are dropped, which Raft repairs).
 type inbox struct {
 	mu       sync.Mutex // rank 2
 	in       items
+	maxBytes int // what msgBytes and heldBytes may reach
 	msgBytes int // of entries in in.msgs
 	// What the loop took out and has not looked at yet counts on.
 	heldMsgs  int
@@ -182,7 +183,7 @@ func (b *inbox) putMsgs(msgs []raft.Msg) bool {
 	n := entryBytes(msgs)
 	b.mu.Lock()
 	bytes, count := b.msgBytes+b.heldBytes, len(b.in.msgs)+b.heldMsgs
-	if b.closed || !mutants.On("H10") && (bytes > 0 && bytes+n > maxInboxMsgBytes || count > 0 && count+len(msgs) > maxInboxMsgs) {
+	if b.closed || !mutants.On("H10") && (bytes > 0 && bytes+n > b.maxBytes || count > 0 && count+len(msgs) > maxInboxMsgs) {
 		b.dropped += uint64(len(msgs))
 		b.mu.Unlock()
 		return false

@@ -20,7 +20,7 @@ func (r *rig) put(index raft.Index, hs raft.HardState) error {
 func TestInstallNotNeeded(t *testing.T) {
 	r := newRig(t)
 	r.follow(0, rigEntry(1, raft.EntryEmpty, ""), rigEntry(2, raft.EntryNormal, "a"))
-	never := func(raft.HardState, raft.AppliedState, bool) (raft.State, error) {
+	never := func(raft.HardState, raft.AppliedState, bool, bool) (raft.State, error) {
 		t.Error("install was called")
 		return raft.State{}, nil
 	}
@@ -40,7 +40,7 @@ func TestInstallFails(t *testing.T) {
 	boom := errors.New("boom")
 	r := newRig(t)
 	r.follow(0, rigEntry(1, raft.EntryEmpty, ""), rigEntry(2, raft.EntryNormal, "a"))
-	err := r.l.install(r.now, 7, 9, 1, func(raft.HardState, raft.AppliedState, bool) (raft.State, error) { return raft.State{}, boom })
+	err := r.l.install(r.now, 7, 9, 1, func(raft.HardState, raft.AppliedState, bool, bool) (raft.State, error) { return raft.State{}, boom })
 	if !errors.Is(err, boom) || r.h.Fatal() != nil {
 		t.Fatalf("refused: %v, fatal %v", err, r.h.Fatal())
 	}
@@ -48,7 +48,7 @@ func TestInstallFails(t *testing.T) {
 	if len(r.applied) != 2 {
 		t.Fatalf("applied %q", r.applied)
 	}
-	err = r.l.install(r.now, 7, 9, 1, func(hs raft.HardState, _ raft.AppliedState, _ bool) (raft.State, error) {
+	err = r.l.install(r.now, 7, 9, 1, func(hs raft.HardState, _ raft.AppliedState, _, _ bool) (raft.State, error) {
 		if err := r.put(9, hs); err != nil {
 			t.Fatal(err)
 		}

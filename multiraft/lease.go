@@ -67,9 +67,12 @@ func (h *Host) LeaseRead(shard raft.ShardID) bool {
 // Grant is LeaseRead that remembers what it rests on: the read counts only if
 // Grant.Stands says so after it.
 func (h *Host) Grant(shard raft.ShardID) (g Grant, ok bool) {
-	r := h.lookup(shard)
-	if r == nil || h.dead.Load() != nil {
+	if h.dead.Load() != nil {
 		return Grant{}, false
+	}
+	r := h.table.get(shard)
+	if r == nil {
+		return h.grantAsleep(shard)
 	}
 	v := r.pub.Load()
 	if v.lease == nil || v.Fenced != nil {
@@ -81,13 +84,33 @@ func (h *Host) Grant(shard raft.ShardID) (g Grant, ok bool) {
 	token := h.leaseClock.LeaseArm()
 	until := v.lease.Until(h.live)
 	now, ok := h.leaseClock.LeaseNow(token)
-	return Grant{h, r, v}, ok && (now < until || mutants.On("D9h"))
+	return Grant{h: h, r: r, v: v}, ok && (now < until || mutants.On("D9h"))
+}
+
+// grantAsleep is Grant of a leader that sleeps: all that is committed is applied, and
+// what its lease rests on has not changed since it fell asleep. Whoever takes that away
+// wakes it, and a message of it leaves only when its stub is gone (rule Z3 of nap.go),
+// so the above holds with the stub in the place of the View.
+func (h *Host) grantAsleep(shard raft.ShardID) (Grant, bool) {
+	r, st, g := h.find(shard)
+	if r != nil || g == nil || g.lease == nil {
+		return Grant{}, false
+	}
+	d, ok := h.descOf(&st)
+	if !ok {
+		return Grant{}, false
+	}
+	token := h.leaseClock.LeaseArm()
+	until := g.lease.Until(h.live)
+	now, ok := h.leaseClock.LeaseNow(token)
+	v := h.viewOf(&st, g, d)
+	return Grant{h: h, v: &v}, ok && (now < until || mutants.On("D9l"))
 }
 
 // Grant lets one read of a shard be served from the engine.
 type Grant struct {
 	h *Host
-	r *replica
+	r *replica // nil: asleep
 	v *View
 }
 
@@ -100,18 +123,25 @@ func (g *Grant) Stands() bool {
 	if mutants.On("D7c") {
 		return true
 	}
-	if g.h.lookup(g.r.shard) != g.r { // it has another generation, or none
-		return false
+	r := g.h.table.get(g.v.Shard)
+	if r == nil || r != g.r {
+		// It fell asleep, woke, or is another one, or none.
+		v, ok := g.h.look(g.v.Shard)
+		return ok && v.Generation == g.v.Generation && v.Desc.Version == g.v.Desc.Version
 	}
-	v := g.r.pub.Load()
-	return v == g.v || v.Desc.Version == g.v.Desc.Version
+	v := r.pub.Load()
+	return v == g.v || v.Desc.Version == g.v.Desc.Version && v.Fenced == nil
 }
 
 // Generation returns the generation of the replica of shard on this node. Zero:
 // there is none.
 func (h *Host) Generation(shard raft.ShardID) uint64 {
-	if r := h.lookup(shard); r != nil {
+	r, st, g := h.find(shard)
+	switch {
+	case r != nil:
 		return r.pub.Load().Generation
+	case g != nil:
+		return st.gen
 	}
 	return 0
 }
@@ -137,7 +167,7 @@ func (l *loop) leaseTime(now raft.Time, token int64) (raft.Time, bool) {
 func (l *loop) askReads(now raft.Time) {
 	o := &l.out
 	for i := range o.Asks {
-		if r := l.byID[o.Asks[i].Shard]; r != nil {
+		if r := l.byID[o.Asks[i].Shard]; r != nil { // a core asked: it is awake
 			r.newAsks = append(r.newAsks, o.Asks[i])
 			r.asked = true
 		}
@@ -207,7 +237,7 @@ func (l *loop) hideLeases() {
 // nil if it claims none.
 func (r *replica) lease(old *raft.Lease) *raft.Lease {
 	l, ok := r.core.Lease(r.leaseBuf[:0])
-	if !ok || r.fenced != nil {
+	if !ok || r.shut() != nil {
 		return nil
 	}
 	if old != nil && old.Same(&l) {

@@ -135,7 +135,7 @@ func (h *Host) admitLog(r *replica, vital bool) error {
 		}
 		return ErrLogBudget
 	}
-	if r.slow.refuse() {
+	if r != nil && r.slow.refuse() {
 		return &OverloadedError{RetryAfter: logRetry, Why: fmt.Sprintf("the logs of this node are nearly as large as they may be, and shard %d has one of the largest", r.shard)}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,9 +29,17 @@ type loop struct {
 	id int
 	in inbox
 
-	// replicas in order of shard id, and by id.
-	order []*replica
-	byID  map[raft.ShardID]*replica
+	// Replicas that are awake: by id, and in the order of id unless unordered (inOrder).
+	byID      map[raft.ShardID]*replica
+	order     []*replica
+	unordered bool
+	// Those that sleep; scanLeft of them, from scanNext on, are to be looked at.
+	stubs              stubs
+	scanAt             raft.Time
+	scanNext, scanLeft int
+	rousing            sync.Map // shards that the loop was told to wake
+	maxRound, maxAsked uint64   // highest numbers of all naps, see raft.Nap
+	napBuf, memberBuf  []raft.NapMember
 
 	out     raft.Out
 	timers  timerHeap
@@ -59,6 +68,11 @@ type loop struct {
 	roundAt atomic.Int64
 	idle    atomic.Bool
 
+	// Of the entries that cores keep in memory.
+	tails    int64        // what they take
+	tailHand int          // whose turn it is to forget some
+	tailNow  atomic.Int64 // tails, for everybody
+
 	// through are replicas whose whole applied side goes to the disk with this round.
 	through []*replica
 
@@ -71,6 +85,8 @@ type loop struct {
 	roundBytes int // of payload in this round
 	ownBytes   int // of which proposals made here
 	peers      []peerOut
+	feeds      []feed // by node that lags
+	window     int    // of each feed, in bytes
 	readCtx    uint64
 	leaseOK    bool // the clock of this round may be used for leases
 	applyCtx   ApplyContext
@@ -128,7 +144,7 @@ type peerOut struct {
 }
 
 func newLoop(h *Host, id int) *loop {
-	l := &loop{h: h, id: id, byID: make(map[raft.ShardID]*replica), dying: make(map[raft.ShardID]*replica), gone: make(chan struct{})}
+	l := &loop{h: h, id: id, window: feedBytes, byID: make(map[raft.ShardID]*replica), dying: make(map[raft.ShardID]*replica), gone: make(chan struct{})}
 	l.in.wake = make(chan struct{}, 1)
 	l.done.waiting = &h.reads
 	l.syncer = newSyncer(l)
@@ -168,16 +184,16 @@ func (l *loop) step(now raft.Time) bool {
 	for _, f := range it.funcs {
 		f(now)
 	}
-	limit := maxRoundBytes
+	limit := l.h.roundMax
 	if len(it.props) > 0 || len(l.queued) > 0 {
 		limit /= 2 // the other half is theirs
 	}
 	l.stepMsgs(now, it.msgs, limit)
 	for i := range it.props {
-		l.takeProposal(&it.props[i])
+		l.takeProposal(now, &it.props[i])
 	}
 	for i := range it.reads {
-		l.takeRead(&it.reads[i])
+		l.takeRead(now, &it.reads[i])
 	}
 	it.reset()
 	l.spare = it
@@ -185,12 +201,18 @@ func (l *loop) step(now raft.Time) bool {
 	for r := l.timers.first(); r != nil && r.dueAt <= now; r = l.timers.first() {
 		r.core.Tick(now, &l.out)
 		l.talk(now, r)
+		l.compare(now, r)
+		l.askRebuild(now, r)
 		l.touch(r)
-		d := r.due()
+		d := min(r.due(), l.napDue(r))
 		if d <= now { // never spin on one deadline
 			d = now + 1
 		}
 		l.timers.set(r, d)
+		worked = true
+	}
+	if now >= l.nextScan() {
+		l.scan(now)
 		worked = true
 	}
 	if now >= l.sweepAt && len(l.order) > 0 {
@@ -225,7 +247,7 @@ func (l *loop) stepLight(now raft.Time, worked bool) bool {
 		l.stepMsg(now, &it.msgs[i])
 	}
 	for i := range it.reads {
-		l.takeRead(&it.reads[i])
+		l.takeRead(now, &it.reads[i])
 	}
 	it.reset()
 	l.spare = it
@@ -255,7 +277,10 @@ func (l *loop) next() (deadline raft.Time, hasDeadline, busy bool) {
 	if l.inFlight < maxInFlightSyncs && (!l.backlog.empty() || len(l.queued) > 0) {
 		return 0, false, true
 	}
-	look := l.nextLook()
+	look := min(l.nextLook(), l.nextScan())
+	if l.inFlight >= maxInFlightSyncs {
+		look = l.nextLook()
+	}
 	if len(l.timers) == 0 || l.inFlight >= maxInFlightSyncs {
 		return look, look != raft.Never, false
 	}
@@ -344,10 +369,16 @@ func (l *loop) stepMsgs(now raft.Time, fresh []raft.Msg, limit int) {
 
 // stepMsg hands a message to its core, and reports whether there is one.
 func (l *loop) stepMsg(now raft.Time, m *raft.Msg) bool {
-	if l.stepMember(now, m) {
+	if l.stepMember(now, m) || l.stepDigest(now, m) {
 		return false
 	}
 	r := l.byID[m.Shard]
+	if r == nil {
+		if st, g, ok := l.stubs.get(m.Shard); ok && needless(&st, g, l.h.live, m) {
+			return false
+		}
+		r = l.wake(now, m.Shard)
+	}
 	if r == nil {
 		if l.dying[m.Shard] == nil {
 			l.h.onUnknownShard(l, m, &l.out)
@@ -364,13 +395,14 @@ func (l *loop) stepMsg(now raft.Time, m *raft.Msg) bool {
 		m.Entries = nil
 		l.h.stats.logTurned.Add(1)
 	}
+	r.stirredAt(now)
 	r.core.Step(now, m, &l.out)
 	l.touchStirred(r)
 	return true
 }
 
-func (l *loop) takeProposal(p *proposal) {
-	r := l.byID[p.shard]
+func (l *loop) takeProposal(now raft.Time, p *proposal) {
+	r := l.get(now, p.shard)
 	if r != nil && p.cmd.Session != nil && r.joinFlight(p, l) {
 		return
 	}
@@ -379,8 +411,8 @@ func (l *loop) takeProposal(p *proposal) {
 		l.release(p.size)
 		return
 	}
-	if r.fenced != nil {
-		l.done.propose(p.done, nil, 0, 0, r.refused())
+	if err := r.closed(); err != nil {
+		l.done.propose(p.done, nil, 0, 0, err)
 		l.release(p.size)
 		return
 	}
@@ -388,6 +420,7 @@ func (l *loop) takeProposal(p *proposal) {
 		l.queued = append(l.queued, r)
 	}
 	r.queue = append(r.queue, *p)
+	r.stirredAt(now)
 	l.touch(r)
 }
 
@@ -401,8 +434,8 @@ func (l *loop) proposeQueued(now raft.Time) {
 	partly := false
 	for _, r := range l.queued {
 		l.touch(r)
-		if r.fenced != nil {
-			r.failQueued(r.refused(), &l.done)
+		if err := r.closed(); err != nil {
+			r.failQueued(err, &l.done)
 			continue
 		}
 		before := len(r.queue)
@@ -423,7 +456,7 @@ func (l *loop) proposeQueued(now raft.Time) {
 
 func (l *loop) proposeReplica(now raft.Time, wall uint64, r *replica) {
 	n := 0
-	for n < len(r.queue) && (l.roundBytes < maxRoundBytes || l.ownBytes < maxRoundBytes/2) {
+	for n < len(r.queue) && (l.roundBytes < l.h.roundMax || l.ownBytes < l.h.roundMax/2) {
 		from := n
 		size := 0
 		clear(l.cmds)
@@ -485,18 +518,19 @@ func (l *loop) proposeError(r *replica, err error) error {
 	}
 }
 
-func (l *loop) takeRead(q *readRequest) {
-	r := l.byID[q.shard]
+func (l *loop) takeRead(now raft.Time, q *readRequest) {
+	r := l.get(now, q.shard)
 	if r == nil {
 		l.done.read(q.done, 0, ErrUnknownShard)
 		return
 	}
-	if r.fenced != nil {
-		l.done.read(q.done, 0, r.refused())
+	if err := r.closed(); err != nil {
+		l.done.read(q.done, 0, err)
 		return
 	}
 	r.newReads[q.how] = append(r.newReads[q.how], q.done)
 	r.asked = true
+	r.stirredAt(now)
 	l.touch(r)
 }
 
@@ -557,6 +591,10 @@ func (l *loop) commitRound(now raft.Time) {
 			b.SetApplied(r.shard, as)
 			r.asDirty = false
 		}
+		if r.ward.dirt && !mutants.On("IG5") {
+			b.SetQuarantine(r.shard, r.ward.mark)
+			r.ward.dirt = false
+		}
 	}
 	if s := l.h.stepper; s != nil && s.OnRound != nil {
 		s.OnRound(l.id, o)
@@ -567,6 +605,7 @@ func (l *loop) commitRound(now raft.Time) {
 		o.Held = o.Held[:0]
 	}
 	l.startSnapshots()
+	l.startSizes()
 
 	if mutants.On("B15c") {
 		l.sendHeld(o.Held)
@@ -613,6 +652,7 @@ func (l *loop) commitRound(now raft.Time) {
 		if r.removed {
 			continue
 		}
+		l.countTail(r)
 		l.readyReads(r)
 		if wall.IsZero() {
 			wall = time.Unix(0, int64(l.h.clock.Wall()))
@@ -628,15 +668,22 @@ func (l *loop) commitRound(now raft.Time) {
 			}
 		}
 		l.watch(now, r)
+		l.planComparison(now, r)
+		l.cutOld(now, r, wall)
 		if r.retiring {
 			l.retire(r)
 			continue
 		}
-		l.timers.set(r, r.due())
+		if l.nap(now, r) {
+			continue
+		}
+		l.timers.set(r, min(r.due(), l.napDue(r)))
 	}
 	clear(l.touched)
 	l.touched = l.touched[:0]
+	l.evictTails()
 	l.roundBytes, l.ownBytes = 0, 0
+	l.carryCuts()
 	o.Reset()
 	l.done.flush()
 }
@@ -696,7 +743,7 @@ func (l *loop) applyAll(now raft.Time) {
 	for i := 0; i < len(o.Applies) && !l.failed; i++ {
 		t := o.Applies[i]
 		r := l.byID[t.Shard]
-		if r == nil || r.removed || r.fenced != nil {
+		if r == nil || r.removed || r.fenced != nil && !(mutants.On("IG8") && r.quarantined()) {
 			continue
 		}
 		for j := range t.Entries {
@@ -737,12 +784,23 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	}
 	switch e.Type {
 	case raft.EntryEmpty:
+		r.noteApplied(e, nil, 0)
 	case raft.EntryConf:
 		l.applyConf(now, r, e, ac.Results)
+		r.noteApplied(e, nil, raft.Digest(r.desc.ConfVer))
+	case raft.EntryCut: // the rest once it is applied
+		r.noteApplied(e, nil, 0)
 	case raft.EntryNormal:
 		mark := l.batch.Mark()
 		if err := l.applyMachine(ac); err != nil {
 			l.batch.RollbackTo(mark)
+			if errors.Is(err, engine.ErrDamaged) {
+				for _, d := range dones {
+					l.done.propose(d, nil, 0, 0, ErrAmbiguous)
+				}
+				l.unreadable(r, err)
+				return false
+			}
 			if errors.Is(err, engine.ErrFailed) { // no fault of the entry's: the disk's
 				l.fatal(fmt.Errorf("multiraft: shard %d index %d: %w", r.shard, e.Index, err))
 				for _, d := range dones {
@@ -755,6 +813,7 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 		}
 		r.as.WrittenBytes += ac.WrittenBytes
 		r.as.WrittenKeys += ac.WrittenKeys
+		r.noteApplied(e, l.batch.Effects(mark), ac.answered)
 	default:
 		// Written by a newer release. To skip it would be to differ from it.
 		l.fence(r, e.Index, fmt.Errorf("multiraft: this version does not know entries of type %d; upgrade this node", e.Type), dones)
@@ -769,12 +828,18 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	r.asDirty = true
 	l.touch(r)
 	r.core.Applied(e.Index, e.Term, len(e.Value), &l.out)
+	if e.Type == raft.EntryCut {
+		l.applyCut(r, e)
+	}
 	for i, d := range dones {
 		l.done.propose(d, ac.Results[i], e.Index, uint32(i), nil)
 	}
 	l.dones.give(dones)
 	clear(ac.Results)
 	l.h.stats.applied.Add(1)
+	if r.want == e.Index {
+		l.reached(now, r)
+	}
 	return true
 }
 
@@ -814,7 +879,7 @@ func (l *loop) handOff(now raft.Time, r *replica) {
 
 // due returns when the replica needs a round even if nothing arrives for it.
 func (r *replica) due() raft.Time {
-	d := min(r.core.Deadline(), r.nextTalk())
+	d := min(r.core.Deadline(), r.nextTalk(), r.cmp.at, r.ward.at)
 	if r.fenced != nil && r.core.Status().Role == raft.RoleLeader {
 		d = min(d, r.handOffAt)
 	}
@@ -884,26 +949,6 @@ func (l *loop) noteConf(now raft.Time, r *replica, next *raft.Descriptor) {
 		if _, stays := next.Replica(p.ID); !stays && p.ID != r.self {
 			r.departed = append(r.departed, departed{Replica: p, at: now.Add(tellFirst), wait: tellFirst})
 		}
-	}
-}
-
-// fetchAll reads entries for peers that lag behind the memory of their leader.
-func (l *loop) fetchAll(now raft.Time) {
-	o := &l.out
-	for i := 0; i < len(o.Fetches); i++ {
-		t := o.Fetches[i]
-		r := l.byID[t.Shard]
-		if r == nil {
-			continue
-		}
-		ents, prev, err := l.h.readLog(t)
-		if err != nil && !errors.Is(err, raft.ErrCompacted) {
-			// What was acknowledged once cannot be read: a peer would wait for it for ever.
-			l.fatal(fmt.Errorf("multiraft: shard %d: read the log at %d: %w", t.Shard, t.Next, err))
-			return
-		}
-		r.core.Fetched(now, t.To, prev, ents, err, o)
-		l.touch(r)
 	}
 }
 
@@ -982,12 +1027,46 @@ func (l *loop) startSnapshots() {
 		if r == nil || r.snapsBusy[t.ToReplica] {
 			continue
 		}
+		if errors.Is(r.shut(), ErrDiverged) { // it is not to be spread
+			l.h.refuseSnapshot(l, t)
+			continue
+		}
 		if r.snapsBusy == nil {
 			r.snapsBusy = make(map[raft.ReplicaID]bool)
 		}
 		r.snapsBusy[t.ToReplica] = true
-		l.h.sendSnapshot(l, r.desc.Clone(), t)
+		l.h.sendSnapshot(l, r, t)
 	}
+}
+
+// startSizes finds out how large shards are whose logs somebody holds back. It reads
+// the tables' metadata, which may wait for the disk: not on the loop.
+func (l *loop) startSizes() {
+	if len(l.out.Sizes) == 0 || l.h.stepper != nil { // what is in tables depends on their background work
+		return
+	}
+	descs := make([]raft.Descriptor, 0, len(l.out.Sizes))
+	for _, t := range l.out.Sizes {
+		if r := l.byID[t.Shard]; r != nil {
+			descs = append(descs, r.desc)
+		}
+	}
+	l.h.spawn(func() {
+		for _, d := range descs {
+			n, err := l.h.engine.DataSize(d.Keyspace, d.Start, d.End)
+			if err != nil { // it asks again
+				continue
+			}
+			l.in.put(func(it *items) {
+				it.funcs = append(it.funcs, func(raft.Time) {
+					if r := l.byID[d.Shard]; r != nil && !r.removed {
+						r.core.Sized(int64(n))
+						l.touchStirred(r)
+					}
+				})
+			})
+		}
+	})
 }
 
 // sendMsgs hands each peer its messages of the round.

@@ -225,6 +225,7 @@ func (c *Custom) Apply(b *engine.Batch, a *ApplyContext) (err error) {
 		} else if out, err = c.sessioned(b, a, cmd, uint32(i)); err != nil {
 			return fmt.Errorf("multiraft: shard %d index %d slot %d: %w", a.Desc.Shard, a.Entry.Index, i, err)
 		}
+		a.Answer(out)
 		if a.Results != nil {
 			a.Results[i] = out
 		}

@@ -193,11 +193,8 @@ func (h *Host) safeConf(d *raft.Descriptor, cc *raft.ConfChange) error {
 // Plan returns the next step towards changes of a shard that this node leads:
 // *NotLeaderError if it does not. It changes nothing.
 func (h *Host) Plan(ctx context.Context, shard raft.ShardID, changes []Change) (s Step, d raft.Descriptor, err error) {
-	r := h.lookup(shard)
-	if r == nil {
-		return s, d, ErrUnknownShard
-	}
-	err = h.On(ctx, shard, func(_ raft.Time, c *raft.Core, _ *raft.Out) (err error) {
+	err = h.on(ctx, shard, func(_ raft.Time, r *replica, _ *raft.Out) (err error) {
+		c := r.core
 		d = r.desc.Clone()
 		if st := c.Status(); st.Role != raft.RoleLeader {
 			return r.notLeader()
@@ -318,14 +315,15 @@ func (h *Host) propose(ctx context.Context, shard raft.ShardID, cc raft.ConfChan
 // ErrTransferFailed. *NotLeaderError: this replica does not lead, or a third one
 // took over. The context's error: the outcome is open.
 func (h *Host) TransferAndWait(ctx context.Context, shard raft.ShardID, to raft.NodeID) error {
-	r := h.lookup(shard)
-	if r == nil {
+	v, ok := h.View(shard)
+	if !ok {
 		return ErrUnknownShard
 	}
-	if v := r.pub.Load(); v.Leader == to && to != 0 {
+	if v.Leader == to && to != 0 {
 		return nil
 	}
-	err := h.On(ctx, shard, func(now raft.Time, c *raft.Core, o *raft.Out) error {
+	err := h.on(ctx, shard, func(now raft.Time, r *replica, o *raft.Out) error {
+		c := r.core
 		rep, ok := r.desc.ReplicaOn(to)
 		if !ok {
 			return &RefusedError{Shard: shard, Err: raft.ErrTransferTarget}
@@ -339,7 +337,9 @@ func (h *Host) TransferAndWait(ctx context.Context, shard raft.ShardID, to raft.
 		return err
 	}
 	for pause := changePause; ; pause = min(2*pause, changePauseMax/2) {
-		if v := r.pub.Load(); v.Leader == to {
+		if v, ok := h.View(shard); !ok {
+			return ErrUnknownShard
+		} else if v.Leader == to {
 			return nil
 		} else if !v.IsLeader && v.Leader != 0 {
 			return &NotLeaderError{Shard: shard, Leader: v.Leader, Term: v.Term}

@@ -178,7 +178,7 @@ func (l *loop) stepMember(now raft.Time, m *raft.Msg) bool {
 	if m.Type != raft.MsgMember && m.Type != raft.MsgMemberResp {
 		return false
 	}
-	r := l.byID[m.Shard]
+	r := l.get(now, m.Shard)
 	switch m.Type {
 	case raft.MsgMember:
 		if r == nil || m.FromReplica >= r.desc.NextReplica {
@@ -296,11 +296,10 @@ func (r *replica) mayGo(now raft.Time) bool {
 // messages for it find nothing from here on.
 func (l *loop) retire(r *replica) {
 	r.removed = true
-	if !mutants.On("F7") {
-		delete(l.byID, r.shard)
+	l.dismiss(r)
+	if mutants.On("F7") {
+		l.byID[r.shard] = r
 	}
-	l.order = slices.DeleteFunc(l.order, func(o *replica) bool { return o == r })
-	l.timers.remove(r)
 	if !mutants.On("F6") {
 		r.failQueued(ErrUnknownShard, &l.done)
 		r.failWaiting(ErrAmbiguous, &l.done)
@@ -333,19 +332,9 @@ func (l *loop) retire(r *replica) {
 
 // forget takes r out of the table.
 func (h *Host) forget(r *replica) {
-	h.mu.Lock()
+	h.mu.Lock() // whoever adds replicas looks first whether they are there
 	defer h.mu.Unlock()
-	old := *h.table.Load()
-	if old[r.shard] != r {
-		return
-	}
-	table := make(map[raft.ShardID]*replica, len(old))
-	for k, v := range old {
-		if v != r {
-			table[k] = v
-		}
-	}
-	h.table.Store(&table)
+	h.table.remove(r)
 }
 
 // sweep lets some replicas ask, in turn, whether they are members still.
@@ -354,11 +343,12 @@ func (l *loop) sweep(now raft.Time) {
 	if l.sweepAt = now.Add(sweepEvery); first {
 		return
 	}
-	for range min(sweepCount, len(l.order)) {
-		if l.sweepNext >= len(l.order) {
+	order := l.inOrder()
+	for range min(sweepCount, len(order)) {
+		if l.sweepNext >= len(order) {
 			l.sweepNext = 0
 		}
-		r := l.order[l.sweepNext]
+		r := order[l.sweepNext]
 		l.sweepNext++
 		if mutants.On("L2-restless") && r.core.Status().Role == raft.RoleLeader { // leaders take turns
 			for _, p := range r.desc.Replicas {

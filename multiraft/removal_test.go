@@ -96,7 +96,7 @@ func (r *rig) destroyed() string {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	if r.l.dying[7] != nil || r.h.lookup(7) != nil {
+	if r.l.dying[7] != nil || r.h.table.get(7) != nil {
 		return "the replica is still here"
 	}
 	if _, ok, err := r.e.Load(7); ok || err != nil {
@@ -256,7 +256,7 @@ func staysDead(r *rig) string {
 	if len(r.sent) != 0 {
 		return fmt.Sprintf("a dead replica answers %+v", r.sent)
 	}
-	if err := r.h.CreateGroups([]raft.Descriptor{rigDesc()}); err != nil || r.h.lookup(7) != nil {
+	if err := r.h.CreateGroups([]raft.Descriptor{rigDesc()}); err != nil || r.h.table.get(7) != nil {
 		return fmt.Sprintf("created again (%v)", err)
 	}
 	if err := r.put(9, raft.HardState{}); !errors.Is(err, engine.ErrTombstone) {
@@ -325,7 +325,7 @@ func oneDestroyer(r *rig) string {
 	r.l.dying[7] = rep
 	delete(r.l.byID, 7)
 	called := false
-	err := r.l.install(r.now, 7, 9, 1, func(raft.HardState, raft.AppliedState, bool) (raft.State, error) {
+	err := r.l.install(r.now, 7, 9, 1, func(raft.HardState, raft.AppliedState, bool, bool) (raft.State, error) {
 		called = true
 		return raft.State{}, errors.New("no")
 	})
@@ -405,7 +405,7 @@ func installedConf(r *rig) string {
 
 // bring installs a snapshot of (9, 1) that holds d.
 func bring(r *rig, d raft.Descriptor) InstallFunc {
-	return func(hs raft.HardState, _ raft.AppliedState, _ bool) (raft.State, error) {
+	return func(hs raft.HardState, _ raft.AppliedState, _, _ bool) (raft.State, error) {
 		hs.Term, hs.Commit = 1, 9
 		if err := r.e.InstallSnapshot(engine.Install{Desc: d, Applied: raft.AppliedState{Applied: 9, AppliedTerm: 1, ConfIndex: 6}, Hard: hs}); err != nil {
 			return raft.State{}, err

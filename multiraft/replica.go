@@ -42,6 +42,8 @@ type View struct {
 	// Removed: the applied descriptor does not hold the replica any more. It
 	// stays until the others need it no more, and is destroyed then.
 	Removed bool
+	// Asleep: it had nothing to do for some time, and takes next to no memory.
+	Asleep bool
 	// Fenced is set once the state machine failed on this replica.
 	Fenced error
 	// Generation tells one life of a replica on this node from the next: who reads
@@ -111,6 +113,9 @@ type replica struct {
 	mixed     bool // waiting holds entries of several terms, in no order of index
 	asked     bool // newReads or newAsks hold some
 
+	// want is the index at which the digest is asked for; zero: none.
+	want raft.Index
+
 	fenced error // nil or a *fenceError
 	slow   logSlow
 	as     raft.AppliedState
@@ -129,12 +134,21 @@ type replica struct {
 	anomalies  uint64      // of the core, as counted so far
 	departed   []departed
 	quest      quest
+	cmp        comparison
+	// wasDisputed: others may have to be told that it is over.
+	wasDisputed bool
+	ward        ward
+	doze        doze
+	place       int // in loop.order
 
 	desc     raft.Descriptor
 	hard     raft.HardState
 	reads    []readGroup            // asked, not answered; in order of ctx
 	newReads [numReadHow][]ReadFunc // of this round
 	newAsks  []raft.ReadAsk         // of this round
+
+	imageAt raft.Index // newest entry with an image that was applied since the boot; zero: none
+	ageAt   raft.Time  // when cutOld looks next
 
 	flights map[flightKey]*flight // commands of sessions that are queued or in the log
 
@@ -147,6 +161,8 @@ type replica struct {
 	handOffAt   raft.Time
 	handOffWait time.Duration
 	handOffTo   int
+
+	tail int // what its core holds, as counted in loop.tails
 
 	gen uint64 // View.Generation
 	// leaseBuf is memory for comparing.
@@ -162,6 +178,14 @@ type fenceError struct {
 
 func (e *fenceError) Error() string { return fmt.Sprintf("index %d: %v", e.index, e.err) }
 func (e *fenceError) Unwrap() error { return e.err }
+
+// shut returns why the replica serves nobody, as View.Fenced: nil or a *fenceError.
+func (r *replica) shut() error {
+	if r.fenced == nil && r.cmp.disputed != nil {
+		return r.cmp.disputed
+	}
+	return r.fenced
+}
 
 // refused is what a fenced replica answers to whatever it did not propose.
 func (r *replica) refused() error {
@@ -212,7 +236,7 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 	r.pos.store(b.Last, b.Commit, r.as.Applied)
 	same := r.shown == shown{
 		lease: lease, term: b.Term, leader: b.LeadNode, isLeader: b.IsLeader, isReady: b.Ready, noQuorum: b.QuorumLost,
-		fenced: r.fenced, confVer: r.desc.ConfVer, version: r.desc.Version,
+		fenced: r.shut(), confVer: r.desc.ConfVer, version: r.desc.Version,
 	}
 	old := r.pub.Load()
 	if same && old != nil && !b.QuorumLost {
@@ -225,7 +249,7 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 	v := &View{
 		Shard: r.shard, Replica: r.self, Desc: r.desc, Term: st.Term, Leader: st.LeadNode,
 		IsLeader: st.Role == raft.RoleLeader, IsReady: st.Ready,
-		Fenced: r.fenced, Removed: r.isRemoved(),
+		Fenced: r.shut(), Removed: r.isRemoved(),
 		Generation: r.gen, lease: lease,
 	}
 	if st.QuorumLost {

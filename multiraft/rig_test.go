@@ -72,7 +72,7 @@ func newRigWith(t *testing.T, leases bool) *rig {
 		t.Fatal(err)
 	}
 	r.h, err = New(Config{
-		Node: 1, Engine: r.e, Net: r, Liveness: r, Clock: r, Machine: r, Loops: 1, Seed: 1, Leases: leases,
+		Node: 1, Engine: r.e, Net: r, Liveness: r, Clock: r, Machine: r, Loops: 1, Seed: 1, Leases: leases, StateEvery: -1,
 		OnFatal: func(err error) { r.fatal <- err },
 	})
 	if err != nil {

@@ -22,7 +22,14 @@ type ApplyContext struct {
 
 	// TimeBefore is the group's time as of the entry before this one.
 	TimeBefore uint64
+
+	answered raft.Digest
 }
+
+// Answer notes what a command is answered, whether anybody waits for it or not: the
+// digest by which replicas are compared covers it. Commands of which the answer
+// follows from what they write need not be noted. b is not kept.
+func (a *ApplyContext) Answer(b []byte) { a.answered = a.answered.Add(b) }
 
 // GroupTime returns the group's time as of the entry, in nanoseconds: the
 // highest time stamp of the log so far. It never goes back and is the same on

@@ -121,7 +121,8 @@ func (s *Stepper) Complete(loop int) {
 // wants to know what a fault hits.
 type Inside struct {
 	raft.Status
-	Desc raft.Descriptor // read-only
+	Desc   raft.Descriptor // read-only
+	Asleep bool
 	// Commands wait for their answer, Sessions of them belong to sessions.
 	Commands, Sessions int
 	Reads              int // asked for and not answered
@@ -135,7 +136,10 @@ type Inside struct {
 // Inside returns what goes on in the replica of a shard, or false if there is
 // none. It is called between steps.
 func (s *Stepper) Inside(shard raft.ShardID) (Inside, bool) {
-	r := s.h.loopOf(shard).byID[shard]
+	r, st, g := s.h.find(shard)
+	if g != nil {
+		return s.h.insideAsleep(&st, g)
+	}
 	if r == nil || r.removed {
 		return Inside{}, false
 	}
@@ -154,6 +158,28 @@ func (s *Stepper) Inside(shard raft.ShardID) (Inside, bool) {
 			in.Repairing = in.Repairing || p.State == "probe" && p.Match < in.Last
 			in.Sending = in.Sending || p.State == "snapshot"
 		}
+	}
+	return in, true
+}
+
+func (h *Host) insideAsleep(st *stub, g *ground) (Inside, bool) {
+	d, ok := h.descOf(st)
+	if !ok {
+		return Inside{}, false
+	}
+	v := h.viewOf(st, g, d)
+	in := Inside{Desc: d, Asleep: true}
+	in.Status = raft.Status{
+		Shard: v.Shard, Replica: v.Replica, Term: v.Term, LeadNode: v.Leader, Ready: v.IsReady,
+		Commit: v.Commit, Applied: v.Applied, Last: v.Last, Trunc: v.Last, Stable: v.Last,
+	}
+	if v.IsLeader {
+		in.Role, in.Lead = raft.RoleLeader, v.Replica
+	} else if v.Leader != 0 {
+		in.Lead = g.lead.ID
+	}
+	for _, m := range d.Replicas {
+		in.Learner = in.Learner || m.Node == h.node && m.Role == raft.Learner
 	}
 	return in, true
 }

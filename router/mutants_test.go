@@ -84,3 +84,16 @@ func TestPatienceMutants(t *testing.T) {
 		t.Logf("found: %.300v", err)
 	})
 }
+
+// A table that forgets nothing is found out.
+func TestTableMutants(t *testing.T) {
+	t.Run("R-limit", func(t *testing.T) {
+		mutants.Set("R-limit")
+		defer mutants.Set("")
+		err := limited()
+		if err == nil {
+			t.Fatal("survived")
+		}
+		t.Logf("found: %v", err)
+	})
+}

@@ -82,6 +82,9 @@ type Options struct {
 	// Prefetch is the number of neighbouring ranges a lookup asks the source
 	// for. Zero: 128.
 	Prefetch int
+	// Ranges bounds the ranges of a keyspace that are remembered, of some 300 bytes
+	// each. Zero: 131,072; negative: no bound.
+	Ranges int
 	// Parallel bounds the shards one non-atomic write or one MultiGet works on
 	// at the same time. Zero: 16.
 	Parallel int
@@ -105,6 +108,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Prefetch <= 0 {
 		o.Prefetch = 128
+	}
+	switch {
+	case o.Ranges == 0:
+		o.Ranges = 1 << 17
+	case o.Ranges < 0:
+		o.Ranges = 0
 	}
 	if o.Parallel <= 0 {
 		o.Parallel = 16

@@ -67,6 +67,7 @@ type counters struct{ requests, sends, redirects, waits, lookups, turnedAway, ne
 func New(o Options) *Router {
 	r := &Router{o: o.withDefaults()}
 	r.near, _ = o.Sender.(Near)
+	r.table.SetLimit(r.o.Ranges)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	if o.Source != nil {
 		r.SetSource(o.Source)

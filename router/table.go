@@ -8,6 +8,7 @@ import (
 	"sort"
 	"sync/atomic"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -23,9 +24,17 @@ import (
 // A table is a cache: it may be stale and it may have holes. Merge resolves
 // what contradicts itself, by version; the reply of a node that was asked in
 // vain brings the newer descriptors. The zero Table is empty and ready to use.
+//
+// A table with a limit forgets ranges that were not looked up for the longest time,
+// block by block (the second-chance clock).
 type Table struct {
 	state atomic.Pointer[tableState]
+	limit atomic.Int64 // of the ranges of a keyspace; zero: none
 }
+
+// SetLimit bounds the ranges that are kept of each keyspace, roughly: a few blocks
+// that were changed last always stay. Zero: no bound.
+func (t *Table) SetLimit(ranges int) { t.limit.Store(int64(ranges)) }
 
 // blockMax bounds the entries of one block; a fuller one is cut in half. One
 // update copies at most one block's entries and the list of blocks.
@@ -47,7 +56,8 @@ type space struct {
 
 // block is an immutable run of entries once its table state is published.
 type block struct {
-	owner  *edit // the edit that made the block may still change it
+	owner  *edit       // the edit that made the block may still change it
+	used   atomic.Bool // looked up since the clock came by
 	ents   []*entry
 	starts KeyIndex
 	// abuts[i] says that ents[i] ends where ents[i+1] starts, so that no key
@@ -136,6 +146,9 @@ func (t *Table) Lookup(keyspace uint32, key []byte) (Route, bool) {
 		return Route{}, false
 	}
 	b := s.blocks[i]
+	if !b.used.Load() { // else nothing is written, and no processor takes the line from others
+		b.used.Store(true)
+	}
 	i = b.starts.Floor(key, b.start)
 	e := b.ents[i]
 	if !b.abuts[i] && !before(key, e.desc.End) {
@@ -217,6 +230,7 @@ func (t *Table) Merge(descs ...raft.Descriptor) int {
 		if changed == 0 {
 			return 0
 		}
+		ed.trim(int(t.limit.Load()))
 		if t.state.CompareAndSwap(old, ed.finish()) {
 			return changed
 		}
@@ -465,6 +479,27 @@ func (ed *edit) merge(d *raft.Descriptor) bool {
 	}
 	ed.replace(s, bi, i, n, e)
 	return true
+}
+
+// trim removes blocks of keyspaces that hold more than limit ranges, until an eighth
+// of the limit is free: those that were not looked up since the last time, and if that
+// is not enough, others. Blocks of this edit stay.
+func (ed *edit) trim(limit int) {
+	for k := range ed.spaces {
+		s := &ed.spaces[k]
+		if limit <= 0 || s.count <= limit || !ed.dirty[k] || mutants.On("R-limit") {
+			continue
+		}
+		for pass := range 2 {
+			s.blocks = slices.DeleteFunc(s.blocks, func(b *block) bool {
+				if s.count <= limit-limit/8 || b.owner == ed || pass == 0 && b.used.Swap(false) {
+					return false
+				}
+				s.count -= len(b.ents)
+				return true
+			})
+		}
+	}
 }
 
 // evict removes e if it is still in the table.

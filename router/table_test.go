@@ -2,8 +2,10 @@ package router
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -323,6 +325,45 @@ func manyRanges(n int, key func(int) string) []raft.Descriptor {
 }
 
 // TestLookupAllocatesNothing holds the corridor's promise.
+// A table with a limit keeps what is used, forgets other ranges, and can learn them
+// again.
+func TestTableLimit(t *testing.T) {
+	if err := limited(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func limited() error {
+	const n, limit, page = 100_000, 4000, 128
+	var table Table
+	table.SetLimit(limit)
+	all := manyRanges(n, func(i int) string { return fmt.Sprintf("user%08d", i) })
+	slices.SortFunc(all, func(a, b raft.Descriptor) int { return bytes.Compare(a.Start, b.Start) })
+	hot := []int{10, 20_000, 50_000, 99_999}
+	for _, i := range hot {
+		table.Merge(all[i])
+	}
+	for at := 0; at < n; at += page {
+		table.Merge(all[at:min(at+page, n)]...)
+		if got := table.Len(1); got > limit+2*blockMax {
+			return fmt.Errorf("%d ranges are kept, the limit is %d", got, limit)
+		}
+		for _, i := range hot {
+			if _, ok := table.Lookup(1, all[i].Start); !ok {
+				return fmt.Errorf("at %d: range %d was forgotten though it is used all the time", at, i)
+			}
+		}
+	}
+	if got := table.Len(1); got < limit/2 {
+		return fmt.Errorf("only %d ranges are kept, the limit is %d", got, limit)
+	}
+	table.Merge(all[30_000:30_128]...)
+	if r, ok := table.Lookup(1, all[30_000].Start); !ok || r.Desc.Shard != all[30_000].Shard {
+		return errors.New("a range that was forgotten is not learned again")
+	}
+	return nil
+}
+
 func TestLookupAllocatesNothing(t *testing.T) {
 	var table Table
 	table.Merge(manyRanges(1000, func(i int) string { return fmt.Sprintf("user%08d", i) })...)
@@ -347,10 +388,13 @@ func BenchmarkLookup(b *testing.B) {
 		{"text", func(i int) string { return fmt.Sprintf("user%08d", i*977) }},
 	}
 	for _, s := range shapes {
-		for _, n := range []int{48, 100_000} {
+		for _, n := range []int{48, 100_000, 1_000_000} {
 			b.Run(fmt.Sprintf("%s/%d", s.name, n), func(b *testing.B) {
 				var table Table
-				table.Merge(manyRanges(n, s.key)...)
+				descs := manyRanges(n, s.key)
+				before := heapInUse()
+				table.Merge(descs...)
+				size := float64(heapInUse()-before) / float64(n)
 				rng := rand.New(rand.NewPCG(3, 4))
 				keys := make([][]byte, 1<<16) // one after the other: a caller's key is in the cache already
 				buf := make([]byte, 0, 16<<16)
@@ -360,15 +404,23 @@ func BenchmarkLookup(b *testing.B) {
 					keys[i] = buf[at:]
 				}
 				b.ReportAllocs()
-				b.ResetTimer()
-				for i := 0; i < b.N; i++ {
+				for i := 0; b.Loop(); i++ {
 					if _, ok := table.Lookup(1, keys[i&(1<<16-1)]); !ok {
 						b.Fatal("miss")
 					}
 				}
+				b.ReportMetric(size, "B/range")
+				runtime.KeepAlive(descs)
 			})
 		}
 	}
+}
+
+func heapInUse() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 func BenchmarkMergeOne(b *testing.B) {

@@ -17,7 +17,7 @@ func TestB0_A6(t *testing.T) {
 		p.recv.o.Live = func() []raft.Descriptor { return []raft.Descriptor{descOf(8, "p", "")} }
 		meta := Meta{ID: ID{1}, Shard: p.desc.Shard, Index: 9, Term: 5, Desc: p.desc, Applied: raft.AppliedState{Applied: 9, AppliedTerm: 5}}
 		asked := errors.New("asked for data")
-		_, err := p.recv.Handle(1, meta.Encode(nil), func() ([]byte, error) { return nil, asked })
+		_, err := p.recv.Handle(1, meta.Encode(nil), func() ([]byte, error) { return nil, asked }, deaf)
 		var overlap *OverlapError
 		if !errors.As(err, &overlap) {
 			return fmt.Errorf("a snapshot over a live group: %v", err)

@@ -1,9 +1,9 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"testing"
 
@@ -80,17 +80,14 @@ func crashEverywhere(t *testing.T, keys, old int) {
 	}
 	want := dump(t, p.from, p.desc)
 	recv := newStore(t, to, 2, nil)
-	b, err := p.send.Build(t.Context(), &p.desc)
-	check(t, err)
-	defer b.Close()
-	header := b.Meta.Encode(nil)
+	rec := record(t, p.send, p.desc)
 
 	mu.Lock()
 	recording = true
 	mu.Unlock()
-	g, err := recv.Handle(1, header, chunksOf(b))
+	g, err := recv.Handle(1, rec.header, rec.next(), deaf)
 	check(t, err)
-	st, err := g.InstallOn(hs, as, old >= 0)
+	st, err := g.InstallOn(hs, as, old >= 0, false)
 	check(t, err)
 	mu.Lock()
 	recording = false
@@ -101,6 +98,7 @@ func crashEverywhere(t *testing.T, keys, old int) {
 		t.Fatalf("only %d file operations seen", len(images))
 	}
 	counts := map[string]int{}
+	spared := uint64(0)
 	for i, im := range append(images, done) {
 		if invariants.Enabled && i%4 != 0 && i < len(images)-8 {
 			continue // the store is slow in this build; every image is for the plain one
@@ -133,16 +131,23 @@ func crashEverywhere(t *testing.T, keys, old int) {
 		if dump(t, e, neighbour) != beside {
 			t.Fatalf("%s: the neighbour changed", im.what)
 		}
-		// The sender tries again.
+		// A sender tries again, which takes what is there.
 		r := newStore(t, e, 2, nil)
-		if g, err := r.Handle(1, header, chunksOf(b)); err == nil {
-			if _, err = g.InstallOn(s.Hard, s.Applied, ok); err != nil {
-				t.Fatalf("%s: second installation: %v", im.what, err)
-			}
-			g.Close()
-		} else if got != want || !errors.Is(err, ErrStale) {
+		_, _, err = p.send.Send(t.Context(), &p.desc, 2, func(_ context.Context, header []byte) (Stream, error) {
+			return Pipe(func(next func() ([]byte, error), reply func([]byte) error) error {
+				g, err := r.Handle(1, header, next, reply)
+				if err != nil {
+					return err
+				}
+				defer g.Close()
+				_, err = g.InstallOn(s.Hard, s.Applied, ok, false)
+				return err
+			}), nil
+		})
+		if err != nil && (got != want || !errors.Is(err, ErrStale)) {
 			t.Fatalf("%s: second try: %v", im.what, err)
 		}
+		spared += r.Counters().ReceivedSpared
 		if dump(t, e, p.desc) != want {
 			t.Fatalf("%s: the second installation made something else", im.what)
 		}
@@ -153,107 +158,73 @@ func crashEverywhere(t *testing.T, keys, old int) {
 			t.Fatalf("%s: close: %v", im.what, err)
 		}
 	}
-	t.Logf("%d images: %v", len(images)+1, counts)
+	t.Logf("%d images: %v, %d bytes were not sent a second time", len(images)+1, counts, spared)
+	if keys > 100 && spared == 0 {
+		t.Fatal("what was staged is never used")
+	}
 	if counts["old"] == 0 || counts["new"] == 0 {
 		t.Fatalf("the images show only one side of the installation: %v", counts)
 	}
 }
 
-// TestErrorAtEveryStagingOperation fails each file operation in the staging
-// directory once, on the receiver and on the sender: the snapshot fails, the
-// old replica is whole, nothing stays behind, and the next try succeeds.
+// TestErrorAtEveryStagingOperation fails each file operation in the staging directory
+// once: the snapshot fails, the old replica is whole, nothing stays behind, and the
+// next try succeeds.
 func TestErrorAtEveryStagingOperation(t *testing.T) {
 	full := errors.New("no space left on device")
-	for _, side := range []string{"sender", "receiver"} {
-		t.Run(side, func(t *testing.T) {
-			for nth := 1; ; nth++ {
-				p := newPair(t, 0)
-				fs := simfs.New()
-				var mu sync.Mutex
-				count := 0
-				armed := false
-				fs.Inject(func(op simfs.Op) error {
-					mu.Lock()
-					defer mu.Unlock()
-					if !armed || op.Class != simfs.ClassStaging || op.Kind == simfs.OpRemove {
-						return nil
-					}
-					if count++; count == nth {
-						return full
-					}
-					return nil
-				})
-				node := raft.NodeID(2)
-				if side == "sender" {
-					node = 1
-				}
-				e := openEngine(t, fs, node)
-				s := newStore(t, e, node, func(o *Options) { o.TableBytes = 150 << 10 })
-				if side == "sender" {
-					p.from, p.send = e, s
-					fill(t, e, p.desc, 300, 1)
-				} else {
-					p.to, p.recv, p.link.to = e, s, s
-					fill(t, p.from, p.desc, 300, 1)
-					fill(t, p.to, p.desc, 2, 2)
-				}
-				b := func() *Built {
-					mu.Lock()
-					armed = true
-					mu.Unlock()
-					b, err := p.send.Build(t.Context(), &p.desc)
-					if err != nil {
-						if side != "sender" || !errors.Is(err, full) {
-							t.Fatalf("operation %d: build: %v", nth, err)
-						}
-						return nil
-					}
-					return b
-				}()
-				var err error
-				if b != nil {
-					var g *Staged
-					if g, err = p.recv.Handle(1, b.Meta.Encode(nil), chunksOf(b)); err == nil {
-						g.Close()
-					}
-					check(t, b.Close())
-				}
-				mu.Lock()
-				armed = false
-				hit := count >= nth
-				mu.Unlock()
-				if !hit {
-					if nth < 6 {
-						t.Fatalf("only %d operations in staging", nth-1)
-					}
-					return
-				}
-				if b != nil && err == nil && side == "receiver" {
-					t.Fatalf("operation %d failed and nobody noticed", nth)
-				}
-				if left := staged(t, e); len(left) != 0 {
-					t.Fatalf("operation %d: left in staging: %v", nth, left)
-				}
-				check(t, p.run(t))
-				p.same(t)
+	for nth := 1; ; nth++ {
+		p := newPair(t, 0)
+		fs := simfs.New()
+		var mu sync.Mutex
+		count := 0
+		armed := false
+		fs.Inject(func(op simfs.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if !armed || op.Class != simfs.ClassStaging || op.Kind == simfs.OpRemove {
+				return nil
 			}
+			if count++; count == nth {
+				return full
+			}
+			return nil
 		})
-	}
-}
-
-// chunksOf gives the chunks of b in turn.
-func chunksOf(b *Built) func() ([]byte, error) {
-	n := 0
-	return func() ([]byte, error) {
-		if n == b.Meta.Chunks() {
-			return nil, io.EOF
+		e := openEngine(t, fs, 2)
+		s := newStore(t, e, 2, func(o *Options) { o.Inline = nth%2 == 0 })
+		p.send = newStore(t, p.from, 1, func(o *Options) { o.TableBytes = 100 << 10 })
+		p.to, p.recv, p.link.to = e, s, s
+		fill(t, p.from, p.desc, 300, 1)
+		fill(t, p.to, p.desc, 2, 2)
+		rec := record(t, p.send, p.desc)
+		mu.Lock()
+		armed = true
+		mu.Unlock()
+		g, err := p.recv.Handle(1, rec.header, rec.next(), deaf)
+		if err == nil {
+			g.Close()
 		}
-		n++
-		return b.Chunk(n-1, nil)
+		mu.Lock()
+		armed = false
+		hit := count >= nth
+		mu.Unlock()
+		if !hit {
+			if nth < 6 {
+				t.Fatalf("only %d operations in staging", nth-1)
+			}
+			return
+		}
+		if err == nil {
+			t.Fatalf("operation %d failed and nobody noticed", nth)
+		}
+		if left := staged(t, e); len(left) != 0 {
+			t.Fatalf("operation %d: left in staging: %v", nth, left)
+		}
+		check(t, p.run(t))
+		p.same(t)
 	}
 }
 
-// BenchmarkMove builds, streams and stages a shard of 64 MiB in memory.
+// BenchmarkMove makes, streams and stages a shard of 64 MiB in memory.
 func BenchmarkMove(b *testing.B) {
 	from, to := openEngine(b, engine.NewMemFS(), 1), openEngine(b, engine.NewMemFS(), 2)
 	d := descOf(shard1, "a", "q")
@@ -262,11 +233,15 @@ func BenchmarkMove(b *testing.B) {
 	recv := newStore(b, to, 2, nil)
 	b.SetBytes(64 << 20)
 	for b.Loop() {
-		s, err := send.Build(b.Context(), &d)
+		_, _, err := send.Send(b.Context(), &d, 2, func(_ context.Context, header []byte) (Stream, error) {
+			return Pipe(func(next func() ([]byte, error), reply func([]byte) error) error {
+				g, err := recv.Handle(1, header, next, reply)
+				if err == nil {
+					g.Close()
+				}
+				return err
+			}), nil
+		})
 		check(b, err)
-		g, err := recv.Handle(1, s.Meta.Encode(nil), chunksOf(s))
-		check(b, err)
-		g.Close()
-		check(b, s.Close())
 	}
 }

@@ -10,23 +10,28 @@
 // state is frozen.
 //
 // A snapshot is a manifest (Meta) and files. A shard of at most SmallBytes is
-// one list of pairs; a larger one is a row of sorted tables of at most about
-// TableBytes, built by the sender and ingested as they are by the receiver. A
+// one list of pairs; a larger one is a row of sorted tables of about
+// TableBytes, made by the sender and ingested as they are by the receiver. A
 // group's other replicated records (sessions) travel as a list. The hard state
 // and the log never travel: after installation the log is empty, and the hard
 // state is the receiver's own.
 //
-// The manifest holds the checksum of every chunk and travels first, so the
-// receiver refuses a snapshot that it does not want before any data came,
-// refuses a chunk that is not the announced one, and after an interruption
-// finds out from the staged bytes alone which chunks it has: a sender that
-// tries again asks for that first and sends the rest. Everything is
-// all-or-nothing: until the engine's one ingestion has returned, the old
-// replica is whole; after it, the new one is. Staged files belong to nobody
-// until then, and are deleted at boot.
+// The sender (source) makes one table in memory while it sends the one before; its
+// disk is only read. The record of each file, with the checksum of every chunk, goes
+// before the chunks. The receiver refuses a snapshot that it does not want before any
+// data came, and a chunk that is not the announced one. What came of a snapshot that
+// was cut stays, also over a restart: the same snapshot goes on behind it, and any
+// other of the shard, of whatever sender and index, is not sent the chunks that are
+// there already (leftovers). Since tables end where their keys say, most of them are
+// the same while most of the data is.
 //
-// Policy (CutTo, OverBudget, CheckOverlap) and Limiter are pure. Store owns no
-// goroutine; Send and Handle run on their caller's. Store.mu guards slots and
+// Everything is all-or-nothing: until the engine's one ingestion has returned, the old
+// replica is whole; after it, the new one is. Staged files belong to nobody
+// until then.
+//
+// Policy (CutTo, OverBudget, CheckOverlap) and Limiter are pure. Send and Handle run on
+// their caller's goroutine; each has at most one beside it, which makes the next table
+// or syncs the last one, and ends before they do. Store.mu guards slots and
 // the list of receptions and is held across no I/O.
 //
 // The two classes, the tables built by the sender and the one ingestion with

@@ -1,13 +1,12 @@
 package snapshot
 
 import (
-	"encoding/binary"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -16,68 +15,84 @@ import (
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
-// reception is a snapshot on its way in. Chunks come in order; have counts
-// those that are there. One Handle at a time owns it (busy).
+// reception is a snapshot on its way in. Files come in order, and their chunks. One
+// Handle at a time owns it (busy).
 type reception struct {
-	meta  Meta
+	meta  Meta // files that are there
 	from  raft.NodeID
-	since raft.Time // when a chunk came last
+	since raft.Time // when a message came last
 	busy  bool
-	// complete: all chunks came, the snapshot waits for its installation.
+	// complete: all came, the snapshot waits for its installation.
 	complete bool
 	// gone: the slot was given to another snapshot, because the stream stood
-	// still for RetainFor.
+	// still for StallFor.
 	gone bool
-	have atomic.Int32 // written by its owner alone
+	t    atomic.Pointer[transfer]
 
-	dir   string
-	file  engine.File // the table being written
-	lists [][]byte    // per file
-	paths []string    // per file
+	// bytes is how many bytes of tables came; promised how many of room are kept for it.
+	bytes, promised atomic.Int64
+
+	dir   string   // empty: none yet
+	names int      // of tables in dir, so far
+	paths []string // per file; empty: a list
+	lists [][]byte // per file; nil: a table
+
+	// The file that comes.
+	rec           *File // nil: none
+	chunk         int   // the next one
+	path          string
+	file          engine.File // nil: a list, or not open
+	list          []byte
+	offered, keep []kept       // chunks that may be and are taken from old, ascending
+	sync          <-chan error // of the table before; nil: it is done
+
+	old    *leftovers // of other snapshots of the shard; nil: none
+	rotten *leftover  // see e2
 }
 
-func newReception(m *Meta, from raft.NodeID, now raft.Time) *reception {
-	return &reception{meta: *m, from: from, since: now, lists: make([][]byte, len(m.Files)), paths: make([]string, len(m.Files))}
-}
+// toCome returns how many bytes of tables are still to be written, as far as is known.
+// Any goroutine may call it.
+func (r *reception) toCome() int64 { return max(0, r.promised.Load()-r.bytes.Load()) }
 
-// toCome returns how many bytes of tables are still to be written. A table that is
-// under way counts in full. Any goroutine may call it.
-func (r *reception) toCome() (n int64) {
-	have := int(r.have.Load())
-	for i := range r.meta.Files {
-		f := &r.meta.Files[i]
-		if have -= len(f.Sums); have >= 0 || f.Kind != FileTable {
-			continue
-		}
-		n += f.Size
+// closeFile closes what is open; what was written stays.
+func (r *reception) closeFile() {
+	if r.file != nil {
+		_ = r.file.Close()
+		r.file = nil
 	}
-	return n
+	if r.sync != nil {
+		<-r.sync
+		r.sync = nil
+	}
 }
 
-// manifestName is the name of the manifest in a staging directory.
-const manifestName = "MANIFEST"
+// headName is the name of the head of a snapshot in its staging directory.
+const headName = "HEAD"
 
-// Handle receives a snapshot: header is its manifest, next returns one chunk
-// after the other and io.EOF at the end. On success everything is staged,
-// checked and synced, and the caller installs it on the loop of the shard, then
-// closes it. On failure nothing of the present state was touched; the error's
-// text is to be returned to the sender through the transport as it is (the
-// sender reads a verdict from it). Errors: ErrCorrupt, ErrStale, ErrNotMember,
-// *OverlapError, ErrBusy and ErrNoSpace refuse; after ErrTruncated or a broken stream, what
-// came is kept for RetainFor, and the same snapshot goes on behind it.
-func (s *Store) Handle(from raft.NodeID, header []byte, next func() ([]byte, error)) (*Staged, error) {
+// Handle receives a snapshot: header is its manifest without files, next returns one
+// message after the other and io.EOF at the end, reply sends one to the sender. On
+// success everything is staged, checked and synced, and the caller installs it on the
+// loop of the shard, then closes it. On failure nothing of the present state was
+// touched; the error's text is to be returned to the sender through the transport as
+// it is (the sender reads a verdict from it). Errors: ErrCorrupt, ErrStale,
+// ErrNotMember, *OverlapError, ErrBusy and ErrNoSpace refuse; what came is kept for
+// RetainFor after ErrTruncated or a broken stream, and the same snapshot goes on
+// behind it, or another one of the shard takes from it what is equal.
+func (s *Store) Handle(from raft.NodeID, header []byte, next func() ([]byte, error), reply func([]byte) error) (*Staged, error) {
 	r, err := s.admit(from, header)
 	if err != nil {
 		return nil, verdictOf(err, 0)
 	}
-	err = s.receive(r, next)
+	t := s.begin(&r.meta, from, true)
+	t.skip(r.meta.Files)
+	r.t.Store(t)
+	err = s.receive(r, next, reply)
+	t.end(err)
 	if err == nil {
 		return &Staged{Meta: r.meta, s: s, r: r}, nil
 	}
-	keep := errors.Is(err, ErrTruncated) // release drops it all the same if it gave way
-	have := int(r.have.Load())
-	s.release(r, keep)
-	return nil, verdictOf(err, have)
+	s.release(r, errors.Is(err, ErrTruncated)) // which drops it all the same if it gave way
+	return nil, verdictOf(err, 0)
 }
 
 // admit decides on the manifest alone, before any data came.
@@ -86,23 +101,33 @@ func (s *Store) admit(from raft.NodeID, header []byte) (*reception, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(m.Files) > 0 {
+		return nil, corrupt("the header names %d files", len(m.Files))
+	}
 	if err := s.wanted(&m); err != nil {
 		return nil, err
 	}
 	now := s.o.Clock.Now()
-	s.Sweep(now)
-	room := int64(math.MaxInt64)
-	if s.o.Room != nil {
-		room = s.o.Room()
+	s.Sweep(false)
+	r, old, err := s.enlist(&m, from, now, s.room())
+	if err == nil && old != nil { // another snapshot: what came of that is of use
+		r.adopt(s, old)
 	}
-	r, old, err := s.enlist(&m, from, now, room)
-	s.discard(old) // the sender has built a new one
 	return r, err
+}
+
+// room returns how much what comes in may take.
+func (s *Store) room() int64 {
+	if s.o.Room == nil {
+		return math.MaxInt64
+	}
+	return s.o.Room()
 }
 
 // enlist gives the snapshot a slot: that of its interrupted reception, or a new
 // one; and the room for what is still to come of it, which nobody else gets while it
-// has the slot.
+// has the slot. old is an interrupted reception of another snapshot of the shard,
+// which is on no list any more.
 func (s *Store) enlist(m *Meta, from raft.NodeID, now raft.Time, room int64) (r, old *reception, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,7 +136,7 @@ func (s *Store) enlist(m *Meta, from raft.NodeID, now raft.Time, room int64) (r,
 	}
 	busy := 0
 	for _, o := range slices.Clone(s.mu.in) {
-		if o.busy && !o.complete && now.Sub(o.since) >= RetainFor && o.meta.ID != m.ID {
+		if o.busy && !o.complete && now.Sub(o.since) >= StallFor && o.meta.ID != m.ID {
 			o.gone = true // its Handle ends when its stream does, and cleans up
 			s.forgetLocked(o)
 			continue
@@ -129,30 +154,52 @@ func (s *Store) enlist(m *Meta, from raft.NodeID, now raft.Time, room int64) (r,
 	if old != nil && old.busy {
 		return nil, nil, fmt.Errorf("%w: another snapshot of shard %d is coming in", ErrBusy, m.Shard)
 	}
-	need := newReception(m, from, now)
+	need := &reception{meta: *m, from: from}
+	need.promised.Store(m.Estimate)
 	if old != nil && old.meta.ID == m.ID && old.from == from {
-		need = old
+		need, old = old, nil
 	}
-	promised := int64(0)
-	for _, o := range s.mu.in {
-		if o != old {
-			promised += o.toCome()
-		}
+	if err := s.fitsLocked(need, need.toCome(), room); err != nil {
+		return nil, nil, err
 	}
-	if left := need.toCome(); left > room-promised && !mutants.On("H2i") {
-		return nil, nil, fmt.Errorf("%w: %d bytes of shard %d are to come, there is room for %d", ErrNoSpace, left, m.Shard, max(0, room-promised))
-	}
-	if need == old {
-		old.busy, old.since = true, now
-		return old, nil, nil
-	}
+	need.busy, need.since = true, now
 	if old != nil {
 		s.forgetLocked(old)
 	}
-	r = need
-	r.busy = true
-	s.mu.in = append(s.mu.in, r)
-	return r, old, nil
+	if !slices.Contains(s.mu.in, need) {
+		s.mu.in = append(s.mu.in, need)
+	}
+	return need, old, nil
+}
+
+// fitsLocked refuses a reception of which so much is to come for lack of room.
+func (s *Store) fitsLocked(r *reception, left, room int64) error {
+	promised := int64(0)
+	for _, o := range s.mu.in {
+		if o != r && (o.busy || o.meta.Shard != r.meta.Shard) {
+			promised += o.toCome()
+		}
+	}
+	if left > room-promised && !mutants.On("H2i") {
+		return fmt.Errorf("%w: %d bytes of shard %d are to come, there is room for %d", ErrNoSpace, left, r.meta.Shard, max(0, room-promised))
+	}
+	return nil
+}
+
+// expect keeps room for a file that was not foreseen. What came already counts again,
+// since it is not known whether the last look at the disk saw it.
+func (s *Store) expect(r *reception, f *File) error {
+	if f.Kind != FileTable || r.bytes.Load()+f.Size <= r.promised.Load() {
+		return nil
+	}
+	room := s.room()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.fitsLocked(r, r.bytes.Load()+f.Size, room); err != nil {
+		return err
+	}
+	r.promised.Store(r.bytes.Load() + f.Size)
+	return nil
 }
 
 // wanted refuses what must not or need not be installed here. The engine looks
@@ -182,7 +229,12 @@ func (s *Store) wanted(m *Meta) error {
 // newer refuses a snapshot that would set the replica back, or that is of
 // another incarnation of it.
 func (s *Store) newer(m *Meta, have *raft.Descriptor, as raft.AppliedState) error {
-	if m.Index <= as.Applied {
+	q, err := s.o.Engine.Quarantined(m.Shard)
+	if err != nil {
+		return err
+	}
+	// A quarantined replica needs its state anew, be it as of the same entry.
+	if m.Index < as.Applied || m.Index == as.Applied && q.Why == 0 {
 		return fmt.Errorf("%w: shard %d is applied through %d, the snapshot through %d", ErrStale, m.Shard, as.Applied, m.Index)
 	}
 	if m.Desc.ConfVer < have.ConfVer || m.Desc.Version < have.Version {
@@ -197,41 +249,327 @@ func (s *Store) newer(m *Meta, have *raft.Descriptor, as raft.AppliedState) erro
 	return nil
 }
 
-// receive takes chunks until all are there.
-func (s *Store) receive(r *reception, next func() ([]byte, error)) error {
-	total := r.meta.Chunks()
-	for int(r.have.Load()) < total {
+// receive takes messages until all is there.
+func (s *Store) receive(r *reception, next func() ([]byte, error), reply func([]byte) error) error {
+	early := func(err error) error {
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: %d files came", ErrTruncated, len(r.meta.Files))
+		}
+		return fmt.Errorf("%w: %d files came: %w", ErrTruncated, len(r.meta.Files), err)
+	}
+	y := ready{asks: r.rec != nil || r.old != nil, files: len(r.meta.Files)}
+	if err := reply(y.encode(nil)); err != nil {
+		return early(err)
+	}
+	work := duty{s: s}
+	for {
 		b, err := next()
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				return fmt.Errorf("%w: %d of %d chunks", ErrTruncated, r.have.Load(), total)
-			}
-			return fmt.Errorf("%w: %d of %d chunks: %w", ErrTruncated, r.have.Load(), total, err)
+			return early(err)
 		}
-		i, c, payload, err := r.meta.decodeChunk(b)
+		work.start()
+		kind, body, err := open(b)
 		if err != nil {
 			return err
 		}
-		wi, wc := r.meta.chunkAt(int(r.have.Load()))
-		if i < wi || i == wi && c < wc {
-			continue // sent twice
+		switch kind {
+		case msgFile:
+			err = s.beginFile(r, body, y.asks, reply)
+		case msgKeep:
+			err = s.keepChunks(r, b)
+		case msgChunk:
+			if err = s.takeChunk(r, body); err == nil {
+				err = work.stop(context.Background(), restMost)
+			}
+		case msgEnd:
+			var e end
+			if e, err = decodeEnd(b); err == nil {
+				err = s.complete(r, e)
+			}
+			if err != nil {
+				return err
+			}
+			// Drain what a confused sender may still send, within a bound, so that the
+			// stream ends in order.
+			for range 4 {
+				if _, err := next(); err != nil {
+					break
+				}
+			}
+			return nil
+		default:
+			err = corrupt("message of kind %d", kind)
 		}
-		if i != wi || c != wc {
-			return corrupt("chunk %d of file %d came in place of chunk %d of file %d", c, i, wc, wi)
-		}
-		if err := s.put(r, i, c, payload); err != nil {
+		if err != nil {
 			return err
 		}
-		r.have.Add(1)
 		if !s.touch(r) {
-			return fmt.Errorf("%w: the stream stood still for %v and gave way to another", ErrBusy, RetainFor)
+			return fmt.Errorf("%w: the stream stood still for %v and gave way to another", ErrBusy, StallFor)
 		}
+	}
+}
+
+// beginFile takes the record of the next file.
+func (s *Store) beginFile(r *reception, body reader, asks bool, reply func([]byte) error) error {
+	n, f, err := decodeFile(body)
+	if err != nil {
+		return err
+	}
+	if n != len(r.meta.Files) || r.rec != nil && r.chunk == len(r.rec.Sums) {
+		return corrupt("the record of file %d came in place of %d", n, len(r.meta.Files))
+	}
+	with := r.meta
+	with.Files = append(slices.Clip(with.Files), *f)
+	if err := with.check(); err != nil {
+		return err
+	}
+	if r.rec != nil && !r.rec.equal(f) { // made anew; not by this release
+		if err := s.setAside(r); err != nil {
+			return err
+		}
+	}
+	if err := s.expect(r, f); err != nil {
+		return err
+	}
+	if r.rec == nil {
+		r.rec, r.chunk, r.path, r.list = f, 0, "", nil
+	}
+	r.offered, r.keep = nil, nil
+	if !asks {
+		return nil
+	}
+	o := offer{file: n, have: r.chunk}
+	if r.rotten = r.old.e2(n, f); r.rotten != nil {
+		o.have = len(f.Sums)
+	} else if f.Kind == FileTable && r.old != nil {
+		if r.offered, err = r.old.find(s, f, r.chunk); err != nil {
+			return err
+		}
+		for _, k := range r.offered {
+			o.may = append(o.may, offered{k.chunk, k.sum})
+		}
+	}
+	if err := reply(o.encode(nil)); err != nil {
+		return fmt.Errorf("%w: %w", ErrTruncated, err)
+	}
+	return nil
+}
+
+// keepChunks takes the sender's word about the offer.
+func (s *Store) keepChunks(r *reception, b []byte) error {
+	n, chunks, err := decodeKeep(b)
+	if err != nil {
+		return err
+	}
+	if r.rec == nil || n != len(r.meta.Files) {
+		return corrupt("chunks of file %d are the same", n)
+	}
+	offered := r.offered
+	r.offered, r.keep = nil, nil
+	for _, c := range chunks {
+		for len(offered) > 0 && offered[0].chunk < c {
+			offered = offered[1:]
+		}
+		if len(offered) == 0 || offered[0].chunk != c {
+			return corrupt("chunk %d of file %d was not offered", c, n)
+		}
+		r.keep = append(r.keep, offered[0])
+		offered = offered[1:]
+	}
+	for i := range r.chunk {
+		r.t.Load().spare(r.rec.chunkLen(i))
+	}
+	if r.rotten != nil {
+		return s.useWhole(r, r.rotten)
+	}
+	if whole := r.whole(); whole != nil {
+		return s.useWhole(r, whole)
+	}
+	return s.fillKept(r)
+}
+
+// whole returns the file that all of the chunks come from, at the same places; nil:
+// there is none.
+func (r *reception) whole() *leftover {
+	if r.chunk > 0 || len(r.keep) != len(r.rec.Sums) {
+		return nil
+	}
+	l := r.keep[0].from
+	for i, k := range r.keep {
+		if k.from != l || k.at != i {
+			return nil
+		}
+	}
+	if l.size != r.rec.Size || l.used {
+		return nil
+	}
+	return l
+}
+
+// useWhole makes a file of before, which is equal, one of this snapshot.
+func (s *Store) useWhole(r *reception, l *leftover) error {
+	f, err := s.fs.OpenReadWrite(l.path, "unspecified")
+	if err != nil {
+		return fmt.Errorf("snapshot: open staged table: %w", err)
+	}
+	for i := range r.rec.Sums {
+		r.t.Load().spare(r.rec.chunkLen(i))
+	}
+	l.used = true
+	r.file, r.path, r.chunk, r.keep = f, l.path, len(r.rec.Sums), nil
+	r.bytes.Add(r.rec.Size)
+	return s.endFile(r)
+}
+
+// fillKept copies the chunks that are kept, as far as they are next.
+func (s *Store) fillKept(r *reception) error {
+	for r.rec != nil && len(r.keep) > 0 && r.keep[0].chunk == r.chunk {
+		b, err := r.keep[0].read(s, r.rec.chunkLen(r.chunk))
+		if err != nil {
+			return err
+		}
+		if sum(b) != r.rec.Sums[r.chunk] {
+			return corrupt("staged chunk %d of %s changed", r.keep[0].at, r.keep[0].from.path)
+		}
+		r.keep = r.keep[1:]
+		r.t.Load().spare(len(b))
+		if err := s.put(r, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeChunk takes the next chunk of the file.
+func (s *Store) takeChunk(r *reception, body reader) error {
+	if r.rec == nil {
+		return corrupt("a chunk came before the record of its file")
+	}
+	payload, err := r.rec.decodeChunk(body, len(r.meta.Files), r.chunk)
+	if err != nil {
+		return err
+	}
+	r.t.Load().add(len(payload))
+	if err := s.put(r, payload); err != nil {
+		return err
+	}
+	return s.fillKept(r)
+}
+
+// put writes the next chunk of the file.
+func (s *Store) put(r *reception, payload []byte) error {
+	if r.rec.Kind != FileTable {
+		r.list = append(r.list, payload...)
+	} else {
+		if r.file == nil {
+			if err := s.openFile(r); err != nil {
+				return err
+			}
+		}
+		n := len(payload)
+		// Write may scribble on what it is given.
+		if _, err := r.file.Write(payload); err != nil {
+			return fmt.Errorf("snapshot: write staged table: %w", err)
+		}
+		r.bytes.Add(int64(n))
+	}
+	if r.chunk++; r.chunk < len(r.rec.Sums) {
+		return nil
+	}
+	return s.endFile(r)
+}
+
+// openFile makes the table that comes, and the directory before the first one.
+func (s *Store) openFile(r *reception) error {
+	if err := s.stage(r); err != nil {
+		return err
+	}
+	if r.path != "" && r.chunk > 0 { // closed with its store
+		return corrupt("staged table %s is closed", r.path)
+	}
+	r.path = s.fs.PathJoin(r.dir, tableName(r.names))
+	r.names++
+	file, err := s.fs.Create(r.path, "unspecified")
+	if err != nil {
+		return fmt.Errorf("snapshot: create staged table: %w", err)
+	}
+	r.file = engine.Smooth(file)
+	return nil
+}
+
+// endFile ends a file all of whose chunks are there.
+func (s *Store) endFile(r *reception) error {
+	r.meta.Files = append(r.meta.Files, *r.rec)
+	r.paths, r.lists = append(r.paths, r.path), append(r.lists, r.list)
+	file := r.file
+	r.rec, r.chunk, r.path, r.file, r.list = nil, 0, "", nil, nil
+	if file == nil {
+		return nil
+	}
+	if mutants.On("E5b") {
+		return file.Close()
+	}
+	finish := func() error {
+		err := file.Sync()
+		if err != nil {
+			err = fmt.Errorf("snapshot: sync staged table: %w", err)
+		}
+		return errors.Join(err, file.Close())
+	}
+	if s.o.Inline {
+		return finish()
+	}
+	// The next table comes while this one is synced.
+	if err := r.synced(); err != nil {
+		return errors.Join(err, file.Close())
+	}
+	r.sync = aside(finish)
+	return nil
+}
+
+// synced waits for the sync of the table before.
+func (r *reception) synced() error {
+	if r.sync == nil {
+		return nil
+	}
+	err := <-r.sync
+	r.sync = nil
+	return err
+}
+
+// setAside makes what came of the present file a leftover.
+func (s *Store) setAside(r *reception) error {
+	if r.file != nil {
+		if err := r.file.Close(); err != nil {
+			return fmt.Errorf("snapshot: close staged table: %w", err)
+		}
+	}
+	if r.old == nil {
+		r.old = new(leftovers)
+	}
+	r.old.add(r.path, r.rec, r.chunk)
+	r.bytes.Add(-int64(r.chunk) * ChunkBytes)
+	r.rec, r.chunk, r.path, r.file, r.list = nil, 0, "", nil, nil
+	return nil
+}
+
+// complete ends the reception: all that the sender names is there.
+func (s *Store) complete(r *reception, e end) error {
+	if r.rec != nil || e != r.meta.total() {
+		return corrupt("the end says %d files with %d bytes, %d with %d came", e.files, e.bytes, len(r.meta.Files), r.meta.Bytes())
+	}
+	if err := r.meta.check(); err != nil {
+		return err
+	}
+	if err := r.synced(); err != nil {
+		return err
 	}
 	if r.dir != "" {
 		if err := s.syncDir(r.dir); err != nil {
 			return err
 		}
 	}
+	r.t.Load().total.Store(r.meta.Bytes())
 	s.mu.Lock()
 	r.complete = true
 	gone := r.gone
@@ -239,158 +577,7 @@ func (s *Store) receive(r *reception, next func() ([]byte, error)) error {
 	if gone {
 		return ErrBusy
 	}
-	// Drain what a confused sender may still send, within a bound, so that the
-	// stream ends in order.
-	for range 4 {
-		if _, err := next(); err != nil {
-			break
-		}
-	}
 	return nil
-}
-
-// put writes one chunk, the next of all.
-func (s *Store) put(r *reception, i, c int, payload []byte) error {
-	f := &r.meta.Files[i]
-	if f.Kind != FileTable {
-		r.lists[i] = append(r.lists[i], payload...)
-		return nil
-	}
-	if r.dir == "" {
-		dir := s.fs.PathJoin(s.o.Engine.StagingDir(), "in-"+r.meta.ID.String())
-		if err := s.fs.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("snapshot: make staging directory: %w", err)
-		}
-		r.dir = dir
-		if err := s.writeManifest(r); err != nil {
-			return err
-		}
-	}
-	if r.file == nil {
-		r.paths[i] = s.fs.PathJoin(r.dir, tableName(i))
-		file, err := s.fs.Create(r.paths[i], "unspecified")
-		if err != nil {
-			return fmt.Errorf("snapshot: create staged table: %w", err)
-		}
-		r.file = file
-	}
-	// Write may scribble on what it is given.
-	if _, err := r.file.Write(payload); err != nil {
-		return fmt.Errorf("snapshot: write staged table: %w", err)
-	}
-	if c+1 < len(f.Sums) {
-		return nil
-	}
-	file := r.file
-	r.file = nil
-	if mutants.On("E5b") {
-		return file.Close()
-	}
-	if err := file.Sync(); err != nil {
-		return errors.Join(fmt.Errorf("snapshot: sync staged table: %w", err), file.Close())
-	}
-	if err := file.Close(); err != nil {
-		return fmt.Errorf("snapshot: close staged table: %w", err)
-	}
-	return nil
-}
-
-// writeManifest puts the manifest beside the tables, so that a restart can find
-// out what they are. It needs no sync: its checksum says whether it is whole.
-func (s *Store) writeManifest(r *reception) error {
-	f, err := s.fs.Create(s.fs.PathJoin(r.dir, manifestName), "unspecified")
-	if err == nil {
-		head := binary.BigEndian.AppendUint32(nil, uint32(r.from))
-		_, err = f.Write(r.meta.Encode(head))
-		err = errors.Join(err, f.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("snapshot: write staged manifest: %w", err)
-	}
-	return nil
-}
-
-// restore takes up the receptions that an earlier life of the node left
-// behind: the tables that are whole, by their checksums, need not be sent
-// again. Everything else in the staging directory is removed.
-func (s *Store) restore() error {
-	dir := s.o.Engine.StagingDir()
-	names, err := s.fs.List(dir)
-	if err != nil {
-		return fmt.Errorf("snapshot: list staging directory: %w", err)
-	}
-	slices.Sort(names)
-	kept := map[string]bool{}
-	for _, name := range names {
-		if !strings.HasPrefix(name, "in-") || len(s.mu.in) == s.o.MaxIn {
-			continue
-		}
-		if r := s.restoreOne(s.fs.PathJoin(dir, name)); r != nil && name == "in-"+r.meta.ID.String() {
-			s.mu.in = append(s.mu.in, r)
-			kept[name] = true
-		}
-	}
-	return s.o.Engine.CleanStaging(func(name string) bool { return kept[name] })
-}
-
-// restoreOne reads one directory; nil if there is nothing of use in it.
-func (s *Store) restoreOne(dir string) *reception {
-	b, err := s.readFile(s.fs.PathJoin(dir, manifestName), MaxManifestBytes+4)
-	if err != nil || len(b) < 4 {
-		return nil
-	}
-	m, err := DecodeMeta(b[4:])
-	if err != nil || s.wanted(&m) != nil { // it may have been installed
-		return nil
-	}
-	r := newReception(&m, raft.NodeID(binary.BigEndian.Uint32(b)), s.o.Clock.Now())
-	for i := range m.Files {
-		f := &m.Files[i]
-		path := s.fs.PathJoin(dir, tableName(i))
-		if f.Kind != FileTable || s.verify(path, f) != nil && !mutants.On("E2") {
-			break
-		}
-		r.paths[i] = path
-		r.have.Add(int32(len(f.Sums)))
-	}
-	if r.have.Load() == 0 {
-		return nil
-	}
-	r.dir = dir
-	return r
-}
-
-// verify holds a staged table against its manifest, and makes it durable.
-func (s *Store) verify(path string, f *File) error {
-	file, err := s.fs.Open(path)
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, ChunkBytes)
-	for c := 0; c < len(f.Sums) && err == nil; c++ {
-		b := buf[:f.chunkLen(c)]
-		if _, err = io.ReadFull(file, b); err == nil && sum(b) != f.Sums[c] {
-			err = corrupt("staged chunk %d", c)
-		}
-	}
-	if err == nil {
-		if n, _ := file.Read(buf[:1]); n != 0 {
-			err = corrupt("staged table is too long")
-		}
-	}
-	if err == nil {
-		err = file.Sync()
-	}
-	return errors.Join(err, file.Close())
-}
-
-func (s *Store) readFile(path string, limit int64) ([]byte, error) {
-	f, err := s.fs.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	b, err := io.ReadAll(io.LimitReader(f, limit))
-	return b, errors.Join(err, f.Close())
 }
 
 func tableName(file int) string { return fmt.Sprintf("%04d.sst", file) }
@@ -400,8 +587,9 @@ func tableName(file int) string { return fmt.Sprintf("%04d.sst", file) }
 type Staged struct {
 	Meta Meta
 
-	s *Store
-	r *reception
+	s       *Store
+	r       *reception
+	keepLog bool
 
 	// mu orders Install and Close, which may come from different goroutines: a
 	// caller that stops waiting for the loop closes while the installation is
@@ -443,7 +631,7 @@ func (g *Staged) Install(eng *engine.Engine, hs raft.HardState) error {
 }
 
 func (g *Staged) install(eng *engine.Engine, hs raft.HardState) error {
-	in := engine.Install{Desc: g.Meta.Desc, Applied: g.Meta.Applied, Hard: hs}
+	in := engine.Install{Desc: g.Meta.Desc, Applied: g.Meta.Applied, Hard: hs, KeepLog: g.keepLog}
 	for i := range g.Meta.Files {
 		f := &g.Meta.Files[i]
 		if f.Kind == FileTable {
@@ -478,12 +666,13 @@ func (g *Staged) install(eng *engine.Engine, hs raft.HardState) error {
 }
 
 // InstallOn is Install in the form in which a host's loop calls it: applied is
-// what the replica has applied, exists whether there is one. It returns the
-// state from which the replica goes on.
-func (g *Staged) InstallOn(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error) {
-	if exists && g.Meta.Index <= applied.Applied && !mutants.On("E3") {
+// what the replica has applied, exists whether there is one, keepLog whether the state
+// alone is replaced. It returns the state from which the replica goes on.
+func (g *Staged) InstallOn(hs raft.HardState, applied raft.AppliedState, exists, keepLog bool) (raft.State, error) {
+	if exists && !keepLog && g.Meta.Index <= applied.Applied && !mutants.On("E3") {
 		return raft.State{}, verdictOf(fmt.Errorf("%w: shard %d is applied through %d, the snapshot through %d", ErrStale, g.Meta.Shard, applied.Applied, g.Meta.Index), 0)
 	}
+	g.keepLog = keepLog
 	if err := g.Install(g.s.o.Engine, hs); err != nil {
 		return raft.State{}, err
 	}

@@ -1,13 +1,13 @@
 package snapshot
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"hash/crc32"
 	"math"
-
-	"github.com/golang/snappy"
+	"slices"
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -15,8 +15,7 @@ import (
 )
 
 const (
-	manifestVersion = 1
-	chunkVersion    = 1
+	manifestVersion = 2
 
 	// ChunkBytes is the size of every chunk of a file but the last.
 	ChunkBytes = 512 << 10
@@ -31,8 +30,6 @@ const (
 	// maxListBytes bounds a FileData or FileState, which are held in memory.
 	maxListBytes = 64 << 20
 
-	chunkHead    = 10
-	chunkSnappy  = 1 << 0
 	manifestHead = 1 + 4
 )
 
@@ -68,9 +65,9 @@ type File struct {
 }
 
 // Meta is the manifest of a snapshot: what it is of, and every file of it down
-// to the checksum of each chunk. It travels first, so that a receiver can
-// refuse before a byte of data came, and can tell after a crash, from the
-// staged bytes alone, which chunks it has.
+// to the checksum of each chunk. On the wire it comes in pieces: first without
+// files, so that a receiver can refuse before a byte of data came, then each
+// file's record before its chunks.
 type Meta struct {
 	ID    ID
 	Shard raft.ShardID // Desc.Shard
@@ -82,7 +79,10 @@ type Meta struct {
 	// Applied is the sender's applied state at the cut. Its log positions are
 	// the sender's; the receiver's log is empty after installation.
 	Applied raft.AppliedState
-	Files   []File
+	// Estimate is about how many bytes the files will have, for the receiver to keep
+	// room for; what counts in the end are the files.
+	Estimate int64
+	Files    []File
 }
 
 // Bytes returns the size of all files together.
@@ -109,7 +109,7 @@ func sum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 //
 //	version u8 | crc32c u32 of what follows
 //	id 16 bytes | descLen uvarint, descriptor | appliedLen uvarint, applied state
-//	files uvarint; per file: kind u8 | size uvarint
+//	estimate uvarint | files uvarint; per file: kind u8 | size uvarint
 //	  | firstLen uvarint, first | lastLen uvarint, last | crc32c u32 per chunk
 func (m *Meta) Encode(dst []byte) []byte {
 	at := len(dst)
@@ -117,19 +117,47 @@ func (m *Meta) Encode(dst []byte) []byte {
 	dst = append(dst, m.ID[:]...)
 	dst = appendBytes(dst, m.Desc.Encode(nil))
 	dst = appendBytes(dst, m.Applied.Encode(nil))
+	dst = binary.AppendUvarint(dst, uint64(m.Estimate))
 	dst = binary.AppendUvarint(dst, uint64(len(m.Files)))
 	for i := range m.Files {
-		f := &m.Files[i]
-		dst = append(dst, byte(f.Kind))
-		dst = binary.AppendUvarint(dst, uint64(f.Size))
-		dst = appendBytes(dst, f.First)
-		dst = appendBytes(dst, f.Last)
-		for _, s := range f.Sums {
-			dst = binary.BigEndian.AppendUint32(dst, s)
-		}
+		dst = m.Files[i].append(dst)
 	}
 	binary.BigEndian.PutUint32(dst[at+1:], sum(dst[at+manifestHead:]))
 	return dst
+}
+
+// append appends the record of a file.
+func (f *File) append(dst []byte) []byte {
+	dst = append(dst, byte(f.Kind))
+	dst = binary.AppendUvarint(dst, uint64(f.Size))
+	dst = appendBytes(dst, f.First)
+	dst = appendBytes(dst, f.Last)
+	for _, s := range f.Sums {
+		dst = binary.BigEndian.AppendUint32(dst, s)
+	}
+	return dst
+}
+
+// file takes the record of a file; nil if it is damaged. The result shares no
+// memory with what is read.
+func (r *reader) file() *File {
+	f := &File{Kind: FileKind(r.byte())}
+	f.Size = int64(r.uvarint(MaxFileBytes))
+	f.First = append([]byte(nil), r.bytes(maxBoundBytes)...)
+	f.Last = append([]byte(nil), r.bytes(maxBoundBytes)...)
+	sums := r.take(4 * int((f.Size+ChunkBytes-1)/ChunkBytes))
+	if r.bad || f.Kind < FileTable || f.Kind > FileState || f.Size == 0 {
+		return nil
+	}
+	for ; len(sums) > 0; sums = sums[4:] {
+		f.Sums = append(f.Sums, binary.BigEndian.Uint32(sums))
+	}
+	return f
+}
+
+// equal reports whether two records are the same.
+func (f *File) equal(o *File) bool {
+	return f.Kind == o.Kind && f.Size == o.Size && slices.Equal(f.Sums, o.Sums) && bytes.Equal(f.First, o.First) && bytes.Equal(f.Last, o.Last)
 }
 
 // DecodeMeta is the inverse of Encode. The result shares no memory with b.
@@ -148,6 +176,7 @@ func DecodeMeta(b []byte) (Meta, error) {
 	r := reader{b: b[manifestHead:]}
 	copy(m.ID[:], r.take(len(m.ID)))
 	desc, applied := r.bytes(MaxManifestBytes), r.bytes(MaxManifestBytes)
+	m.Estimate = int64(r.uvarint(math.MaxInt64))
 	files := r.uvarint(MaxFiles)
 	if r.bad {
 		return m, corrupt("manifest is cut")
@@ -162,21 +191,11 @@ func DecodeMeta(b []byte) (Meta, error) {
 	}
 	m.Shard, m.Index, m.Term = m.Desc.Shard, m.Applied.Applied, m.Applied.AppliedTerm
 	for range files {
-		f := File{Kind: FileKind(r.byte())}
-		f.Size = int64(r.uvarint(MaxFileBytes))
-		f.First = append([]byte(nil), r.bytes(maxBoundBytes)...)
-		f.Last = append([]byte(nil), r.bytes(maxBoundBytes)...)
-		sums := r.take(4 * int((f.Size+ChunkBytes-1)/ChunkBytes))
-		if r.bad {
-			return m, corrupt("manifest is cut")
+		f := r.file()
+		if f == nil {
+			return m, corrupt("manifest: file %d is damaged", len(m.Files))
 		}
-		for ; len(sums) > 0; sums = sums[4:] {
-			f.Sums = append(f.Sums, binary.BigEndian.Uint32(sums))
-		}
-		if f.Kind < FileTable || f.Kind > FileState || f.Size == 0 {
-			return m, corrupt("file %d has kind %d and %d bytes", len(m.Files), f.Kind, f.Size)
-		}
-		m.Files = append(m.Files, f)
+		m.Files = append(m.Files, *f)
 	}
 	if len(r.b) != 0 {
 		return m, corrupt("%d bytes after the manifest", len(r.b))
@@ -191,6 +210,9 @@ func (m *Meta) check() error {
 		return corrupt("shard %d at index %d term %d", m.Shard, m.Index, m.Term)
 	}
 	lower, upper := engine.DataSpan(m.Desc.Keyspace, m.Desc.Start, m.Desc.End)
+	if len(m.Files) > MaxFiles {
+		return corrupt("%d files", len(m.Files))
+	}
 	var tables, data, state int
 	var last []byte
 	for i := range m.Files {
@@ -224,64 +246,9 @@ func (m *Meta) check() error {
 // clip cuts a key to what a manifest holds of it.
 func clip(key []byte) []byte { return key[:min(len(key), maxBoundBytes)] }
 
-// chunkAt returns the file and the chunk within it of the n-th chunk of all.
-// It requires n < Chunks().
-func (m *Meta) chunkAt(n int) (file, chunk int) {
-	for n >= len(m.Files[file].Sums) {
-		n -= len(m.Files[file].Sums)
-		file++
-	}
-	return file, n
-}
-
 // chunkLen returns the length of a chunk of f.
 func (f *File) chunkLen(chunk int) int {
 	return int(min(ChunkBytes, f.Size-int64(chunk)*ChunkBytes))
-}
-
-// encodeChunk appends one message of the stream:
-//
-//	version u8 | flags u8 (1: snappy) | file u32 | chunk u32 | payload
-//
-// Lists are compressed where that helps; tables already are.
-func encodeChunk(dst []byte, kind FileKind, file, chunk int, payload []byte) []byte {
-	at := len(dst)
-	dst = append(dst, chunkVersion, 0)
-	dst = binary.BigEndian.AppendUint32(dst, uint32(file))
-	dst = binary.BigEndian.AppendUint32(dst, uint32(chunk))
-	if kind != FileTable && len(payload) >= 512 {
-		if c := snappy.Encode(nil, payload); len(c) < len(payload)-len(payload)/8 {
-			dst[at+1] |= chunkSnappy
-			return append(dst, c...)
-		}
-	}
-	return append(dst, payload...)
-}
-
-// decodeChunk returns where a message of the stream belongs and its bytes,
-// checked against the manifest. The payload may alias b.
-func (m *Meta) decodeChunk(b []byte) (file, chunk int, payload []byte, err error) {
-	if len(b) < chunkHead || b[0] != chunkVersion || b[1]&^chunkSnappy != 0 {
-		return 0, 0, nil, corrupt("chunk header of %d bytes", len(b))
-	}
-	f, c := binary.BigEndian.Uint32(b[2:]), binary.BigEndian.Uint32(b[6:])
-	if int64(f) >= int64(len(m.Files)) || int64(c) >= int64(len(m.Files[f].Sums)) {
-		return 0, 0, nil, corrupt("chunk %d of file %d is not in the manifest", c, f)
-	}
-	file, chunk, payload = int(f), int(c), b[chunkHead:]
-	want := m.Files[file].chunkLen(chunk)
-	if b[1]&chunkSnappy != 0 {
-		if n, err := snappy.DecodedLen(payload); err != nil || n != want {
-			return 0, 0, nil, corrupt("chunk %d of file %d: compressed form", chunk, file)
-		}
-		if payload, err = snappy.Decode(nil, payload); err != nil {
-			return 0, 0, nil, corrupt("chunk %d of file %d: compressed form", chunk, file)
-		}
-	}
-	if len(payload) != want || sum(payload) != m.Files[file].Sums[chunk] && !mutants.On("E18") {
-		return 0, 0, nil, corrupt("chunk %d of file %d: checksum", chunk, file)
-	}
-	return file, chunk, payload, nil
 }
 
 // appendKV appends one pair of a list: keyLen uvarint, key, valueLen uvarint, value.

@@ -31,14 +31,13 @@ func TestMutants(t *testing.T) {
 // damagedChunk changes one byte of a chunk; it must be refused.
 func damagedChunk() error {
 	rows := []byte("the rows of a shard")
-	m := &Meta{Files: []File{{Size: int64(len(rows)), Sums: []uint32{sum(rows)}}}}
-	chunk := append(make([]byte, chunkHead), rows...)
-	chunk[0] = chunkVersion
-	if _, _, _, err := m.decodeChunk(chunk); err != nil {
+	f := &File{Kind: FileTable, Size: int64(len(rows)), Sums: []uint32{sum(rows)}}
+	chunk := encodeChunk(nil, FileTable, 0, 0, rows)[messageHead:]
+	if _, err := f.decodeChunk(reader{b: chunk}, 0, 0); err != nil {
 		return err
 	}
-	chunk[chunkHead+3] ^= 1
-	if _, _, _, err := m.decodeChunk(chunk); err == nil {
+	chunk[chunkHead-messageHead+3] ^= 1
+	if _, err := f.decodeChunk(reader{b: chunk}, 0, 0); err == nil {
 		return errors.New("a damaged chunk is taken")
 	}
 	return nil

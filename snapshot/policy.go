@@ -26,7 +26,7 @@ type Limits struct {
 // dataBytes of data may hold back: half the data, at least 1 MiB, at most
 // 16 MiB. Beyond that, sending the data is cheaper than keeping the log.
 func HoldBytesFor(dataBytes int64) int64 {
-	return min(16<<20, max(1<<20, dataBytes/2))
+	return raft.KeepBytes(16<<20, max(1, dataBytes))
 }
 
 // PeerLog is what the leader knows of one other replica.

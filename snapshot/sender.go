@@ -21,8 +21,8 @@ type Sender struct {
 
 	mu struct {
 		sync.Mutex
-		waiting int
-		closed  bool
+		jobs   map[*job]struct{} // waiting or sent
+		closed bool
 	}
 	wg sync.WaitGroup
 }
@@ -30,7 +30,9 @@ type Sender struct {
 // NewSender returns a Sender that opens its streams with open.
 func NewSender(s *Store, open func(ctx context.Context, to raft.NodeID, header []byte) (Stream, error)) *Sender {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Sender{store: s, open: open, ctx: ctx, cancel: cancel}
+	n := &Sender{store: s, open: open, ctx: ctx, cancel: cancel}
+	n.mu.jobs = map[*job]struct{}{}
+	return n
 }
 
 // SendSnapshot sends a snapshot of desc's shard to node to and returns at
@@ -38,15 +40,33 @@ func NewSender(s *Store, open func(ctx context.Context, to raft.NodeID, header [
 // nil when it is installed there, or with an error of Store.Send, ErrBusy (too
 // many wait) or ErrClosed.
 func (s *Sender) SendSnapshot(desc raft.Descriptor, to raft.NodeID, _ raft.ReplicaID, done func(index raft.Index, term raft.Term, err error)) {
+	s.start(desc.Shard, to, done, func(j *job, open OpenFunc) (raft.Index, raft.Term, error) {
+		return s.store.send(s.ctx, &desc, to, open, &j.t)
+	})
+}
+
+// Image is Store.Image.
+func (s *Sender) Image(desc *raft.Descriptor) ([]byte, raft.Index, error) { return s.store.Image(desc) }
+
+// SendImage is SendSnapshot of an image that Image made.
+func (s *Sender) SendImage(image []byte, shard raft.ShardID, to raft.NodeID, rep raft.ReplicaID, done func(index raft.Index, term raft.Term, err error)) {
+	s.start(shard, to, done, func(j *job, open OpenFunc) (raft.Index, raft.Term, error) {
+		return s.store.sendImage(s.ctx, image, to, rep, open, &j.t)
+	})
+}
+
+// start runs send on a goroutine of its own, if there is room for one more.
+func (s *Sender) start(shard raft.ShardID, to raft.NodeID, done func(index raft.Index, term raft.Term, err error), send func(*job, OpenFunc) (raft.Index, raft.Term, error)) {
+	j := &job{shard: shard, to: to}
 	s.mu.Lock()
 	var err error
 	switch {
 	case s.mu.closed:
 		err = ErrClosed
-	case s.mu.waiting >= maxWaiting:
+	case len(s.mu.jobs) >= maxWaiting:
 		err = ErrBusy
 	default:
-		s.mu.waiting++
+		s.mu.jobs[j] = struct{}{}
 		s.wg.Add(1)
 	}
 	s.mu.Unlock()
@@ -56,11 +76,11 @@ func (s *Sender) SendSnapshot(desc raft.Descriptor, to raft.NodeID, _ raft.Repli
 	}
 	go func() {
 		defer s.wg.Done()
-		index, term, err := s.store.Send(s.ctx, &desc, func(ctx context.Context, header []byte) (Stream, error) {
+		index, term, err := send(j, func(ctx context.Context, header []byte) (Stream, error) {
 			return s.open(ctx, to, header)
 		})
 		s.mu.Lock()
-		s.mu.waiting--
+		delete(s.mu.jobs, j)
 		s.mu.Unlock()
 		done(index, term, err)
 	}()

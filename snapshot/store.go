@@ -3,21 +3,33 @@ package snapshot
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flotillakv/flotilla/engine"
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
-// RetainFor is how long an interrupted reception is kept for its sender to go on.
-const RetainFor = 2 * time.Minute
+const (
+	// RetainFor is how long what came of an interrupted snapshot is kept, for its sender
+	// to go on, or for another snapshot of the shard to draw from.
+	RetainFor = 10 * time.Minute
+	// StallFor is how long a stream may stand still before it gives way to others.
+	StallFor = 2 * time.Minute
+	// ViewFor bounds how long one snapshot holds its view, which keeps tables from being
+	// deleted. What was sent until then is not sent again by the next one.
+	ViewFor = 10 * time.Minute
+)
 
-// sendAttempts is how often one snapshot is offered to its receiver.
+// sendAttempts is how often in a row one snapshot is offered to its receiver without
+// that a file of it arrives.
 const sendAttempts = 4
 
 // Clock is the node's clock.
@@ -41,12 +53,19 @@ type Options struct {
 	// SmallBytes is up to which size of its data a shard travels as a list
 	// instead of tables. Zero: 256 KiB.
 	SmallBytes int
-	// TableBytes is about the size of one table. Zero: 32 MiB.
+	// TableBytes is about the size of one table, before compression, on average; a
+	// sender holds up to four times as much in memory for each snapshot. Zero: 8 MiB.
 	TableBytes int
+	// Inline makes snapshots without goroutines of the package's own, and lets nothing in
+	// them depend on when Pebble's goroutines do their work. Simulators use it.
+	Inline bool
 	// Room returns how many bytes the snapshots that come in may take on the disk, all
 	// together and besides what of them is there already. It must not block. Nil: no
 	// bound.
 	Room func() int64
+	// Busy reports whether the node serves others: then the transfers of both directions
+	// work half of the time. It is asked about every millisecond. Nil: never.
+	Busy func() bool
 	// Clock: nil means the system's.
 	Clock Clock
 	// NewID draws the id of a snapshot. Nil: from the system's random source.
@@ -61,6 +80,7 @@ type Store struct {
 	fs engine.FS
 
 	slots chan struct{} // outgoing
+	count counters
 
 	mu struct {
 		sync.Mutex
@@ -87,10 +107,10 @@ func New(o Options) (*Store, error) {
 		o.SmallBytes = 256 << 10
 	}
 	if o.TableBytes <= 0 {
-		o.TableBytes = 32 << 20
+		o.TableBytes = 8 << 20
 	}
-	if o.SmallBytes > maxListBytes/2 || o.TableBytes > MaxFileBytes/2 {
-		return nil, fmt.Errorf("snapshot: SmallBytes %d or TableBytes %d exceeds %d or %d", o.SmallBytes, o.TableBytes, maxListBytes/2, MaxFileBytes/2)
+	if o.SmallBytes > maxListBytes/2 || o.TableBytes > MaxFileBytes/32 {
+		return nil, fmt.Errorf("snapshot: SmallBytes %d or TableBytes %d exceeds %d or %d", o.SmallBytes, o.TableBytes, maxListBytes/2, MaxFileBytes/32)
 	}
 	if o.Clock == nil {
 		o.Clock = systemClock{time.Now()}
@@ -108,8 +128,12 @@ func New(o Options) (*Store, error) {
 
 // Stream is one outgoing snapshot on the wire.
 type Stream interface {
-	// Send sends one chunk of at most ChunkBytes+16 bytes; it may block.
-	Send(chunk []byte) error
+	// Send sends one message of at most MaxMessageBytes; it may block. The bytes may be
+	// used again afterwards.
+	Send(msg []byte) error
+	// Recv returns the receiver's next message; it blocks. An error: the stream is over,
+	// CloseAndRecv tells why.
+	Recv() ([]byte, error)
 	// CloseAndRecv ends the stream and returns the receiver's answer: nil when
 	// the snapshot is installed there.
 	CloseAndRecv() error
@@ -119,14 +143,24 @@ type Stream interface {
 // ctx bounds the whole stream.
 type OpenFunc func(ctx context.Context, header []byte) (Stream, error)
 
-// Send builds a snapshot of the replica of desc and sends it. It waits for a
-// slot first. It returns what was sent, and nil once it is installed there.
-// After an interruption it asks what has arrived and goes on behind it, up to
-// four times in all. Errors: ErrStale (the receiver is as far already),
-// ErrRefused, ErrBusy, ErrNothingApplied, ErrClosed, the context's, the store's
-// or the stream's; unless it is ErrStale, whether it was installed is unknown
-// if the stream broke at its end.
-func (s *Store) Send(ctx context.Context, desc *raft.Descriptor, open OpenFunc) (raft.Index, raft.Term, error) {
+// Send makes a snapshot of the replica of desc and sends it to node to, both at the
+// same time. It waits for a slot first. It returns what was sent, and nil once it is
+// installed there. After an interruption it goes on with what is missing, as long as
+// that gets less. Errors: ErrStale (the receiver is as far already), ErrRefused,
+// ErrBusy, ErrNothingApplied, ErrClosed, the context's, the store's or the stream's;
+// unless it is ErrStale, whether it was installed is unknown if the stream broke at
+// its end.
+func (s *Store) Send(ctx context.Context, desc *raft.Descriptor, to raft.NodeID, open OpenFunc) (raft.Index, raft.Term, error) {
+	return s.send(ctx, desc, to, open, new(atomic.Pointer[transfer]))
+}
+
+// send is Send; it tells of the progress through p.
+func (s *Store) send(ctx context.Context, desc *raft.Descriptor, to raft.NodeID, open OpenFunc, p *atomic.Pointer[transfer]) (raft.Index, raft.Term, error) {
+	return s.sendSource(ctx, to, open, p, func() (*source, error) { return s.source(desc) })
+}
+
+// sendSource sends what the source has that take returns once there is a slot.
+func (s *Store) sendSource(ctx context.Context, to raft.NodeID, open OpenFunc, p *atomic.Pointer[transfer], take func() (*source, error)) (raft.Index, raft.Term, error) {
 	select {
 	case s.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -139,42 +173,47 @@ func (s *Store) Send(ctx context.Context, desc *raft.Descriptor, open OpenFunc) 
 	if closed {
 		return 0, 0, ErrClosed
 	}
-	b, err := s.Build(ctx, desc)
+	c, err := take()
 	if err != nil {
 		return 0, 0, err
 	}
-	err = s.offer(ctx, b, open)
-	if cerr := b.Close(); cerr != nil {
-		s.o.Logger.Warn("snapshot: staged files not removed", "err", cerr)
-	}
-	s.o.Logger.Info("snapshot sent", "what", b.Meta.String(), "err", err)
-	return b.Meta.Index, b.Meta.Term, err
+	t := s.begin(&c.meta, to, false)
+	p.Store(t)
+	err = s.offer(ctx, c, t, open)
+	t.end(err)
+	err = errors.Join(err, c.close())
+	s.o.Logger.Info("snapshot sent", "what", c.meta.String(), "to", to, "sent", t.net.Load(), "took", s.o.Clock.Now().Sub(t.began), "err", err)
+	return c.meta.Index, c.meta.Term, err
 }
 
-// offer sends b, again after interruptions.
-func (s *Store) offer(ctx context.Context, b *Built, open OpenFunc) error {
-	header := b.Meta.Encode(nil)
+// offer sends what c makes, again after interruptions.
+func (s *Store) offer(ctx context.Context, c *source, t *transfer, open OpenFunc) error {
+	header := c.meta.Encode(nil) // without files
 	if len(header) > MaxManifestBytes {
 		return fmt.Errorf("snapshot: manifest of %d bytes", len(header))
 	}
-	from := 0
+	began, far := s.o.Clock.Now(), 0
 	var err error
-	for try := range sendAttempts {
+	for try := 0; try < sendAttempts; try++ {
 		if try > 0 {
 			if serr := s.o.Clock.Sleep(ctx, 50*time.Millisecond<<(2*try)); serr != nil {
 				return errors.Join(serr, err)
 			}
 		}
-		if err = s.stream(ctx, b, header, from, open); err == nil || ctx.Err() != nil {
+		var arrived int
+		if arrived, err = s.stream(ctx, c, t, header, open); err == nil || ctx.Err() != nil {
 			return err
 		}
-		code, have, ok := parseVerdict(err)
+		if s.o.Clock.Now().Sub(began) > ViewFor {
+			return err
+		}
+		if arrived > far { // it gets somewhere
+			far, try = arrived, 0
+		}
+		code, _, ok := parseVerdict(err)
 		switch {
-		case !ok:
-			// The connection broke. Ask with an empty stream what has arrived.
-			from = b.Meta.Chunks()
-		case code == codeMore:
-			from = min(have, b.Meta.Chunks())
+		case !ok, code == codeMore:
+			// The connection broke. The receiver says what has arrived.
 		case code == codeStale:
 			return fmt.Errorf("%w: %w", ErrStale, err)
 		case code == codeBusy:
@@ -186,28 +225,121 @@ func (s *Store) offer(ctx context.Context, b *Built, open OpenFunc) error {
 	return err
 }
 
-// stream sends the chunks from from on.
-func (s *Store) stream(ctx context.Context, b *Built, header []byte, from int, open OpenFunc) error {
+// errProtocol: the receiver says what it should not. Nothing more was sent.
+var errProtocol = errors.New("snapshot: unexpected message of the receiver")
+
+// stream sends what the receiver does not have. arrived is how many files it had
+// whole at the beginning.
+func (s *Store) stream(ctx context.Context, c *source, t *transfer, header []byte, open OpenFunc) (arrived int, err error) {
 	st, err := open(ctx, header)
 	if err != nil {
-		return err
+		return 0, err
 	}
+	// fail prefers the receiver's word about why the stream ended.
+	fail := func(err error) (int, error) {
+		if verdict := st.CloseAndRecv(); verdict != nil {
+			return arrived, verdict
+		}
+		return arrived, err
+	}
+	b, err := st.Recv()
+	if err != nil {
+		return fail(err)
+	}
+	y, err := decodeReady(b)
+	if err != nil {
+		return fail(err)
+	}
+	c.settle()
+	if arrived = y.files; arrived > len(c.known) {
+		return fail(fmt.Errorf("%w: it has %d files, %d were made", errProtocol, arrived, len(c.known)))
+	}
+	t.skip(c.meta.Files[:arrived])
 	var buf []byte
-	for n := from; n < b.Meta.Chunks(); n++ {
-		if buf, err = b.Chunk(n, buf[:0]); err == nil {
-			err = s.pace(ctx, len(buf))
+	work := duty{s: s}
+	for n := arrived; ; n++ {
+		if s.o.Clock.Now().Sub(t.began) > ViewFor {
+			return fail(fmt.Errorf("snapshot: its view is %v old; the next one goes on", ViewFor))
 		}
+		f, err := c.get(ctx, n)
 		if err != nil {
-			return errors.Join(err, st.CloseAndRecv())
+			return fail(err)
 		}
-		if err = st.Send(buf); err != nil {
-			if verdict := st.CloseAndRecv(); verdict != nil {
-				return verdict // why the stream ended
+		if f == nil {
+			break
+		}
+		buf = encodeFile(buf[:0], n, &f.file)
+		if err := st.Send(buf); err != nil {
+			return fail(err)
+		}
+		have, keep := 0, []int(nil)
+		if y.asks {
+			if b, err = st.Recv(); err != nil {
+				return fail(err)
 			}
-			return err
+			if have, keep, err = f.answer(b); err != nil {
+				return fail(err)
+			}
+			buf = encodeKeep(buf[:0], n, keep)
+			if err := st.Send(buf); err != nil {
+				return fail(err)
+			}
+		}
+		for i := range f.file.Sums {
+			size := f.file.chunkLen(i)
+			if len(keep) > 0 && keep[0] == i {
+				keep = keep[1:]
+				t.spare(size)
+				continue
+			}
+			if i < have {
+				t.spare(size)
+				continue
+			}
+			at := i * ChunkBytes
+			buf = encodeChunk(buf[:0], f.file.Kind, n, i, f.bytes[at:at+size])
+			if err = s.pace(ctx, len(buf)); err == nil {
+				work.start()
+				err = st.Send(buf)
+			}
+			if err == nil {
+				err = work.stop(ctx, restAfter) // the rest of it waits for the other side
+			}
+			if err != nil {
+				return fail(err)
+			}
+			t.add(size)
 		}
 	}
-	return st.CloseAndRecv()
+	if err := st.Send(c.meta.total().encode(buf[:0])); err != nil {
+		return fail(err)
+	}
+	return arrived, st.CloseAndRecv()
+}
+
+// answer decides on the receiver's offer: which of the chunks that it may have are
+// the ones of f.
+func (f *builtFile) answer(b []byte) (have int, keep []int, err error) {
+	o, err := decodeOffer(b)
+	if err != nil {
+		return 0, nil, err
+	}
+	n := len(f.file.Sums)
+	if o.file != f.n || o.have > n {
+		return 0, nil, fmt.Errorf("%w: it offers %d chunks of file %d", errProtocol, o.have, o.file)
+	}
+	last := o.have - 1
+	for _, m := range o.may {
+		if m.chunk <= last || m.chunk >= n {
+			return 0, nil, fmt.Errorf("%w: it offers chunk %d", errProtocol, m.chunk)
+		}
+		last = m.chunk
+		at := m.chunk * ChunkBytes
+		if sha256.Sum256(f.bytes[at:at+f.file.chunkLen(m.chunk)]) == m.sum || mutants.On("E-same-sum") {
+			keep = append(keep, m.chunk)
+		}
+	}
+	return o.have, keep, nil
 }
 
 func (s *Store) pace(ctx context.Context, n int) error {
@@ -217,12 +349,15 @@ func (s *Store) pace(ctx context.Context, n int) error {
 	if d <= 0 {
 		return ctx.Err()
 	}
+	s.count.paced.Add(uint64(d))
 	return s.o.Clock.Sleep(ctx, d)
 }
 
-// Sweep drops interrupted receptions that nobody went on with. Handle calls it.
-func (s *Store) Sweep(now raft.Time) {
-	s.dropIdle(func(r *reception) bool { return now.Sub(r.since) >= RetainFor })
+// Sweep drops what is left of interrupted receptions that nobody went on with for
+// RetainFor, or of all of them. Its owner calls it from time to time.
+func (s *Store) Sweep(all bool) {
+	now := s.o.Clock.Now()
+	s.dropIdle(func(r *reception) bool { return all || now.Sub(r.since) >= RetainFor })
 }
 
 // dropIdle drops the interrupted receptions for which f holds.
@@ -254,9 +389,12 @@ func (s *Store) touch(r *reception) bool {
 func (s *Store) release(r *reception, keep bool) {
 	s.mu.Lock()
 	r.busy = false
-	keep = keep && !s.mu.closed && !r.gone
+	keep = keep && !r.gone
 	if !keep {
 		s.forgetLocked(r)
+	}
+	if s.mu.closed {
+		r.closeFile()
 	}
 	s.mu.Unlock()
 	if !keep {
@@ -275,10 +413,7 @@ func (s *Store) discard(r *reception) {
 	if r == nil {
 		return
 	}
-	if r.file != nil {
-		_ = r.file.Close()
-		r.file = nil
-	}
+	r.closeFile()
 	if r.dir != "" {
 		if err := s.fs.RemoveAll(r.dir); err != nil {
 			s.o.Logger.Warn("snapshot: staged files not removed", "err", err)
@@ -287,13 +422,18 @@ func (s *Store) discard(r *reception) {
 	}
 }
 
-// Close refuses further snapshots and drops interrupted ones. Those under way
-// end by their streams and contexts, which the caller ends. It is idempotent.
+// Close refuses further snapshots. Those under way end by their streams and contexts,
+// which the caller ends. What came of interrupted ones stays on the disk, for the next
+// life of the node. It is idempotent.
 func (s *Store) Close() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.mu.closed = true
-	s.mu.Unlock()
-	s.dropIdle(func(*reception) bool { return true })
+	for _, r := range s.mu.in {
+		if !r.busy {
+			r.closeFile()
+		}
+	}
 }
 
 func (s *Store) syncDir(dir string) error {

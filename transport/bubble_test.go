@@ -600,7 +600,7 @@ func TestBubbleSnapshotRefused(t *testing.T) {
 		f.allUp(time.Second)
 		for try := range 3 {
 			var first []byte
-			f.rec[1].snap = func(_ raft.NodeID, _ []byte, next func() ([]byte, error)) (err error) {
+			f.rec[1].snap = func(_ raft.NodeID, _ []byte, next func() ([]byte, error), _ func([]byte) error) (err error) {
 				if first, err = next(); err != nil {
 					return err
 				}

@@ -325,7 +325,7 @@ func (f *Frame) decodeMsgs(b []byte, n int) error {
 		rec, vals := b, b[msgRecordBytes:msgRecordBytes+entBytes]
 		b = b[msgRecordBytes+entBytes:]
 		typ := raft.MsgType(rec[8])
-		if typ < raft.MsgApp || typ > raft.MsgForgot {
+		if typ < raft.MsgApp || typ > raft.MsgLast {
 			f.Skipped++
 			continue
 		}

@@ -173,6 +173,7 @@ func (t *GRPC) Counters() Counters {
 	for i := range t.hellosRefused {
 		c.HellosRefused[i] = t.hellosRefused[i].Load()
 	}
+	c.RequestBytes, c.ResponseBytes, c.RequestsRefused = t.requests.bytes.Load(), t.requests.unsent.Load(), t.requests.refused.Load()
 	c.RequestsInFlight, c.Requests = t.requests.inFlight.Load(), t.requests.total.Load()
 	return c
 }
@@ -348,7 +349,10 @@ const (
 	ioBuffer     = 128 << 10
 )
 
-var clientStreamDesc = grpc.StreamDesc{ClientStreams: true}
+var (
+	clientStreamDesc = grpc.StreamDesc{ClientStreams: true}
+	bothStreamsDesc  = grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+)
 
 // dialOptions are those of every connection: static windows (no bandwidth
 // probes), large buffers, no retries, no proxy, and a keepalive that finds a
@@ -373,14 +377,14 @@ func dialOptions(creds credentials.TransportCredentials, dial func(context.Conte
 	}
 }
 
-func serverOptions(t *TLS, clients bool, log *rateLog) []grpc.ServerOption {
+func serverOptions(t *TLS, clients bool, log *rateLog, window int) []grpc.ServerOption {
 	var out []grpc.ServerOption
 	if t != nil {
 		out = append(out, grpc.Creds(t.server(clients, log)))
 	}
 	return append(out,
-		grpc.InitialWindowSize(windowStream),
-		grpc.InitialConnWindowSize(windowConn),
+		grpc.InitialWindowSize(int32(window)),
+		grpc.InitialConnWindowSize(int32(2*window)),
 		grpc.ReadBufferSize(ioBuffer),
 		grpc.WriteBufferSize(ioBuffer),
 		grpc.WaitForHandlers(true),
@@ -421,7 +425,11 @@ func (t *GRPC) openStream(ctx context.Context, cancel func(), addr string, node 
 	defer timer.Stop()
 	own := t.hello(&st.id, node)
 	sctx := metadata.AppendToOutgoingContext(ctx, helloKey, string(own.Encode(nil)))
-	stream, err := conn.NewStream(sctx, &clientStreamDesc, method)
+	desc := &clientStreamDesc
+	if method == snapshotMethod {
+		desc = &bothStreamsDesc
+	}
+	stream, err := conn.NewStream(sctx, desc, method)
 	if err != nil {
 		if late.Load() {
 			return nil, nil, h, fmt.Errorf("transport: %s did not answer within %v", addr, t.o.DialTimeout)
@@ -461,7 +469,7 @@ func (t *GRPC) Remember(node raft.NodeID, boot uint64) { t.inbound.remember(node
 // --- the peer server
 
 func (t *GRPC) newPeerServer() *grpc.Server {
-	s := grpc.NewServer(append(serverOptions(t.o.TLS, false, t.rlog),
+	s := grpc.NewServer(append(serverOptions(t.o.TLS, false, t.rlog, t.o.WindowBytes),
 		grpc.ForceServerCodecV2(rawCodec{}),
 		grpc.MaxRecvMsgSize(MaxFrameBytes), grpc.MaxSendMsgSize(MaxFrameBytes), grpc.MaxConcurrentStreams(64))...)
 	s.RegisterService(&peerServiceDesc, t)
@@ -474,7 +482,7 @@ var peerServiceDesc = grpc.ServiceDesc{
 	Methods:     []grpc.MethodDesc{{MethodName: "Join", Handler: serveJoin}},
 	Streams: []grpc.StreamDesc{
 		{StreamName: "Frames", ClientStreams: true, Handler: func(t any, s grpc.ServerStream) error { return t.(*GRPC).frames(s) }},
-		{StreamName: "Snapshot", ClientStreams: true, Handler: func(t any, s grpc.ServerStream) error { return t.(*GRPC).snapshot(s) }},
+		{StreamName: "Snapshot", ClientStreams: true, ServerStreams: true, Handler: func(t any, s grpc.ServerStream) error { return t.(*GRPC).snapshot(s) }},
 	},
 	Metadata: "peer.go",
 }

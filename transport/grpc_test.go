@@ -498,6 +498,6 @@ func (h *countingHandler) OnMessages(_ raft.NodeID, msgs []raft.Msg) {
 }
 func (h *countingHandler) OnCtl(raft.NodeID, []raft.Ctl) {}
 func (h *countingHandler) OnPeer(raft.NodeID, bool)      {}
-func (h *countingHandler) OnSnapshot(raft.NodeID, []byte, func() ([]byte, error)) error {
+func (h *countingHandler) OnSnapshot(raft.NodeID, []byte, func() ([]byte, error), func([]byte) error) error {
 	return nil
 }

@@ -441,6 +441,7 @@ type loopSnap struct {
 	ctx    context.Context // ends with the caller's, or with either node
 	cancel context.CancelFunc
 	chunks chan []byte
+	back   chan []byte // replies
 	result chan error
 }
 
@@ -451,7 +452,7 @@ func (l *Loopback) OpenSnapshot(ctx context.Context, to raft.NodeID, header []by
 		return nil, fmt.Errorf("transport: node %d cannot be reached", to)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &loopSnap{from: l, to: to, target: target, ctx: ctx, cancel: cancel, chunks: make(chan []byte, 4), result: make(chan error, 1)}
+	s := &loopSnap{from: l, to: to, target: target, ctx: ctx, cancel: cancel, chunks: make(chan []byte, 4), back: make(chan []byte, 4), result: make(chan error, 1)}
 	target.calls.RLock()
 	closed := target.calls.closed || l.ctx.Err() != nil
 	if !closed {
@@ -468,7 +469,7 @@ func (l *Loopback) OpenSnapshot(ctx context.Context, to raft.NodeID, header []by
 		defer target.wg.Done()
 		defer unhookA()
 		defer unhookB()
-		s.result <- target.o.Handler.OnSnapshot(l.id.Node, head, s.next)
+		s.result <- target.o.Handler.OnSnapshot(l.id.Node, head, s.next, s.reply)
 		cancel()
 	}()
 	return s, nil
@@ -483,6 +484,26 @@ func (s *loopSnap) next() ([]byte, error) {
 		return c, nil
 	case <-s.ctx.Done():
 		return nil, errSnapBroke
+	}
+}
+
+// reply is the other direction of next.
+func (s *loopSnap) reply(b []byte) error {
+	select {
+	case s.back <- append([]byte(nil), b...):
+		return nil
+	case <-s.ctx.Done():
+		return errSnapBroke
+	}
+}
+
+// Recv is SnapshotStream.Recv.
+func (s *loopSnap) Recv() ([]byte, error) {
+	select {
+	case b := <-s.back:
+		return b, nil
+	case <-s.ctx.Done(): // also when the receiver is done
+		return nil, io.EOF
 	}
 }
 

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -16,6 +17,7 @@ type outbuf struct {
 	sealed []part
 	cur    part
 	bytes  int
+	all    *atomic.Int64 // bytes of several buffers; nil: nobody asks
 	lastID uint64
 	room   sync.Cond // bytes fell, or closed
 }
@@ -79,11 +81,19 @@ func (q *outbuf) begin() *[]byte {
 }
 
 func (q *outbuf) end(before int, id uint64) {
-	q.bytes += len(*q.cur.buf) - before
+	q.count(len(*q.cur.buf) - before)
 	q.cur.last = max(q.cur.last, id)
 	if len(*q.cur.buf) >= FrameTargetBytes {
 		q.sealed = append(q.sealed, q.cur)
 		q.cur = part{}
+	}
+}
+
+// count notes that n bytes more wait. Called with mu held.
+func (q *outbuf) count(n int) {
+	q.bytes += n
+	if q.all != nil {
+		q.all.Add(int64(n))
 	}
 }
 
@@ -113,7 +123,7 @@ func (q *outbuf) take(onTake func(last uint64)) (*[]byte, bool) {
 	default:
 		return nil, false
 	}
-	q.bytes -= len(*p.buf)
+	q.count(-len(*p.buf))
 	q.room.Broadcast()
 	if onTake != nil && p.last > 0 {
 		onTake(p.last)
@@ -133,7 +143,8 @@ func (q *outbuf) waitBelow(limit int) {
 func (q *outbuf) close() {
 	q.mu.Lock()
 	q.closed = true
-	q.sealed, q.cur, q.bytes = nil, part{}, 0
+	q.sealed, q.cur = nil, part{}
+	q.count(-q.bytes)
 	q.room.Broadcast()
 	q.mu.Unlock()
 }

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
+	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 	"github.com/flotillakv/flotilla/transport/transportpb"
 )
@@ -32,6 +34,11 @@ type requestServer struct {
 	health   *health.Server
 	inFlight atomic.Int64
 	total    atomic.Uint64
+	bytes    atomic.Int64 // of messages with requests that are being served
+	unsent   atomic.Int64 // bytes of responses that wait in the sessions
+	refused  atomic.Uint64
+	reads    atomic.Int64 // being served
+	typical  atomic.Int64 // size of the answer to a read
 	workers  workers
 }
 
@@ -66,7 +73,7 @@ func (c kvCodec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 func newClientServer(s *requestServer, l net.Listener) *grpc.Server {
-	g := grpc.NewServer(append(serverOptions(s.t.o.TLS, true, s.t.rlog), grpc.ForceServerCodecV2(kvCodec{}),
+	g := grpc.NewServer(append(serverOptions(s.t.o.TLS, true, s.t.rlog, s.t.o.ClientWindowBytes), grpc.ForceServerCodecV2(kvCodec{}),
 		grpc.MaxRecvMsgSize(maxWireBytes), grpc.MaxSendMsgSize(maxWireBytes), grpc.MaxConcurrentStreams(1024))...)
 	g.RegisterService(&kvServiceDesc, s)
 	healthpb.RegisterHealthServer(g, s.health)
@@ -230,6 +237,7 @@ func (s *requestServer) stream(stream grpc.ServerStream) error {
 	}
 	ctx, cancel := context.WithCancel(stream.Context())
 	c := &session{s: s, ctx: ctx, out: newOutbuf(), cancels: map[uint64]context.CancelFunc{}}
+	c.out.all = &s.unsent
 	sent := make(chan error, 1)
 	go func() { sent <- c.send(stream) }()
 	err := c.receive(stream, st.requests)
@@ -269,38 +277,118 @@ func (c *session) receive(stream grpc.ServerStream, h RequestHandler) error {
 		if err := stream.RecvMsg(&in); err != nil {
 			return nil // the client is gone
 		}
+		msg := c.s.hold(len(in.b))
 		err := decodeBatch(in.b, func(b []byte) error {
-			in := &serving{c: c}
+			in := &serving{c: c, msg: msg}
 			if err := decodeRequestTo(&in.req, b); err != nil {
 				return err
+			}
+			if in.read = in.req.Kind != shard.KindWrite; !in.read && c.s.tooMuch() || in.read && c.s.tooManyReads() {
+				c.s.refused.Add(1)
+				in.req.Command = raft.Command{}
+				c.out.add(func(b []byte, _ uint64) []byte { return encodeResponse(b, in.req.Failed(errRequestBytes), in.req.ID) }, nil)
+				return nil
 			}
 			if !c.s.admit(c.ctx) {
 				return c.ctx.Err()
 			}
+			msg.add()
+			if in.read {
+				c.s.reads.Add(1)
+			}
 			if in.id = in.req.ID; async != nil {
 				async.DoAsync(c.ctx, &in.req, in)
 			} else {
-				c.start(h, &in.req)
+				c.start(h, in)
 			}
 			return nil
 		}, c.cancel)
+		msg.done()
 		if err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
 	}
 }
 
+// errRequestBytes refuses a write before anything was done for it.
+var errRequestBytes = &shard.OverloadedError{RetryAfter: requestRetry, Why: "too many bytes of requests are being served by this node"}
+
+// requestRetry is what a client is told to wait whose request finds no room.
+const requestRetry = 50 * time.Millisecond
+
+// tooMuch reports whether a further write has to be refused. One alone never is.
+func (s *requestServer) tooMuch() bool {
+	limit := s.t.o.RequestBytes
+	return limit > 0 && s.bytes.Load() > limit && s.inFlight.Load() > 0 && !mutants.On("GV3")
+}
+
+// tooManyReads reports whether a further read has to be refused: what those being served
+// will answer, by what reads answered lately, and what waits to be sent is too much.
+func (s *requestServer) tooManyReads() bool {
+	limit, n := s.t.o.RequestBytes, s.reads.Load()
+	return limit > 0 && n > 0 && n*s.typical.Load()+s.unsent.Load() > limit && !mutants.On("GV7")
+}
+
+// answeredRead notes the size of what a read answered.
+func (s *requestServer) answeredRead(resp *shard.Response) {
+	s.reads.Add(-1)
+	if resp == nil || resp.Err != nil {
+		return
+	}
+	// At once up, and slowly down: the large ones count.
+	n, was := int64(responseSize(resp)), s.typical.Load()
+	if n < was {
+		n = was - (was-n)/64
+	}
+	if n != was {
+		s.typical.Store(n)
+	}
+}
+
+// inMessage is a message that requests which are being served are a part of: its memory
+// is there as long as one of them is.
+type inMessage struct {
+	s    *requestServer
+	size int64
+	refs atomic.Int32
+}
+
+// hold counts a message that came in until done was called once more than add.
+func (s *requestServer) hold(size int) *inMessage {
+	m := &inMessage{s: s, size: int64(size)}
+	m.refs.Store(1)
+	s.bytes.Add(m.size)
+	return m
+}
+
+func (m *inMessage) add() { m.refs.Add(1) }
+
+func (m *inMessage) done() {
+	if m.refs.Add(-1) == 0 {
+		m.s.bytes.Add(-m.size)
+	}
+}
+
 // serving is a request of a session that is being served.
 type serving struct {
-	c   *session
-	id  uint64 // as its client chose it
-	req shard.Request
+	c    *session
+	msg  *inMessage
+	id   uint64 // as its client chose it
+	read bool
+	req  shard.Request
 }
 
 // Answered implements shard.Answerer.
-func (in *serving) Answered(resp *shard.Response, _ error) { in.c.answer(in.id, &in.req, resp) }
+func (in *serving) Answered(resp *shard.Response, _ error) {
+	if in.read {
+		in.c.s.answeredRead(resp)
+	}
+	in.c.answer(in.id, &in.req, resp)
+	in.msg.done()
+}
 
-func (c *session) start(h RequestHandler, r *shard.Request) {
+func (c *session) start(h RequestHandler, in *serving) {
+	r := &in.req
 	var ctx context.Context
 	var cancel context.CancelFunc
 	if r.TimeoutNanos > 0 {
@@ -320,7 +408,9 @@ func (c *session) start(h RequestHandler, r *shard.Request) {
 		delete(c.cancels, id)
 		c.mu.Unlock()
 		cancel()
-		c.answer(id, r, resp)
+		r.ID = id // the handler may have changed it
+		in.id = id
+		in.Answered(resp, nil)
 	})
 }
 

@@ -43,7 +43,7 @@ func TestSnapshotStream(t *testing.T) {
 			checkLeaks(t)
 			rb := newRecorder()
 			gate, done := make(chan struct{}), make(chan []byte, 1)
-			rb.snap = func(from raft.NodeID, header []byte, next func() ([]byte, error)) error {
+			rb.snap = func(from raft.NodeID, header []byte, next func() ([]byte, error), reply func([]byte) error) error {
 				if from != 1 || string(header) != "header" {
 					t.Errorf("from %d, header %q", from, header)
 				}
@@ -103,12 +103,73 @@ func TestSnapshotStream(t *testing.T) {
 	}
 }
 
+// Replies reach the sender in order while it sends, and their end is known to it; those
+// that it does not wait for are no obstacle to the verdict.
+func TestSnapshotReplies(t *testing.T) {
+	for _, p := range snapshotPairs() {
+		t.Run(p.name, func(t *testing.T) {
+			checkLeaks(t)
+			rb := newRecorder()
+			rb.snap = func(_ raft.NodeID, _ []byte, next func() ([]byte, error), reply func([]byte) error) error {
+				if err := reply([]byte("ready")); err != nil {
+					return err
+				}
+				for {
+					c, err := next()
+					if err == io.EOF {
+						return errors.New("enough")
+					}
+					if err == nil {
+						err = reply(append([]byte("re: "), c...))
+					}
+					if err != nil {
+						return err
+					}
+				}
+			}
+			a := p.open(t, rb)
+			s, err := a.OpenSnapshot(testContext(t), 2, []byte("h"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			expect := func(want string) {
+				t.Helper()
+				if b, err := s.Recv(); err != nil || string(b) != want {
+					t.Fatalf("%q, %v; want %q", b, err, want)
+				}
+			}
+			expect("ready")
+			for _, m := range []string{"one", "two"} {
+				if err := s.Send([]byte(m)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			expect("re: one")
+			var refused *SnapshotError
+			if err := s.CloseAndRecv(); !errors.As(err, &refused) || refused.Text != "enough" {
+				t.Fatalf("the verdict is %v", err)
+			}
+
+			s, err = a.OpenSnapshot(testContext(t), 2, []byte("h"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			expect("ready")
+			a.Close()
+			if b, err := s.Recv(); err == nil {
+				t.Fatalf("a stream of a closed transport replies %q", b)
+			}
+			_ = s.CloseAndRecv()
+		})
+	}
+}
+
 // A sender does not run ahead of a receiver that does not read.
 func TestSnapshotBackPressure(t *testing.T) {
 	checkLeaks(t)
 	rb := newRecorder()
 	gate := make(chan struct{})
-	rb.snap = func(_ raft.NodeID, _ []byte, next func() ([]byte, error)) error {
+	rb.snap = func(_ raft.NodeID, _ []byte, next func() ([]byte, error), reply func([]byte) error) error {
 		<-gate
 		return errors.New("no more")
 	}
@@ -147,7 +208,7 @@ func TestSnapshotBrokenOff(t *testing.T) {
 			checkLeaks(t)
 			rb := newRecorder()
 			got := make(chan error, 1)
-			rb.snap = func(_ raft.NodeID, _ []byte, next func() ([]byte, error)) error {
+			rb.snap = func(_ raft.NodeID, _ []byte, next func() ([]byte, error), reply func([]byte) error) error {
 				for {
 					if _, err := next(); err != nil {
 						got <- err

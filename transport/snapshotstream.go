@@ -26,6 +26,9 @@ type snapStream struct {
 	stream grpc.ClientStream
 	cancel context.CancelFunc
 	done   func() bool // unhooks the clean-up from the contexts
+	// result is what ended the stream: nil is success. Valid once ended.
+	result error
+	ended  bool
 }
 
 // OpenSnapshot is Transport.OpenSnapshot. Errors are ErrUnknownNode,
@@ -77,6 +80,20 @@ func (s *snapStream) Send(chunk []byte) error {
 	return nil
 }
 
+// Recv is SnapshotStream.Recv.
+func (s *snapStream) Recv() ([]byte, error) {
+	if s.ended {
+		return nil, io.EOF
+	}
+	var m rawBytes
+	err := s.stream.RecvMsg(&m)
+	if err == nil && len(m.b) > 0 {
+		return m.b, nil
+	}
+	s.result, s.ended = err, true
+	return nil, io.EOF
+}
+
 // CloseAndRecv is SnapshotStream.CloseAndRecv.
 func (s *snapStream) CloseAndRecv() error {
 	defer func() {
@@ -85,7 +102,10 @@ func (s *snapStream) CloseAndRecv() error {
 		s.conn.Close()
 	}()
 	_ = s.stream.CloseSend() // its failure shows in RecvMsg
-	err := s.stream.RecvMsg(&rawBytes{})
+	for !s.ended {
+		_, _ = s.Recv() // replies that nobody waits for any more
+	}
+	err := s.result
 	if err == nil {
 		return nil
 	}
@@ -122,6 +142,11 @@ func (t *GRPC) snapshot(stream grpc.ServerStream) error {
 			return nil, fmt.Errorf("transport: the snapshot stream of node %d broke: %s", h.Node, status.Convert(err).Message())
 		}
 		return m.b, nil
+	}, func(b []byte) error {
+		if len(b) == 0 || len(b) > MaxChunkBytes {
+			return fmt.Errorf("transport: a reply of %d bytes, the limit is %d", len(b), MaxChunkBytes)
+		}
+		return stream.SendMsg(&rawBytes{append([]byte(nil), b...)})
 	})
 	if err != nil {
 		if mutants.On("E16") { // nobody reads, and nobody says so

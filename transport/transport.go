@@ -38,10 +38,11 @@ type Handler interface {
 	// OnPeer tells that the own stream to node came up or broke. Between two
 	// calls with up=true anything sent may be lost.
 	OnPeer(node raft.NodeID, up bool)
-	// OnSnapshot receives one snapshot: header, then chunks from next until
-	// io.EOF. Another error of next means that the sender broke off. The error it
-	// returns reaches the sender as *SnapshotError. It may block.
-	OnSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error)) error
+	// OnSnapshot receives one snapshot: header, then messages from next until
+	// io.EOF. Another error of next means that the sender broke off. reply sends a
+	// message of 1 to MaxChunkBytes bytes back. The error it returns reaches the sender
+	// as *SnapshotError. It may block.
+	OnSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error), reply func([]byte) error) error
 }
 
 // RequestHandler serves clients, and other nodes that forward for theirs.
@@ -74,6 +75,10 @@ type SnapshotStream interface {
 	// receiver is behind. The chunk may be reused afterwards. After an error the
 	// stream is over; CloseAndRecv tells why.
 	Send(chunk []byte) error
+	// Recv returns what the receiver's OnSnapshot replies, message by message, and blocks
+	// until there is one. An error, io.EOF too, means that there will be none:
+	// CloseAndRecv tells why.
+	Recv() ([]byte, error)
 	// CloseAndRecv ends the stream and waits for the receiver's verdict: nil when
 	// its OnSnapshot returned nil, *SnapshotError when it refused, and another
 	// error when the connection broke (the verdict is unknown). It must be called
@@ -152,6 +157,11 @@ type Counters struct {
 	RequestsInFlight int64
 	// Requests counts client requests that were handed to the RequestHandler.
 	Requests uint64
+	// RequestBytes is the size of those being served now, as they came in, and
+	// ResponseBytes that of answers that wait to be sent.
+	RequestBytes, ResponseBytes int64
+	// RequestsRefused counts those that were refused because of RequestBytes.
+	RequestsRefused uint64
 }
 
 // Options configure NewGRPC. Zero values mean the documented defaults.
@@ -190,6 +200,15 @@ type Options struct {
 	Compress bool
 	// QueueBytes bounds the queue to one peer. Zero: 8 MiB.
 	QueueBytes int
+	// WindowBytes is how much of one peer's stream may have come in and not been looked at.
+	// Zero: 8 MiB.
+	WindowBytes int
+	// ClientWindowBytes is the same for each connection of a client. Zero: 8 MiB.
+	ClientWindowBytes int
+	// RequestBytes bounds the requests of clients that are being served, and what reads will
+	// answer, as far as can be told from what they answered lately. Those beyond get
+	// *shard.OverloadedError: nothing was done for them. Zero: no bound.
+	RequestBytes int64
 	// BackoffMin and BackoffMax bound the pause between connection attempts.
 	// Zero: 50 ms and 2 s.
 	BackoffMin, BackoffMax time.Duration
@@ -206,6 +225,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.QueueBytes <= 0 {
 		o.QueueBytes = 8 << 20
+	}
+	if o.WindowBytes <= 0 {
+		o.WindowBytes = windowStream
+	}
+	if o.ClientWindowBytes <= 0 {
+		o.ClientWindowBytes = windowStream
 	}
 	if o.BackoffMin <= 0 {
 		o.BackoffMin = 50 * time.Millisecond

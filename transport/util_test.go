@@ -27,7 +27,7 @@ type recorder struct {
 	order   []string
 	up      map[raft.NodeID]bool
 	ups     map[raft.NodeID]int
-	snap    func(from raft.NodeID, header []byte, next func() ([]byte, error)) error
+	snap    func(from raft.NodeID, header []byte, next func() ([]byte, error), reply func([]byte) error) error
 	block   chan struct{} // if set, OnMessages waits for it
 }
 
@@ -75,9 +75,9 @@ func (r *recorder) OnPeer(node raft.NodeID, up bool) {
 	})
 }
 
-func (r *recorder) OnSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error)) error {
+func (r *recorder) OnSnapshot(from raft.NodeID, header []byte, next func() ([]byte, error), reply func([]byte) error) error {
 	if r.snap != nil {
-		return r.snap(from, header, next)
+		return r.snap(from, header, next, reply)
 	}
 	for {
 		if _, err := next(); err == io.EOF {

@@ -101,7 +101,7 @@ func runBounded(ctx context.Context, name string, p point) (*boundedOutcome, err
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	any, err := open(ctx, setup{dir: dir, shards: p.Shards, snapshotEntries: max(1, p.Keys/uint64(p.Shards)), snapshotBytes: max(64<<10, int64(p.Keys)*int64(p.Value+16)/int64(p.Shards))})
+	any, err := open(ctx, setup{dir: dir, shards: p.Shards, snapshotEntries: max(1, p.Keys/uint64(p.Shards))})
 	if err != nil {
 		return nil, err
 	}

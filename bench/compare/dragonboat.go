@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -45,6 +46,7 @@ const (
 type dragonboatEngine struct {
 	setup   setup
 	kind    dragonboatKind
+	again   [dbNodes]uint64 // replica ids of nodes that were replaced
 	members map[uint64]dragonboat.Target
 
 	mu     sync.RWMutex           // guards the next two
@@ -136,19 +138,30 @@ func (e *dragonboatEngine) start(i int) error {
 	e.mu.Lock()
 	e.hosts[i], e.stores[i] = host, db
 	e.mu.Unlock()
+	if e.again[i] != 0 {
+		return nil // Fill starts its replicas
+	}
+	return e.startReplicas(i, uint64(i+1), e.members)
+}
+
+// startReplicas starts a replica of each shard at a node; without members it is one
+// that was added to the shard.
+func (e *dragonboatEngine) startReplicas(i int, replica uint64, members map[uint64]dragonboat.Target) error {
+	host, db := e.host(i), e.stores[i]
 	for shard := range e.setup.shards {
 		c := config.Config{
-			ReplicaID: uint64(i + 1), ShardID: uint64(shard + 1), ElectionRTT: 10, HeartbeatRTT: 1, CheckQuorum: true,
+			ReplicaID: replica, ShardID: uint64(shard + 1), ElectionRTT: 10, HeartbeatRTT: 1, CheckQuorum: true,
 		}
 		if n := e.setup.snapshotEntries; n > 0 {
 			c.SnapshotEntries, c.CompactionOverhead = n, compactionOverhead
 		}
+		var err error
 		if e.kind != inMemory {
-			err = host.StartOnDiskReplica(e.members, false, func(shard, _ uint64) statemachine.IOnDiskStateMachine {
+			err = host.StartOnDiskReplica(members, len(members) == 0, func(shard, _ uint64) statemachine.IOnDiskStateMachine {
 				return &diskMachine{db: db, shard: shard}
 			}, c)
 		} else {
-			err = host.StartConcurrentReplica(e.members, false, func(uint64, uint64) statemachine.IConcurrentStateMachine {
+			err = host.StartConcurrentReplica(members, len(members) == 0, func(uint64, uint64) statemachine.IConcurrentStateMachine {
 				return &memMachine{data: make(map[string][]byte)}
 			}, c)
 		}
@@ -200,6 +213,50 @@ func (e *dragonboatEngine) Stop(node int) error {
 
 // Restart starts a node that was stopped.
 func (e *dragonboatEngine) Restart(_ context.Context, node int) error { return e.start(node) }
+
+// Wipe stops a node, takes its replicas out of their shards, and starts an empty one.
+func (e *dragonboatEngine) Wipe(ctx context.Context, node int) error {
+	if err := e.Stop(node); err != nil {
+		return err
+	}
+	for shard := range e.setup.shards {
+		if err := e.change(ctx, func(ctx context.Context) error {
+			return e.host(0).SyncRequestDeleteReplica(ctx, uint64(shard+1), uint64(node+1), 0)
+		}); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(e.setup.dir, fmt.Sprintf("d%d", node+1))); err != nil {
+		return err
+	}
+	e.again[node] = uint64(node + 1 + dbNodes)
+	return e.start(node)
+}
+
+// change makes a change of members, again while there is no leader.
+func (e *dragonboatEngine) change(ctx context.Context, f func(ctx context.Context) error) error {
+	for tries := 0; ; tries++ {
+		try, cancel := limited(ctx)
+		err := f(try)
+		cancel()
+		if err == nil || ctx.Err() != nil || tries > 20 {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// Fill adds replicas of the replaced node to all shards.
+func (e *dragonboatEngine) Fill(ctx context.Context, node int) error {
+	for shard := range e.setup.shards {
+		if err := e.change(ctx, func(ctx context.Context) error {
+			return e.host(0).SyncRequestAddReplica(ctx, uint64(shard+1), e.again[node], e.members[uint64(node+1)], 0)
+		}); err != nil {
+			return err
+		}
+	}
+	return e.startReplicas(node, e.again[node], nil)
+}
 
 // machineOptions are those of the machines' Pebble: the same memtables and
 // filters that Flotilla gives its own; and as few of them, where the disk counts.

@@ -27,8 +27,6 @@ type setup struct {
 	// snapshotEntries is after how many entries of a shard those engines that have such
 	// a setting take a snapshot. Zero: never.
 	snapshotEntries uint64
-	// snapshotBytes is the same in bytes of the log. Zero: the default.
-	snapshotBytes int64
 }
 
 type opener func(ctx context.Context, s setup) (engine, error)

@@ -30,9 +30,11 @@ type point struct {
 	Duration time.Duration `json:"duration_ns"`
 	// Overwrite and Settle are of W6: how often the keys are overwritten, and how long
 	// the engines are left alone afterwards.
-	Overwrite int           `json:"overwrite,omitempty"`
-	Settle    time.Duration `json:"settle_ns,omitempty"`
-	Dir       string        `json:"-"`
+	Overwrite int `json:"overwrite,omitempty"`
+	// Foreground is of snapshot: a load of so many hundredths of the peak goes on.
+	Foreground int           `json:"foreground_percent,omitempty"`
+	Settle     time.Duration `json:"settle_ns,omitempty"`
+	Dir        string        `json:"-"`
 	// AnyDisk lets it run where fsync does nothing, which compares nothing.
 	AnyDisk bool `json:"-"`
 }
@@ -54,7 +56,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("compare", flag.ContinueOnError)
 	var p point
-	f.StringVar(&p.Workload, "workload", "W1", "W1 writes, W2 linearizable reads, W3 90% reads; or A to F of YCSB without scans; W6: disk and catch-up after overwrites")
+	f.StringVar(&p.Workload, "workload", "W1", "W1 writes, W2 linearizable reads, W3 90% reads; or A to F of YCSB without scans; W6: disk and catch-up after overwrites; snapshot: a shard to a node that lost its disk")
 	f.IntVar(&p.Shards, "shards", 48, "shards")
 	f.IntVar(&p.Clients, "clients", 1024, "clients, each with one operation under way")
 	f.IntVar(&p.Value, "value", 128, "bytes of a value")
@@ -62,7 +64,8 @@ func run(ctx context.Context, args []string) error {
 	f.DurationVar(&p.Warmup, "warmup", 4*time.Second, "worked before the measured time")
 	f.DurationVar(&p.Duration, "duration", 10*time.Second, "measured time")
 	f.IntVar(&p.Overwrite, "overwrite", 10, "W6: how often the keys are overwritten")
-	f.DurationVar(&p.Settle, "settle", 10*time.Second, "W6: time between the end of everything and the last look at the disk")
+	f.IntVar(&p.Foreground, "foreground", 0, "snapshot: write meanwhile, at so many hundredths of the peak rate")
+	f.DurationVar(&p.Settle, "settle", 10*time.Second, "W6: time between the end of everything and the last look at the disk; snapshot: before the order")
 	f.StringVar(&p.Dir, "dir", "", "directory for the data, on a real disk; empty: a temporary one")
 	names := f.String("engines", "flotilla,dragonboat-disk", "engines that take turns, of "+engineNames())
 	pairs := f.Int("pairs", 5, "turns")
@@ -78,7 +81,7 @@ func run(ctx context.Context, args []string) error {
 	if err := f.Parse(args); err != nil {
 		os.Exit(exitUsage)
 	}
-	if p.isBounded() {
+	if p.isBounded() || p.isSnapshot() {
 		set := map[string]bool{}
 		f.Visit(func(f *flag.Flag) { set[f.Name] = true })
 		for _, d := range []struct {
@@ -92,6 +95,15 @@ func run(ctx context.Context, args []string) error {
 				d.set()
 			}
 		}
+		if p.isSnapshot() {
+			p.Overwrite = 0
+			if !set["shards"] {
+				p.Shards = 1
+			}
+			if !set["keys"] {
+				p.Keys = 1 << 20 // with 1 KiB each, 1 GiB
+			}
+		}
 	} else {
 		p.Overwrite, p.Settle = 0, 0
 	}
@@ -101,6 +113,13 @@ func run(ctx context.Context, args []string) error {
 	}
 	if *one != "" && p.isBounded() {
 		res, err := runBounded(ctx, *one, p)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(res)
+	}
+	if *one != "" && p.isSnapshot() {
+		res, err := runSnapshot(ctx, *one, p, *profile)
 		if err != nil {
 			return err
 		}
@@ -158,11 +177,17 @@ func compareAny(ctx context.Context, engines []string, p point, pairs int) (prin
 	if p.isBounded() {
 		return compareBounded(ctx, engines, p, pairs)
 	}
+	if p.isSnapshot() {
+		return compareSnapshot(ctx, engines, p, pairs)
+	}
 	return compare(ctx, engines, p, pairs)
 }
 
 // isBounded tells W6 from the workloads that count operations.
 func (p point) isBounded() bool { return p.Workload == "W6" }
+
+// isSnapshot tells the moving of a shard from the others.
+func (p point) isSnapshot() bool { return p.Workload == "snapshot" }
 
 // published lists the points of the table in docs/performance.md.
 func published(base point) []point {

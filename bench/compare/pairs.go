@@ -86,6 +86,9 @@ func (p point) flags() []string {
 	if p.isBounded() {
 		f = append(f, "--overwrite", strconv.Itoa(p.Overwrite), "--settle", p.Settle.String())
 	}
+	if p.isSnapshot() {
+		f = append(f, "--foreground", strconv.Itoa(p.Foreground), "--settle", p.Settle.String())
+	}
 	return f
 }
 

@@ -45,10 +45,13 @@ type client interface {
 	Status(ctx context.Context) (flotilla.ClusterStatus, error)
 	Nodes(ctx context.Context) ([]flotilla.NodeInfo, error)
 	Shards(ctx context.Context) ([]flotilla.ShardInfo, error)
+	ShardsFrom(ctx context.Context, key []byte, limit int) ([]flotilla.ShardInfo, error)
 	Shard(ctx context.Context, id uint64) (flotilla.ShardInfo, error)
 	ChangeReplicas(ctx context.Context, shard uint64, changes ...flotilla.ReplicaChange) (flotilla.ShardInfo, error)
 	TransferLeader(ctx context.Context, shard uint64, to uint32) error
 	RemoveNode(ctx context.Context, id uint32, o flotilla.RemovalOptions) (flotilla.Removal, error)
+	Snapshots(ctx context.Context) ([]flotilla.SnapshotInfo, error)
+	TakeSnapshot(ctx context.Context, dst backup.Store, shards []uint64, o backup.Options) (*backup.Manifest, error)
 	Backup(ctx context.Context, dst backup.Store, o backup.Options) (*backup.Manifest, error)
 	Restore(ctx context.Context, src backup.Store, m *backup.Manifest, how backup.IfNotEmpty, o backup.Options) error
 	Close() error

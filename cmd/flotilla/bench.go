@@ -107,7 +107,7 @@ With -o json standard output gets one object on one line, and nothing else.`,
 	f.StringVar(&b.dist, "distribution", "", "zipfian, uniform or latest; empty: the workload's own")
 	f.StringVar(&b.dir, "dir", "", "directory for the embedded cluster's data, which is removed at the end; with --addr: one on the disk of the nodes, if it is of this machine; empty: a temporary one")
 	f.Uint64Var(&b.seed, "seed", 1, "seed of the generator")
-	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd, newBenchRemote(a), newBenchOverload(a), newBenchSoak(a), newBenchCompare(a)))
+	return clientFlags(a, group(&cobra.Command{Use: "bench", Short: "Measure"}, cmd, newBenchRemote(a), newBenchOverload(a), newBenchSoak(a), newBenchMemory(a), newBenchLogBound(a), newBenchLogBoundNode(a), newBenchIdle(a), newBenchGroups(a), newBenchCompare(a)))
 }
 
 // newBenchCompare explains the comparison, which is a module of its own: the
@@ -185,8 +185,8 @@ func (b *benchFlags) check(given interface{ Changed(string) bool }) error {
 		return usageError("--outstanding is for an open loop: give it a --rate")
 	case b.outstanding < 1 || b.outstanding > 1<<24:
 		return usageError("--outstanding %d: must lie between 1 and %d", b.outstanding, 1<<24)
-	case b.shards < 1 || b.shards > 65536:
-		return usageError("--shards %d: must lie between 1 and 65536", b.shards)
+	case b.shards < 1 || b.shards > flotilla.MaxShards:
+		return usageError("--shards %d: must lie between 1 and %d", b.shards, flotilla.MaxShards)
 	case b.keys < 1:
 		return usageError("--keys 0: at least one record is needed")
 	case b.value < 0 || b.value > workload.MaxValueBytes:

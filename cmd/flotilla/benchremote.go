@@ -212,8 +212,13 @@ type remoteRun struct {
 	spec    workload.Spec
 	flags   *remoteFlags
 	dir     string
-	n       int // runs so far
+	n       int      // runs so far
+	serve   []string // further arguments of each node
+	peers   []string // of the last cluster
 }
+
+// splitsFile holds the boundaries of the shards, beside the nodes' directories.
+const splitsFile = "splits"
 
 // one makes one run on a new cluster.
 func (r *remoteRun) one(ctx context.Context, way string) (_ *bench.Result, err error) {
@@ -283,40 +288,21 @@ type nodeProcess struct {
 // cluster starts three nodes and returns when all serve. What it returns has to
 // be stopped, also after an error.
 func (r *remoteRun) cluster(ctx context.Context, dir string) (nodes []*nodeProcess, err error) {
-	splits := filepath.Join(dir, "splits")
-	if err := os.WriteFile(splits, append(bytes.Join(workload.Splits(r.flags.shards), []byte("\n")), '\n'), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, splitsFile), append(bytes.Join(workload.Splits(r.flags.shards), []byte("\n")), '\n'), 0o600); err != nil {
 		return nil, err
 	}
 	peers, err := freeAddrs(benchNodes)
 	if err != nil {
 		return nil, err
 	}
+	r.peers = peers
 	ready := make(chan string, benchNodes)
 	for i := range benchNodes {
-		args := []string{"serve", "-o", "json", "--dir", filepath.Join(dir, fmt.Sprintf("n%d", i+1)), "--node-id", strconv.Itoa(i + 1), "--listen", peers[i],
-			"--client-listen", "127.0.0.1:0", "--bootstrap", strconv.Itoa(benchNodes), "--join", strings.Join(peers, ","), "--log-level", "error"}
-		if r.flags.shards > 1 {
-			args = append(args, "--split-at", splits)
-		}
-		nctx, stop := context.WithCancel(ctx)
-		n := &nodeProcess{cmd: r.command(nctx, args...), stop: stop}
-		n.cmd.Stderr = &n.log
-		out, err := n.cmd.StdoutPipe()
-		if err == nil {
-			err = n.cmd.Start()
-		}
+		n, err := r.start(ctx, dir, i, peers, func(addr string) { ready <- addr })
 		if err != nil {
-			stop()
 			return nodes, err
 		}
 		nodes = append(nodes, n)
-		go func() { // ends with its process
-			line, _ := bufio.NewReader(out).ReadBytes('\n')
-			var a struct{ Clients string }
-			_ = json.Unmarshal(line, &a) // the process ended early: no address
-			n.addr = a.Clients
-			ready <- a.Clients
-		}()
 	}
 	limit := time.NewTimer(nodeStart)
 	defer limit.Stop()
@@ -333,6 +319,35 @@ func (r *remoteRun) cluster(ctx context.Context, dir string) (nodes []*nodeProce
 		}
 	}
 	return nodes, nil
+}
+
+// start starts the i-th node of a cluster. ready is told where its clients connect, or
+// "" when it ended before it served.
+func (r *remoteRun) start(ctx context.Context, dir string, i int, peers []string, ready func(addr string)) (*nodeProcess, error) {
+	args := []string{"serve", "-o", "json", "--dir", filepath.Join(dir, fmt.Sprintf("n%d", i+1)), "--node-id", strconv.Itoa(i + 1), "--listen", peers[i],
+		"--client-listen", "127.0.0.1:0", "--bootstrap", strconv.Itoa(benchNodes), "--join", strings.Join(peers, ","), "--log-level", "error"}
+	if r.flags.shards > 1 {
+		args = append(args, "--split-at", filepath.Join(dir, splitsFile))
+	}
+	nctx, stop := context.WithCancel(ctx)
+	n := &nodeProcess{cmd: r.command(nctx, append(args, r.serve...)...), stop: stop}
+	n.cmd.Stderr = &n.log
+	out, err := n.cmd.StdoutPipe()
+	if err == nil {
+		err = n.cmd.Start()
+	}
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	go func() { // ends with its process
+		line, _ := bufio.NewReader(out).ReadBytes('\n')
+		var a struct{ Clients string }
+		_ = json.Unmarshal(line, &a) // the process ended early: no address
+		n.addr = a.Clients
+		ready(a.Clients)
+	}()
+	return n, nil
 }
 
 // endOf stops the nodes and returns the last that one of them said.

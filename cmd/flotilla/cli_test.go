@@ -43,6 +43,9 @@ func TestCommandTree(t *testing.T) {
 	var help strings.Builder
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
+		if c.Hidden {
+			return
+		}
 		if !c.HasSubCommands() {
 			names = append(names, c.CommandPath())
 		}
@@ -56,11 +59,11 @@ func TestCommandTree(t *testing.T) {
 	root := newRoot(newApp())
 	root.InitDefaultCompletionCmd()
 	walk(root)
-	want := "flotilla backup create,flotilla backup list,flotilla backup restore,flotilla backup verify,flotilla bench compare,flotilla bench overload,flotilla bench remote,flotilla bench run,flotilla bench soak,flotilla check,flotilla cluster status,flotilla completion bash,flotilla completion fish," +
+	want := "flotilla backup create,flotilla backup list,flotilla backup prune,flotilla backup restore,flotilla backup verify,flotilla bench compare,flotilla bench groups,flotilla bench idle,flotilla bench log-bound,flotilla bench memory,flotilla bench overload,flotilla bench remote,flotilla bench run,flotilla bench soak,flotilla check,flotilla cluster status,flotilla completion bash,flotilla completion fish," +
 		"flotilla completion powershell,flotilla completion zsh,flotilla config default,flotilla config show,flotilla demo,flotilla dev," +
 		"flotilla kv cas,flotilla kv del,flotilla kv export,flotilla kv get,flotilla kv import,flotilla kv put,flotilla kv scan," +
 		"flotilla node list,flotilla node remove,flotilla serve,flotilla shard list,flotilla shard replicas,flotilla shard show,flotilla shard transfer," +
-		"flotilla sim mutants,flotilla sim processes,flotilla sim replay,flotilla sim run,flotilla version"
+		"flotilla sim mutants,flotilla sim processes,flotilla sim replay,flotilla sim run,flotilla snapshot list,flotilla snapshot take,flotilla snapshot verify,flotilla version"
 	if got := strings.Join(names, ","); got != want {
 		t.Errorf("commands are\n%s, want\n%s", got, want)
 	}
@@ -142,6 +145,10 @@ func TestCommandLinesThatCannotBeRight(t *testing.T) {
 		{"bench run A --clients 4 --pipelines 5", "--pipelines 5: must lie between 0 and --clients"},
 		{"bench run A --conns 0", "--conns 0: must lie between"},
 		{"bench remote E", "workload E cannot be pipelined"},
+		{"bench log-bound --value 4", "--value 4: must lie between 8 and"},
+		{"bench log-bound --log-limit 64Mb", "--log-limit: \"64Mb\" is not a size"},
+		{"bench log-bound --log-limit 1MiB", "Limits.Log"},
+		{"bench log-bound --phase 10ms", "--phase 10ms: must lie between 1s"},
 		{"bench remote --rounds 0", "--rounds 0: must lie between"},
 		{"bench run A --rate -5%", "--rate -5%: must not be negative"},
 		{"bench run A --outstanding 10", "--outstanding is for an open loop: give it a --rate"},
@@ -149,6 +156,12 @@ func TestCommandLinesThatCannotBeRight(t *testing.T) {
 		{"bench overload --times 2,0", "--times 0: must be above 0 and at most 1000"},
 		{"bench overload --memory much", `--memory: "much" is not a size`},
 		{"bench soak --spin -1", "--spin -1"},
+		{"bench memory --limits much", `--limits: "much" is not a size`},
+		{"bench memory --limits 64MiB", "--limits 64MiB: must be at least 128MiB"},
+		{"bench memory --values 0", "--values 0: must lie between 1 and"},
+		{"bench memory --times 0", "--times 0: must be above 0 and at most 1000"},
+		{"bench memory --faults slo", "must be one of slow, dead; did you mean"},
+		{"bench memory --shards 0", "--shards 0: must lie between"},
 		{"bench soak --every 1ms", "--every 1ms"},
 		{"bench soak --heartbeat 1s --support 2s", "must be at least four heartbeats (4s)"},
 		{"kv get", "flotilla kv get takes KEY, and 0 were given"},
@@ -168,6 +181,19 @@ func TestCommandLinesThatCannotBeRight(t *testing.T) {
 		{"kv import - --format csv", `format "csv" does not exist: choose tsv or jsonl`},
 		{"kv import - --from-line 0", "lines count from 1"},
 		{"kv export --format csv", `format "csv" does not exist`},
+		{"backup prune --from d", "say which backups to remove: --keep-last N, --older-than AGE"},
+		{"backup prune --from d --keep-last 0", "--keep-last 0: at least the last one is kept"},
+		{"backup prune --keep-last 1", "--from: say where the backups are"},
+		{"backup prune --from d --older-than soon", `invalid argument "soon" for "--older-than" flag: "soon" is not an age, such as 12h, 30d or 8w`},
+		{"backup prune --from d --older-than 99999999d", "is not an age"},
+		{"backup prune --from d --keep-last 1 --wait 0s", "--wait 0s: must be more than 0"},
+		{"backup create --to d --wait -1s", "--wait -1s: must be more than 0"},
+		{"snapshot take --to d", "name the shards to take a snapshot of, or say --all"},
+		{"snapshot take 3 --all --to d", "name the shards to take a snapshot of, or say --all"},
+		{"snapshot take x --to d", `shard id "x" is not a number`},
+		{"snapshot take 3", "--to: say where the backups are"},
+		{"snapshot verify", "--from: say where the backups are"},
+		{"snapshot list 3", "flotilla snapshot list takes no argument"},
 		{"shard show x", `shard id "x" is not a number`},
 		{"serve --listen 127.0.0.1:0 extra", "flotilla serve takes no argument, and 1 were given"},
 		{"serve", `node.dir = "" (default): a directory for the data is needed`},
@@ -182,11 +208,12 @@ func TestCommandLinesThatCannotBeRight(t *testing.T) {
 		{"serve --dir d --listen 127.0.0.1:1 --bootstrap 3 --join 127.0.0.1:1,127.0.0.1:2,127.0.0.1:2", "cluster.join = 127.0.0.1:2 (flag --join): is named twice"},
 		{"serve --dir d --listen 127.0.0.1:1 --bootstrap 1 --replicas 3", "cluster.replicas = 3 (flag --replicas): there are only 1 nodes"},
 		{"serve --dir d --memory 1MiB", "limits.memory = 1048576 (flag --memory): must be 0 or between 16 MiB and 16 TiB"},
+		{"serve --dir d --memory 64MiB", "limits.memory = 67108864 (flag --memory): must be at least 128 MiB"},
 		{"serve --dir d --memory 1000TiB", "limits.memory = 1099511627776000 (flag --memory): must be 0 or between 16 MiB and 16 TiB"},
 		{"serve --dir d --heartbeat 0s", "raft.heartbeat = 0s (flag --heartbeat): must be more than 0"},
 		{"serve --dir d --memory 0", "limits.memory = 0 (flag --memory): must be more than 0"},
 		{"serve --dir d --heartbeat -1s", `--heartbeat: "-1s" is not a duration`},
-		{"serve --dir d --shards 1000000", "cluster.shards = 1000000 (flag --shards): must be between 0 and 65536"},
+		{"serve --dir d --shards 10000000", "cluster.shards = 10000000 (flag --shards): must be between 0 and 4194304"},
 		{"serve --dir d --tls-ca ca.pem", `tls.cert = "" (default): TLS needs a CA, a certificate and a key`},
 		{"dev --shards 3 --split-at testdata/help.txt", "testdata/help.txt:"},
 		{"demo now", "flotilla demo takes no argument"},
@@ -300,8 +327,13 @@ func TestStatusOutput(t *testing.T) {
 		{ID: 1, Leader: 1, Term: 2, Replicas: reps[:1], ConfVer: 1, Version: 1, State: "ok"},
 		{ID: 3, Keyspace: 1, Start: []byte("m\x00"), Replicas: reps, State: "no leader"},
 	}
+	c.kv.snapshots = []flotilla.SnapshotInfo{
+		{Node: 1, Peer: 2, Shard: 3, State: "sending", Index: 12345, Bytes: 1 << 30, Done: 300 << 20},
+		{Node: 2, Peer: 1, Shard: 3, State: "receiving", Index: 12345, Bytes: 1 << 30, Done: 299 << 20},
+		{Node: 1, Peer: 2, Shard: 17, State: "preparing"},
+	}
 	var all strings.Builder
-	for _, line := range []string{"cluster status", "node list", "shard list", "shard show 2",
+	for _, line := range []string{"cluster status", "node list", "shard list", "shard show 2", "snapshot list", "snapshot list -o json",
 		"cluster status -o json", "node list -o json", "node list -o jsonl", "shard list -o jsonl", "shard show 2 -o json"} {
 		fmt.Fprintf(&all, "$ flotilla %s\n%s", line, c.mustRun(t, strings.Fields(line)...))
 	}

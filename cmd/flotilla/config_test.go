@@ -51,7 +51,7 @@ func TestPrecedence(t *testing.T) {
 		"raft.election_rank": {`"70ms"`, "file " + file},
 		"cluster.join":       {`["a:1","b:2"]`, "file " + file},
 		"limits.memory":      {`"64MiB"`, "file " + file},
-		"limits.proposals":   {`"256MiB"`, "default"},
+		"limits.proposals":   {`"0"`, "default"},
 		"node.id":            {`7`, "environment FLOTILLA_NODE_ID"},
 		"node.dir":           {`"/data"`, "flag --dir"},
 	} {

@@ -20,14 +20,15 @@ import (
 // order, by the next requests; with applied the write happens all the same.
 type fakeKV struct {
 	flotilla.KV
-	mu     sync.Mutex
-	data   map[string]flotilla.Value
-	index  raft.Index
-	fail   []fault
-	status flotilla.ClusterStatus
-	shards []flotilla.ShardInfo
-	writes int
-	broken map[int]error // from the write with this number on
+	mu        sync.Mutex
+	data      map[string]flotilla.Value
+	index     raft.Index
+	fail      []fault
+	status    flotilla.ClusterStatus
+	shards    []flotilla.ShardInfo
+	snapshots []flotilla.SnapshotInfo
+	writes    int
+	broken    map[int]error // from the write with this number on
 }
 
 type fault struct {
@@ -163,7 +164,15 @@ func (f *fakeKV) Scan(_ context.Context, r flotilla.Range, _ ...flotilla.ReadOpt
 func (f *fakeKV) Status(context.Context) (flotilla.ClusterStatus, error) { return f.status, nil }
 func (f *fakeKV) Nodes(context.Context) ([]flotilla.NodeInfo, error)     { return f.status.Nodes, nil }
 func (f *fakeKV) Shards(context.Context) ([]flotilla.ShardInfo, error)   { return f.shards, nil }
-func (f *fakeKV) Close() error                                           { return nil }
+func (f *fakeKV) ShardsFrom(_ context.Context, key []byte, limit int) (out []flotilla.ShardInfo, err error) {
+	for _, s := range f.shards {
+		if len(out) < limit && (key == nil || userShard(&s) && (len(s.End) == 0 || bytes.Compare(s.End, key) > 0)) {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+func (f *fakeKV) Close() error { return nil }
 func (f *fakeKV) ChangeReplicas(_ context.Context, id uint64, changes ...flotilla.ReplicaChange) (flotilla.ShardInfo, error) {
 	if x, ok := f.next(); ok {
 		return flotilla.ShardInfo{}, x.err
@@ -259,6 +268,16 @@ func (c *command) mustRun(t *testing.T, args ...string) string {
 		t.Fatalf("flotilla %s: exit code %d\n%s", strings.Join(args, " "), code, c.errOut.String())
 	}
 	return c.out.String()
+}
+
+func (f *fakeKV) Snapshots(context.Context) ([]flotilla.SnapshotInfo, error) {
+	x, _ := f.next()
+	return f.snapshots, x.err
+}
+
+func (f *fakeKV) TakeSnapshot(context.Context, backup.Store, []uint64, backup.Options) (*backup.Manifest, error) {
+	x, _ := f.next()
+	return nil, x.err
 }
 
 func (f *fakeKV) Backup(context.Context, backup.Store, backup.Options) (*backup.Manifest, error) {

@@ -6,10 +6,14 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/flotillakv/flotilla/bench/logbound"
 )
 
 // background runs a command that stays until its context ends, and returns its
@@ -180,4 +184,85 @@ func TestBenchRemote(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
+}
+
+// bench log-bound prints what it allows, goes through its phases on three processes,
+// writes samples and a chart, and leaves nothing else behind.
+func TestBenchLogBound(t *testing.T) {
+	t.Setenv(asProgram, "1")
+	dir, files := t.TempDir(), t.TempDir()
+	csv, chart := filepath.Join(files, "s.csv"), filepath.Join(files, "c.svg")
+	out, e, code := real(t, "bench", "log-bound", "--dir", dir, "--phase", "1s", "--keys", "500", "--shards", "2", "--clients", "8", "--crash-every", "100ms",
+		"--log-limit", "16MiB", "--memory-limit", "16MiB", "--csv", csv, "--chart", chart, "-o", "json")
+	if code != 0 {
+		t.Fatalf("exit code %d: %s", code, e)
+	}
+	if !strings.Contains(e, "fixed allowance") || strings.Index(e, "fixed allowance") > strings.Index(e, "Raft logs 0.0") {
+		t.Errorf("the allowance is not printed first: %.2000s", e)
+	}
+	var res []logbound.Result
+	if err := json.Unmarshal([]byte(out), &res); err != nil || len(res) != 1 {
+		t.Fatalf("%v: %.500s", err, out)
+	}
+	r := &res[0]
+	if len(r.Phases) != 6 || r.Violations > 0 || r.Restarts < 2 || r.Verified == 0 || r.DiskLimit <= r.DiskBound || r.DiskBound <= r.LogLimit {
+		t.Errorf("%.2000s", out)
+	}
+	for _, f := range []struct{ path, holds string }{{csv, "crash loop"}, {chart, "</svg>"}} {
+		if b, err := os.ReadFile(f.path); err != nil || !strings.Contains(string(b), f.holds) {
+			t.Errorf("%s: %v, %.200s", f.path, err, b)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// A node whose disk is full refuses what adds data, with exit code 5 and the way to
+// find out more; deletes, reads, status and backups go on, and writes when there is
+// room again.
+func TestFullDiskCommands(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := "--addr=" + l.Addr().String()
+	l.Close()
+	_, stop := background(t, "serve", "--dir", dir, "--client-listen", strings.TrimPrefix(addr, "--addr="), "--disk-limit", "64MiB", "--ballast", "0", "--memory", "128MiB", "--quiet", "--log-level", "error")
+	defer stop()
+	for _, k := range []string{"a", "b"} {
+		expect(t, exitOK, "", "kv", "put", k, "old", addr)
+	}
+	pad := filepath.Join(dir, "PAD") // of somebody else; it counts as du does
+	if err := os.WriteFile(pad, make([]byte, 60<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	until := func(what string, f func() bool) {
+		t.Helper()
+		end := time.Now().Add(20 * time.Second)
+		for tick := time.NewTicker(20 * time.Millisecond); !f(); <-tick.C {
+			if time.Now().After(end) {
+				t.Fatalf("waited in vain for: %s", what)
+			}
+		}
+	}
+	put := func() (string, int) { _, e, code := real(t, "kv", "put", "a", "new", addr); return e, code }
+	until("writes are refused", func() bool { _, code := put(); return code != exitOK })
+	if e, code := put(); code != exitConflict || !strings.Contains(e, "no space is left for new data") || !strings.Contains(e, "disk of node 1") || !strings.Contains(e, "try: flotilla cluster status") {
+		t.Errorf("exit code %d:\n%s", code, e)
+	}
+	expect(t, exitConflict, `"exit_code":5`, "kv", "put", "a", "new", addr, "-o", "json")
+	expect(t, exitConflict, "no space is left", "kv", "cas", "c", "new", "--absent", addr)
+	expect(t, exitOK, "the disk of n1 is", "cluster", "status", addr)
+	expect(t, exitOK, `"state":"DEGRADED"`, "cluster", "status", addr, "-o", "json")
+	expect(t, exitOK, "n1", "node", "list", addr)
+	expect(t, exitOK, "old", "kv", "get", "b", addr)
+	expect(t, exitOK, "", "kv", "del", "b", addr)
+	expect(t, exitOK, "1 records", "backup", "create", "--to", filepath.Join(t.TempDir(), "b"), addr)
+	if err := os.Remove(pad); err != nil {
+		t.Fatal(err)
+	}
+	until("writes are taken again", func() bool { _, code := put(); return code == exitOK })
+	expect(t, exitOK, "new", "kv", "get", "a", addr)
 }

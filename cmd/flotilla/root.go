@@ -53,7 +53,7 @@ func newRoot(a *app) *cobra.Command {
 	plant(a, root)
 	root.SetFlagErrorFunc(flagError)
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	group(root, newDemo(a), newDev(a), newServe(a), newKV(a), newCluster(a), newNode(a), newShard(a), newBackup(a), newBench(a), newSim(a), newCheck(a), newConfig(a), newVersion(a))
+	group(root, newDemo(a), newDev(a), newServe(a), newKV(a), newCluster(a), newNode(a), newShard(a), newBackup(a), newSnapshot(a), newBench(a), newSim(a), newCheck(a), newConfig(a), newVersion(a))
 	unknown := root.RunE
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {

@@ -113,8 +113,8 @@ type config struct {
 		NoClock      bool     `toml:"no_clock" flag:"no-clock" help:"claim no leases: have every linearizable read confirmed by a majority, as where clocks cannot be trusted"`
 	} `toml:"raft"`
 	Limits struct {
-		Memory         size     `toml:"memory" flag:"memory" help:"memory for caches and write buffers; at least 16MiB"`
-		Proposals      size     `toml:"proposals" flag:"proposals" help:"size of all writes that may wait on the node; at least 4MiB"`
+		Memory         size     `toml:"memory" flag:"memory" help:"memory of the whole process, shared out over caches, write buffers and queues; at least 128MiB"`
+		Proposals      size     `toml:"proposals" flag:"proposals" help:"size of all writes that may wait on the node; 0: a sixteenth of the memory, 256MiB at most; else at least 4MiB"`
 		Wait           duration `toml:"wait" flag:"write-wait" help:"refuse writes that would wait longer than this on the node"`
 		Log            size     `toml:"log" flag:"log-limit" help:"most that the Raft logs of all shards may take on the disk; at least 16MiB"`
 		Disk           size     `toml:"disk" flag:"disk-limit" help:"the most that the directory may take; short of it writes that add data are refused, deletes are not; 0: what the file system has; else at least 64MiB"`
@@ -134,8 +134,7 @@ func defaultConfig() *config {
 	c.Raft.Heartbeat = duration{500 * time.Millisecond}
 	c.Raft.Support = duration{2500 * time.Millisecond}
 	c.Raft.ElectionRank = duration{40 * time.Millisecond}
-	c.Limits.Memory = 256 << 20
-	c.Limits.Proposals = 256 << 20
+	c.Limits.Memory = flotilla.DefaultMemory
 	c.Limits.Wait = duration{500 * time.Millisecond}
 	c.Limits.Log = 1 << 30
 	c.Limits.Ballast = flotilla.DefaultBallast
@@ -295,7 +294,7 @@ func resolve(fs *pflag.FlagSet, env func(string) (string, bool)) (*resolved, err
 // else is checked by flotilla.Options.Validate.
 func (r *resolved) check() error {
 	for _, s := range settings { // zero in Options would mean the default
-		if v := r.field(s); !slices.Contains([]string{"limits.drain", "limits.disk", "limits.ballast"}, s.path()) && (v.Type() == reflect.TypeFor[duration]() || v.Type() == reflect.TypeFor[size]()) && v.IsZero() {
+		if v := r.field(s); !slices.Contains([]string{"limits.drain", "limits.proposals", "limits.disk", "limits.ballast"}, s.path()) && (v.Type() == reflect.TypeFor[duration]() || v.Type() == reflect.TypeFor[size]()) && v.IsZero() {
 			return usageError("%s = %s (%s): must be more than 0", s.path(), r.text(s), r.origin[s.path()])
 		}
 	}
@@ -490,6 +489,8 @@ func (r *resolved) options() (flotilla.Options, error) {
 		Timing: flotilla.Timing{Heartbeat: r.Raft.Heartbeat.d, Support: r.Raft.Support.d,
 			ElectionRank: r.Raft.ElectionRank.d},
 		NoClock: r.Raft.NoClock,
+		// The process is the node's: it is held to limits.memory as a whole.
+		WholeProcess: true,
 	}
 	if r.TLS.CA+r.TLS.Cert+r.TLS.Key != "" {
 		o.TLS = &flotilla.TLSFiles{CA: r.TLS.CA, Cert: r.TLS.Cert, Key: r.TLS.Key}

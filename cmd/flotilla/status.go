@@ -125,15 +125,26 @@ func dash(s string) string {
 }
 
 func newShard(a *app) *cobra.Command {
+	from, limit := "", 1000
 	list := &cobra.Command{
 		Use:   "list",
 		Short: "Print the shards, their ranges and where they are",
 		Args:  arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 1 || limit > flotilla.MaxShards {
+				return usageError("--limit %d: must lie between 1 and %d", limit, flotilla.MaxShards)
+			}
+			var start []byte
+			if cmd.Flags().Changed("from") {
+				start = []byte(from)
+			}
 			return a.with(cmd.Context(), func(ctx context.Context, c client) error {
-				shards, err := c.Shards(ctx)
+				shards, next, err := listShards(ctx, c, start, limit)
 				if err != nil {
 					return err
+				}
+				if next != nil {
+					a.note("there are more: flotilla shard list --from %q", next)
 				}
 				slices.SortFunc(shards, func(x, y flotilla.ShardInfo) int { return int(int64(x.ID) - int64(y.ID)) })
 				if a.json() {
@@ -144,6 +155,8 @@ func newShard(a *app) *cobra.Command {
 			})
 		},
 	}
+	list.Flags().StringVar(&from, "from", "", "key to begin with: that of the first shard to print; not given: all, the catalog's own first")
+	list.Flags().IntVar(&limit, "limit", limit, "most shards to print")
 	show := &cobra.Command{
 		Use:   "show ID",
 		Short: "Print one shard and its replicas",
@@ -167,6 +180,24 @@ func newShard(a *app) *cobra.Command {
 		},
 	}
 	return clientFlags(a, group(&cobra.Command{Use: "shard", Short: "Look at the shards, and say where they are"}, list, show, newShardReplicas(a), newShardTransfer(a)))
+}
+
+// listShards asks for shards page by page, and returns where those begin that limit left out.
+func listShards(ctx context.Context, c client, from []byte, limit int) (out []flotilla.ShardInfo, next []byte, err error) {
+	for {
+		page, err := c.ShardsFrom(ctx, from, limit-len(out))
+		if err != nil {
+			return nil, nil, err
+		}
+		out = append(out, page...)
+		n := len(page)
+		if n == 0 || userShard(&page[n-1]) && len(page[n-1].End) == 0 {
+			return out, nil, nil
+		}
+		if from = append([]byte{}, page[n-1].End...); len(out) >= limit {
+			return out, from, nil
+		}
+	}
 }
 
 func shardsText(shards []flotilla.ShardInfo) string {

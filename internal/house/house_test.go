@@ -41,7 +41,7 @@ var layers = []struct {
 	{"snapshot/backup/s3", 4, "snapshot/backup", "github.com/minio/minio-go/v7"},
 	{"transport", 4, "multiraft/raft shard transport/transportpb internal/invariants internal/mutants", "google.golang.org/grpc google.golang.org/protobuf github.com/golang/snappy"},
 	{"router", 4, "multiraft/raft multiraft/session shard internal/invariants internal/mutants", "golang.org/x/sync"},
-	{"router/catalog", 4, "multiraft/raft shard internal/invariants", ""},
+	{"router/catalog", 4, "multiraft/raft shard internal/invariants internal/mutants", ""},
 	{"multiraft", 4, "multiraft/raft multiraft/session multiraft/liveness engine snapshot internal/invariants internal/mutants", "golang.org/x/sync"},
 	{"shard/kv", 5, "multiraft/raft multiraft/session shard engine multiraft internal/invariants internal/mutants", ""},
 	{"", 6, "all", "github.com/prometheus/client_golang"},

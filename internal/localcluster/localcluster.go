@@ -4,6 +4,7 @@
 package localcluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,10 @@ type Options struct {
 	// MemoryPerNode as flotilla.Limits.Memory. Zero: the default.
 	MemoryPerNode int64
 	// LogKeep and Log as in flotilla.Limits. Zero: the default.
-	LogKeep  int64
-	Log      int64
+	LogKeep int64
+	Log     int64
+	// Limits are those of each node, but for what is given above.
+	Limits   flotilla.Limits
 	Timing   flotilla.Timing
 	Logger   *slog.Logger
 	Observer flotilla.Observer
@@ -49,7 +52,10 @@ type Cluster struct {
 	addrs []addrs
 }
 
-type addrs struct{ peer, client string }
+type addrs struct {
+	peer, client string
+	replaced     bool // the node joined anew
+}
 
 // Start forms (or, on directories of an earlier run, restarts) a cluster and
 // returns once every node is ready. On an error nothing keeps running.
@@ -63,11 +69,11 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("flotilla: %w", err)
 	}
-	mem := o.MemoryPerNode
+	mem := cmp.Or(o.MemoryPerNode, o.Limits.Memory)
 	if mem == 0 {
-		mem = 256 << 20
+		mem = flotilla.DefaultMemory
 	}
-	c := &Cluster{o: o, nodes: make([]*flotilla.Node, o.Nodes), addrs: make([]addrs, o.Nodes), cache: engine.NewCache(mem / 4 * int64(o.Nodes))}
+	c := &Cluster{o: o, nodes: make([]*flotilla.Node, o.Nodes), addrs: make([]addrs, o.Nodes), cache: engine.NewCache(mem / 5 * 2 * int64(o.Nodes))}
 	var host, port string
 	if o.ClientListen != "" {
 		var err error
@@ -112,7 +118,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		if clients[i], err = net.Listen("tcp", at); err != nil {
 			return fail(fmt.Errorf("flotilla: client address %s is not free: %w", at, err))
 		}
-		c.addrs[i] = addrs{peers[i].Addr().String(), clients[i].Addr().String()}
+		c.addrs[i] = addrs{peer: peers[i].Addr().String(), client: clients[i].Addr().String()}
 	}
 	errs := make([]error, o.Nodes)
 	var wg sync.WaitGroup
@@ -153,8 +159,11 @@ func (c *Cluster) options(i int, peer, client net.Listener) flotilla.Options {
 		Dir: filepath.Join(c.o.Dir, fmt.Sprintf("n%d", i+1)), NodeID: uint32(i + 1),
 		PeerListener: peer, ClientListener: client,
 		Shards: c.o.Shards, SplitAt: c.o.SplitAt, Cache: c.cache, Observer: c.o.Observer, Timing: c.o.Timing,
-		Limits: flotilla.Limits{Memory: c.o.MemoryPerNode, LogKeep: c.o.LogKeep, Log: c.o.Log}, Bootstrap: c.o.Nodes,
+		Limits: c.o.Limits, Bootstrap: c.o.Nodes,
 	}
+	o.Limits.Memory = cmp.Or(c.o.MemoryPerNode, o.Limits.Memory)
+	o.Limits.LogKeep = cmp.Or(c.o.LogKeep, o.Limits.LogKeep)
+	o.Limits.Log = cmp.Or(c.o.Log, o.Limits.Log)
 	if c.o.Logger != nil {
 		o.Logger = c.o.Logger.With("node", i+1)
 	}
@@ -162,6 +171,9 @@ func (c *Cluster) options(i int, peer, client net.Listener) flotilla.Options {
 		for _, a := range c.addrs {
 			o.Join = append(o.Join, a.peer)
 		}
+	}
+	if c.addrs[i].replaced {
+		o.NodeID, o.Rejoin, o.Bootstrap = 0, true, 0
 	}
 	return o
 }
@@ -233,6 +245,21 @@ func (c *Cluster) Restart(ctx context.Context, i int) error {
 	c.nodes[i] = n
 	c.mu.Unlock()
 	return nil
+}
+
+// Replace ends node i as Kill does, deletes its directory, and starts a new node of the
+// cluster, with a new id and without data, at its addresses.
+func (c *Cluster) Replace(ctx context.Context, i int) error {
+	if err := c.Kill(i); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(c.o.Dir, fmt.Sprintf("n%d", i+1))); err != nil {
+		return fmt.Errorf("flotilla: %w", err)
+	}
+	c.mu.Lock()
+	c.addrs[i].replaced = true
+	c.mu.Unlock()
+	return c.Restart(ctx, i)
 }
 
 // Stop closes all nodes after they have handed their leaderships over as far as

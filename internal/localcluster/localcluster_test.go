@@ -142,6 +142,57 @@ func TestCatchUpBySnapshot(t *testing.T) {
 	}
 }
 
+// TestKeepFollowsData: by default no more log is kept for a node that is away than
+// its data are worth. They are overwritten again and again, and it gets a snapshot.
+func TestKeepFollowsData(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	var installed atomic.Int64
+	c, err := Start(ctx, Options{
+		Dir: t.TempDir(), MemoryPerNode: 16 << 20, Timing: flotilla.Timing{Heartbeat: 100 * time.Millisecond},
+		Observer: flotilla.Observer{OnSnapshot: func(e flotilla.SnapshotEvent) {
+			if !e.Sent && e.Err == nil {
+				installed.Add(1)
+			}
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Kill(2); err != nil {
+		t.Fatal(err)
+	}
+	const keys, size, writes = 16, 32 << 10, 384 // 12 MiB over half a MiB; 16 MiB may be kept
+	for i := range writes {
+		for {
+			_, err := c.Node(0).Put(ctx, fmt.Appendf(nil, "k%d", i%keys), bytes.Repeat([]byte{byte(i)}, size))
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := c.Restart(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		last, err := c.Node(2).Get(ctx, fmt.Appendf(nil, "k%d", (writes-1)%keys), flotilla.Local())
+		if err == nil && len(last.Bytes) == size && last.Bytes[0] == byte((writes-1)&0xff) && installed.Load() > 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("not caught up: %v; %d snapshots installed", err, installed.Load())
+		case <-tick.C:
+		}
+	}
+}
+
 // TestRestartElsewhere: all nodes come back on other ports than the ones their
 // directories know, and find each other by the list they are started with.
 func TestRestartElsewhere(t *testing.T) {

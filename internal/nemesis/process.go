@@ -76,7 +76,7 @@ func newCluster(o *Options) (_ *cluster, err error) {
 		join = append(join, n.peerVia)
 	}
 	c.args = append([]string{"--bootstrap", fmt.Sprint(o.Nodes), "--join", strings.Join(join, ","), "--shards", fmt.Sprint(o.Shards),
-		"--memory", "32MiB", "--log-format", "text", "--log-level", "info"}, o.ServeArgs...)
+		"--memory", "128MiB", "--log-format", "text", "--log-level", "info"}, o.ServeArgs...)
 	return c, nil
 }
 

@@ -520,6 +520,10 @@ func (m *Manager) DiskStep() (worked bool) {
 	return true
 }
 
+// DiskBegin says that a DiskStep is at the disk from now on: for an owner in whose
+// time that takes long, though the call itself does not.
+func (m *Manager) DiskBegin() { m.writing.Store(true) }
+
 // DiskPending reports whether DiskStep has something to do.
 func (m *Manager) DiskPending() bool {
 	m.mu.Lock()

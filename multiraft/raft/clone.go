@@ -70,13 +70,15 @@ func (c *Core) Freeze(keepTruncate bool) {
 		c.quorumSince = FrozenTime
 	}
 	c.stirred = false // what is explored is at rest
-	c.queryAt, c.quorumFrom, c.waitAll, c.waitMost = 0, FrozenTime, 0, 0
+	c.cutRetry = 0
+	c.queryAt, c.quorumFrom, c.waitAll, c.waitMost, c.sizeDue = 0, FrozenTime, 0, 0, 0
 	c.attempts, c.anomalies = 0, 0
 	c.lastSeen, c.appliedAt = c.log.last, c.log.applied
 	c.log.diskBytes = 0
 	c.log.free, c.log.chunk = nil, 0
+	c.log.deadEnts, c.log.deadBytes = 0, 0
 	if !keepTruncate {
-		c.truncAt, c.truncNow, c.compactTo = Never, false, c.log.trunc
+		c.truncAt, c.truncNow, c.compactTo, c.wish = Never, false, c.log.trunc, 0
 		for i := range c.peers {
 			c.peers[i].sentCompact = 0
 		}
@@ -106,7 +108,7 @@ func (c *Core) CheckQuiet(now Time) error {
 	n := c.Clone(nil)
 	var o Out
 	n.Flush(now, &o)
-	o.Truncates = nil // the log may be cut now, but need not be: the timer comes back to it
+	o.Truncates, o.Cuts = nil, nil // the log may be cut now, but need not be: the timer comes back to it
 	if x := [...]int{len(o.Msgs), len(o.Held), len(o.Appends), len(o.HardStates), len(o.Applies), len(o.Fetches), len(o.Snapshots),
 		len(o.Reads), len(o.Roles), len(o.Drops), len(o.Asks), len(o.Forgets)}; x != [len(x)]int{} {
 		return fmt.Errorf("replica %d of shard %d is not stirred, and has a round to give out: %+v", c.id, c.shard, o)
@@ -271,7 +273,8 @@ func (c *Core) AppendState(dst []byte, f *StateForm) []byte {
 	for _, d := range c.drops {
 		dst = u(u(u(dst, uint64(d.Shard)), uint64(d.Index)), uint64(d.Term))
 	}
-	dst = append(u(dst, uint64(c.redo)), flags(c.redoes), byte(c.pressure))
+	dst = u(u(u(u(dst, uint64(c.cutTo)), uint64(c.cutEntry)), uint64(c.wish)), uint64(c.cutAsked))
+	dst = append(u(u(dst, uint64(c.redo)), uint64(c.dataBytes)), flags(c.redoes), byte(c.pressure))
 	t := &c.told
 	dst = u(u(u(u(dst, uint64(t.Shard)), uint64(t.Term)), f.id(uint32(t.Lead))), f.id(uint32(t.LeadNode)))
 	return u(append(dst, flags(t.IsLeader, t.IsReady)), uint64(t.FirstIndex))

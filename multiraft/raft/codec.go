@@ -13,7 +13,7 @@ import (
 const (
 	entryVersion      = 1
 	hardStateVersion  = 1
-	appliedVersion    = 1
+	appliedVersion    = 2 // 1 had no digest
 	descriptorVersion = 1
 	confChangeVersion = 1
 )
@@ -148,6 +148,11 @@ func DecodeEntry(index Index, value []byte) (Entry, error) {
 				return Entry{}, err
 			}
 		}
+		if e.Type == EntryCut {
+			if cut, err := DecodeCut(c.Body); err != nil || cut.Index >= index {
+				return Entry{}, corrupt("entry", "a cut that cannot be")
+			}
+		}
 	}
 	if len(r.b) != 0 {
 		return Entry{}, corrupt("entry", "bytes after the last command")
@@ -161,7 +166,7 @@ func DecodeEntry(index Index, value []byte) (Entry, error) {
 		ok = n == 0
 	case EntryNormal:
 		ok = n >= 1
-	case EntryConf, EntryAdmin:
+	case EntryConf, EntryAdmin, EntryCut:
 		ok = n == 1
 	}
 	if !ok {
@@ -415,7 +420,7 @@ func DecodeHardState(v []byte) (HardState, error) {
 	return h, nil
 }
 
-// Encode appends the record to dst: frame, then the eight fields in the order
+// Encode appends the record to dst: frame, then the ten fields in the order
 // of the struct, each u64.
 func (a AppliedState) Encode(dst []byte) []byte {
 	start := len(dst)
@@ -423,21 +428,31 @@ func (a AppliedState) Encode(dst []byte) []byte {
 	for _, v := range [...]uint64{
 		uint64(a.Applied), uint64(a.AppliedTerm), uint64(a.TruncIndex), uint64(a.TruncTerm),
 		uint64(a.ConfIndex), a.WrittenBytes, a.WrittenKeys, a.GroupTs,
+		uint64(a.Digest), uint64(a.DigestFrom),
 	} {
 		dst = binary.BigEndian.AppendUint64(dst, v)
 	}
 	return endRecord(dst, start, 'a')
 }
 
-// DecodeAppliedState reads what AppliedState.Encode wrote.
+// DecodeAppliedState reads what AppliedState.Encode wrote, of this version or of
+// version 1, which has no digest.
 func DecodeAppliedState(v []byte) (AppliedState, error) {
-	r, err := openRecord(v, 'a', appliedVersion, "applied state")
+	version := byte(appliedVersion)
+	if len(v) > 0 && v[0] == 1 {
+		version = 1
+	}
+	r, err := openRecord(v, 'a', version, "applied state")
 	if err != nil {
 		return AppliedState{}, err
 	}
 	a := AppliedState{
 		Applied: Index(r.u64()), AppliedTerm: Term(r.u64()), TruncIndex: Index(r.u64()), TruncTerm: Term(r.u64()),
 		ConfIndex: Index(r.u64()), WrittenBytes: r.u64(), WrittenKeys: r.u64(), GroupTs: r.u64(),
+		DigestFrom: NoDigest,
+	}
+	if version > 1 {
+		a.Digest, a.DigestFrom = Digest(r.u64()), Index(r.u64())
 	}
 	if err := r.close("applied state"); err != nil {
 		return AppliedState{}, err

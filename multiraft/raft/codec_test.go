@@ -31,7 +31,7 @@ var (
 		{Remove: true, Replica: Replica{Node: 2, ID: 2}},
 	}}
 	sampleHard    = HardState{Term: 7, Vote: 3, Lead: 3, LeadNode: 2, LeadEpoch: 5<<32 | 1, Leased: true, Commit: 99}
-	sampleApplied = AppliedState{Applied: 90, AppliedTerm: 7, TruncIndex: 80, TruncTerm: 6, ConfIndex: 12, WrittenBytes: 1 << 33, WrittenKeys: 77, GroupTs: 1 << 60}
+	sampleApplied = AppliedState{Applied: 90, AppliedTerm: 7, TruncIndex: 80, TruncTerm: 6, ConfIndex: 12, WrittenBytes: 1 << 33, WrittenKeys: 77, GroupTs: 1 << 60, Digest: 0x0102030405060708, DigestFrom: 5}
 	sampleDesc    = Descriptor{
 		Shard: 1 << 40, Keyspace: 2, Start: []byte("a\x00"), End: []byte("zz"), ConfVer: 41, Version: 300, NextReplica: 10, MergeState: 1,
 		Replicas: []Replica{{1, 1, Voter}, {2, 2, VoterOutgoing}, {4, 9, VoterIncoming}, {7, 5, Learner}, {8, 6, VoterDemoting}},
@@ -66,6 +66,7 @@ func TestGolden(t *testing.T) {
 	normal, decNormal := entry(EntryNormal, h, sampleCmds)
 	empty, decEmpty := entry(EntryEmpty, EntryHeader{}, nil)
 	conf, decConf := entry(EntryConf, h, []Command{{Body: sampleConf.Encode(nil)}})
+	cut, decCut := entry(EntryCut, h, []Command{{Body: (&Cut{Index: 11, Image: []byte("image")}).Encode(nil)}})
 	for _, c := range []struct {
 		name   string
 		bytes  []byte
@@ -75,6 +76,7 @@ func TestGolden(t *testing.T) {
 		{"entry_normal", normal, decNormal, normal},
 		{"entry_empty", empty, decEmpty, empty},
 		{"entry_conf", conf, decConf, conf},
+		{"entry_cut", cut, decCut, cut},
 		{"hard_state", sampleHard.Encode(nil), func(b []byte) (any, error) { return DecodeHardState(b) }, sampleHard},
 		{"applied_state", sampleApplied.Encode(nil), func(b []byte) (any, error) { return DecodeAppliedState(b) }, sampleApplied},
 		{"descriptor", sampleDesc.Encode(nil), func(b []byte) (any, error) { return DecodeDescriptor(b) }, sampleDesc},
@@ -101,6 +103,19 @@ func TestGolden(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: decodes to %+v, %v; want %+v", c.name, got, err, c.want)
 		}
+	}
+}
+
+// TestAppliedStateVersion1: a record of the first version is read, and has no digest.
+func TestAppliedStateVersion1(t *testing.T) {
+	v, err := hex.DecodeString("01696b8c4f000000000000005a000000000000000700000000000000500000000000000006000000000000000c0000000200000000000000000000004d1000000000000000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := sampleApplied
+	want.Digest, want.DigestFrom = 0, NoDigest
+	if got, err := DecodeAppliedState(v); err != nil || got != want {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 }
 
@@ -187,6 +202,7 @@ func FuzzEntry(tf *testing.F) {
 	f := fuzzing.New(tf)
 	f.Add(uint64(12), EncodeEntry(nil, 12, 7, EntryNormal, EntryHeader{DescVersion: 300}, sampleCmds))
 	f.Add(uint64(1), EncodeEntry(nil, 1, 1, EntryEmpty, EntryHeader{}, nil))
+	f.Add(uint64(12), EncodeEntry(nil, 12, 1, EntryCut, EntryHeader{}, []Command{{Body: (&Cut{Index: 11, Image: []byte("image")}).Encode(nil)}}))
 	f.Add(uint64(3), EncodeEntry(nil, 3, 1, EntryConf, EntryHeader{}, []Command{{Body: sampleConf.Encode(nil)}}))
 	f.Fuzz(func(t testing.TB, index uint64, b []byte) {
 		// Bytes that pass the checksum only by being repaired are looked at as well.
@@ -258,7 +274,11 @@ func FuzzRecords(tf *testing.F) {
 		check(v, h.Encode(nil), err)
 		v = repairRecord('a', b)
 		a, err := DecodeAppliedState(v)
-		check(v, a.Encode(nil), err)
+		if len(v) == 0 || v[0] != 1 { // version 1 is read only
+			check(v, a.Encode(nil), err)
+		} else if err == nil && (a.DigestFrom != NoDigest || a.Digest != 0) {
+			t.Fatalf("%x has a digest: %+v", v, a)
+		}
 		v = repairRecord('d', b)
 		d, err := DecodeDescriptor(v)
 		check(v, d.Encode(nil), err)

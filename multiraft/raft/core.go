@@ -58,6 +58,8 @@ type Config struct {
 	// neither votes nor campaigns before a majority of the voters' nodes has
 	// answered this one, so that an old copy of its store can be found out.
 	Restarted bool
+	// Since is when the node started, of a replica that is made later. Zero: now.
+	Since Time
 	// Rand seeds the core's own random stream (election jitter).
 	Rand   uint64
 	Tuning Tuning
@@ -86,8 +88,11 @@ type Tuning struct {
 	IdleTruncate     time.Duration // quiet time after which the whole applied log is cut. 1 s
 	SnapshotTimeout  time.Duration // after which a snapshot that was not reported is given up. 2 min
 	LogKeepEntries   int           // how far a dead peer may hold the log back. 16384
-	LogKeepBytes     int           // the same in bytes. 16 MiB
+	LogKeepBytes     int           // the same in bytes, whatever the size of the data (KeepBytes). 16 MiB
 	PromoteLag       int           // entries that a learner may lack and be promoted; in bytes, InflightBytes. 1024
+	Cut              CutPolicy     // who decides how far logs are cut
+	CutEntries       int           // under another policy than CutPiggyback: how many entries are worth a cut. 10000
+	CutBytes         int           // the same in bytes. 1 MiB
 }
 
 // WithDefaults returns t with every zero field replaced by its default.
@@ -122,13 +127,15 @@ func (t Tuning) WithDefaults() Tuning {
 	def(&t.LogKeepEntries, 16384)
 	def(&t.LogKeepBytes, 16<<20)
 	def(&t.PromoteLag, 1024)
+	def(&t.CutEntries, 10_000)
+	def(&t.CutBytes, 1<<20)
 	return t
 }
 
 // Validate refuses values that make no sense. It looks at t as it is; apply
 // WithDefaults first.
 func (t Tuning) Validate() error {
-	for _, v := range [...]int{t.MaxMsgBytes, t.InflightMsgs, t.InflightBytes, t.UncommittedBytes, t.TailBytes, t.ApplyBytes, t.LogKeepEntries, t.LogKeepBytes, t.PromoteLag} {
+	for _, v := range [...]int{t.MaxMsgBytes, t.InflightMsgs, t.InflightBytes, t.UncommittedBytes, t.TailBytes, t.ApplyBytes, t.LogKeepEntries, t.LogKeepBytes, t.PromoteLag, t.CutEntries, t.CutBytes} {
 		if v <= 0 {
 			return fmt.Errorf("raft: tuning: a limit is %d, must be positive", v)
 		}
@@ -137,6 +144,9 @@ func (t Tuning) Validate() error {
 		if v <= 0 {
 			return fmt.Errorf("raft: tuning: a delay is %v, must be positive", v)
 		}
+	}
+	if t.Cut >= numCutPolicies {
+		return fmt.Errorf("raft: tuning: there is no cut policy %d", t.Cut)
 	}
 	if t.ElectionJitter < t.ElectionRank {
 		return fmt.Errorf("raft: tuning: election jitter %v is narrower than one rank step %v", t.ElectionJitter, t.ElectionRank)
@@ -223,8 +233,15 @@ type Core struct {
 	campaigned Term // newest term in which this core asked for votes
 
 	compactTo  Index
+	cutTo      Index // by entries of cuts that are applied
+	cutEntry   Index // the newest of these entries; zero: none was applied since the boot
+	wish       Index // leader: how far it would cut the logs
+	cutAsked   Index // leader: how far the owner was asked to
+	cutRetry   Time  // leader: not before: ask again, after the owner could not
 	redo       Index // see Hold
 	pressure   LogPressure
+	dataBytes  int64 // see Sized; zero: unknown
+	sizeDue    Time  // not before: next SizeTask
 	truncAt    Time
 	lastSeen   Index // log end and applied index when truncAt was set
 	appliedAt  Index
@@ -284,7 +301,11 @@ func NewCore(cfg Config, st State, now Time) (*Core, error) {
 		return nil, errors.New("raft: config without node, replica, liveness or shard")
 	}
 	c := &Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id, leased: cfg.Leased, restarted: cfg.Restarted}
-	c.waitAll, c.waitMost = now.Add(tun.LeaderGrace), now.Add(mostGraces*tun.LeaderGrace)
+	since := now
+	if cfg.Since != 0 {
+		since = cfg.Since
+	}
+	c.waitAll, c.waitMost = since.Add(tun.LeaderGrace), since.Add(mostGraces*tun.LeaderGrace)
 	c.rng.Seed(cfg.Rand, uint64(st.Desc.Shard)*0x9e3779b97f4a7c15^uint64(id))
 	if err := c.load(now, st); err != nil {
 		return nil, fmt.Errorf("raft: shard %d: %w", c.shard, err)
@@ -326,7 +347,7 @@ func (c *Core) load(now Time, st State) error {
 	}
 	c.role, c.released = RoleFollower, false
 	c.lagAt, c.commitAt, c.truncAt, c.transferAt = Never, Never, Never, Never
-	c.compactTo = l.trunc
+	c.compactTo, c.cutTo, c.cutEntry, c.wish, c.cutAsked = l.trunc, l.trunc, 0, 0, 0
 	c.applyBytes = 0
 	c.drops = c.drops[:0]
 	c.quorumFrom = now.Add(2 * time.Second)
@@ -588,6 +609,17 @@ func (c *Core) Hold(idx Index) {
 	}
 }
 
+// TailBytes returns about how much memory the entries take that the core holds: those
+// that are not applied and durable, and Tuning.TailBytes of the others for slow peers.
+func (c *Core) TailBytes() int { return c.log.memory() }
+
+// Evict forgets entries that are applied and durable until those that the core holds
+// take no more than keep bytes. Peers that need them get them from the disk.
+func (c *Core) Evict(keep int) {
+	c.log.evict(keep)
+	c.log.compact()
+}
+
 // Press says how much the node wants the log cut, until it says otherwise. It changes
 // no promise: what is cut is applied here, and committed.
 func (c *Core) Press(p LogPressure) {
@@ -614,6 +646,7 @@ func (c *Core) Flush(now Time, o *Out) {
 		o.Drops = append(o.Drops, c.drops[0])
 		c.drops = c.drops[:copy(c.drops, c.drops[1:])]
 	}
+	c.flushCut(now, o)
 	c.flushTruncate(now, o)
 	c.checkAsked(o)
 	if c.log.commit < c.log.last && c.role == RoleFollower && c.lead != 0 {
@@ -657,7 +690,14 @@ const (
 func (c *Core) flushTruncate(now Time, o *Out) {
 	l := &c.log
 	l.evict(c.tun.TailBytes)
-	to := min(c.compactTo, l.applied)
+	to := min(max(c.compactTo, c.cutTo), l.applied)
+	entries, bytes := truncLazyEntries, truncLazyBytes
+	if c.tun.Cut == CutAlone {
+		entries, bytes = c.tun.CutEntries, c.tun.CutBytes
+		if c.role != RoleLeader {
+			to = l.applied
+		}
+	}
 	if c.pressure == PressureAll {
 		to = l.applied
 	}
@@ -682,7 +722,7 @@ func (c *Core) flushTruncate(now Time, o *Out) {
 		c.truncAt = now.Add(c.tun.IdleTruncate)
 	}
 	n := to - l.trunc
-	if n < truncLazyEntries && l.heldBytes(l.trunc)-l.heldBytes(to) < truncLazyBytes && !c.truncNow && c.pressure == PressureNone {
+	if n < Index(entries) && l.heldBytes(l.trunc)-l.heldBytes(to) < uint64(bytes) && !c.truncNow && c.pressure == PressureNone {
 		return
 	}
 	c.truncNow = false

@@ -744,7 +744,7 @@ func (c *Core) Restore(now Time, st State, o *Out) {
 	} else {
 		c.lead, c.leadNode = 0, 0
 	}
-	st.Hard.Commit = max(st.Hard.Commit, st.Applied.Applied)
+	st.Hard.Commit = max(st.Hard.Commit, st.Applied.Applied, c.log.commit)
 	oldLast := c.log.last
 	if mutants.On("C14") {
 		st.Desc = c.desc
@@ -764,6 +764,13 @@ func (c *Core) Restore(now Time, st State, o *Out) {
 		c.electionAt = Never
 		c.send(o, c.leadNode, c.lead, Msg{Type: MsgAppResp, Index: c.log.last})
 	}
+}
+
+// HoldsFrom reports whether the state alone may be replaced by a snapshot that ends
+// at (idx, term), and the log stay as it is: it holds that entry. Restore then takes
+// the new state over.
+func (c *Core) HoldsFrom(idx Index, term Term) bool {
+	return c.role != RoleLeader && idx >= c.log.applied && c.log.matches(idx, term)
 }
 
 // WantsSnapshot reports whether a snapshot that ends at (idx, term) brings

@@ -25,6 +25,7 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 		c.asking.reads = c.asking.reads[:0]
 	}
 	c.commitAt, c.leaving = Never, c.leaving[:0]
+	c.wish, c.cutAsked, c.cutRetry = 0, 0, 0
 	c.quorumFrom, c.quorumLost = now.Add(c.tun.QuorumGrace), false
 	for i := range c.peers {
 		p := &c.peers[i]
@@ -131,7 +132,7 @@ func (c *Core) flushLeader(now Time, o *Out) {
 	if c.mustLeaveJoint() {
 		c.leaveJoint(now, o)
 	}
-	c.updateCompactTo(now)
+	c.updateCompactTo(now, o)
 	ping := c.nextReadRound(now)
 	commitDue := now >= c.commitAt
 	owed := false
@@ -364,6 +365,20 @@ func (c *Core) Fetched(now Time, to ReplicaID, prevTerm Term, ents []Entry, err 
 	}
 }
 
+// Awaits reports whether t is still to be answered through Fetched.
+func (c *Core) Awaits(t *FetchTask) bool {
+	p := c.peer(t.To)
+	return c.leads() && p != nil && p.fetching && p.next == t.Next && !p.forgot
+}
+
+// Unacknowledged returns how many bytes of entries are on their way to a peer.
+func (c *Core) Unacknowledged(to ReplicaID) int {
+	if p := c.peer(to); p != nil && c.role == RoleLeader {
+		return p.inflight.bytes
+	}
+	return 0
+}
+
 // startSnapshot asks the owner to send a snapshot, if the peer can take one.
 func (c *Core) startSnapshot(now Time, p *progress, o *Out) {
 	if !c.alive(p.node) {
@@ -373,6 +388,9 @@ func (c *Core) startSnapshot(now Time, p *progress, o *Out) {
 		return
 	}
 	p.toSnapshot(now, c.log.applied)
+	if !mutants.On("LK2") { // a restarted member gets to know its leader now, not when all has come
+		c.send(o, p.node, p.id, Msg{Type: MsgCommit, Commit: c.log.commit, CompactTo: c.compactTo})
+	}
 	o.Snapshots = append(o.Snapshots, SnapshotTask{Shard: c.shard, To: p.node, ToReplica: p.id})
 }
 
@@ -490,12 +508,39 @@ func (c *Core) stepAppRefused(m *Msg, p *progress) {
 	p.toProbe(min(i, refused-1) + 1)
 }
 
+// keepFloor is how many bytes of log a replica that is away may always hold back: a
+// snapshot has costs of its own, however small the data are.
+const keepFloor = 1 << 20
+
+// KeepBytes returns how many bytes of log a replica that is away may hold back where
+// the data of its shard take dataBytes: half of that, since what the log brings is
+// taken in more slowly than a snapshot; at least 1 MiB, at most limit. Zero or less
+// data: the size is not known, and limit holds alone.
+func KeepBytes(limit, dataBytes int64) int64 {
+	if dataBytes <= 0 {
+		return limit
+	}
+	return min(limit, max(keepFloor, dataBytes/2))
+}
+
+// sizeEvery is how often the owner is asked for the size of the data, at most.
+const sizeEvery = 10 * time.Second
+
+// Sized answers a SizeTask: the data of this group take so many bytes.
+func (c *Core) Sized(bytes int64) {
+	c.dataBytes, c.stirred = max(1, bytes), true
+}
+
 // updateCompactTo decides how far the logs may be cut: what all live members
 // hold; a dead one holds the log back only within LogKeepEntries and
-// LogKeepBytes, a live one within sixteen times as much; a node that is short of room
+// KeepBytes, a live one within sixteen times as much; a node that is short of room
 // for logs keeps nothing for the dead, or for anybody (Press).
-func (c *Core) updateCompactTo(now Time) {
+func (c *Core) updateCompactTo(now Time, o *Out) {
 	l := &c.log
+	keep := uint64(c.tun.LogKeepBytes)
+	if c.dataBytes != 0 && !mutants.On("LK1") {
+		keep = uint64(KeepBytes(int64(keep), c.dataBytes))
+	}
 	to := l.applied
 	for i := range c.peers {
 		p := &c.peers[i]
@@ -516,9 +561,18 @@ func (c *Core) updateCompactTo(now Time) {
 		if c.pressure == PressureAll || c.pressure == PressureDead && f == 1 {
 			continue
 		}
-		if l.last-pos <= Index(f*c.tun.LogKeepEntries) && l.heldBytes(pos) <= uint64(f*c.tun.LogKeepBytes) {
+		held := l.heldBytes(pos)
+		if held > keepFloor && c.tun.LogKeepBytes > keepFloor && now >= c.sizeDue {
+			c.sizeDue = now.Add(sizeEvery)
+			o.Sizes = append(o.Sizes, SizeTask{Shard: c.shard})
+		}
+		if l.last-pos <= Index(f*c.tun.LogKeepEntries) && held <= uint64(f)*keep {
 			to = pos
 		}
+	}
+	if c.tun.Cut == CutInLog {
+		c.wish = max(c.wish, to)
+		return
 	}
 	if to > c.compactTo {
 		c.compactTo = to

@@ -20,8 +20,13 @@ func TestMutants(t *testing.T) {
 	for _, c := range pressCases {
 		cases[c.name] = c.run
 	}
+	for _, c := range keepCases {
+		cases[c.name] = c.run
+	}
 	for id, name := range map[string]string{
 		"C13b": "a vote for a stranger",
+		"LK1":  "the size of the data bounds what is kept",
+		"LK2":  "who gets a snapshot knows its leader before",
 		"A11":  "restarted voter", "A12": "voter keeps its promise",
 		"A20b": "step down is final",
 		"A13":  "grant", "A13b": "given up transfer",

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"slices"
+	"unsafe"
 
 	"github.com/flotillakv/flotilla/internal/invariants"
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -37,6 +38,8 @@ type raftLog struct {
 	prevTerm Term
 	ents     []Entry // contiguous; its memory is shared with Out and never rewritten
 	bytes    int     // of the values in ents
+	// What was evicted and is still in the memory that ents is a part of.
+	deadEnts, deadBytes int
 
 	diskBytes uint64 // estimate: bytes of (trunc, last]
 
@@ -199,6 +202,9 @@ func (l *raftLog) append(ents []Entry) {
 		if e.Term != l.lastTerm || len(l.runs) == 0 {
 			l.runs = append(l.runs, TermRun{First: e.Index, Term: e.Term})
 		}
+		if len(l.ents) == cap(l.ents) { // append makes them new memory
+			l.deadEnts, l.deadBytes = 0, 0
+		}
 		l.ents = append(l.ents, *e)
 		l.bytes += len(e.Value)
 		l.diskBytes += uint64(len(e.Value))
@@ -256,6 +262,7 @@ func (l *raftLog) slice(lo, hi Index, maxBytes int) []Entry {
 func (l *raftLog) evict(keep int) {
 	n := 0
 	lim := min(l.applied, l.stable)
+	was := l.bytes
 	for n < len(l.ents) && l.bytes > keep && l.ents[n].Index <= lim {
 		l.bytes -= len(l.ents[n].Value)
 		n++
@@ -263,6 +270,22 @@ func (l *raftLog) evict(keep int) {
 	if n > 0 {
 		l.prev, l.prevTerm = l.ents[n-1].Index, l.ents[n-1].Term
 		l.ents = l.ents[n:]
+		l.deadEnts += n
+		l.deadBytes += was - l.bytes
+	}
+}
+
+// memory is about how many bytes the entries in memory take.
+func (l *raftLog) memory() int {
+	return l.bytes + l.deadBytes + (cap(l.ents)+l.deadEnts)*int(unsafe.Sizeof(Entry{})) + len(l.free)
+}
+
+// compact gives back the memory of what was evicted. Whoever was handed entries keeps
+// theirs.
+func (l *raftLog) compact() {
+	if l.deadEnts > 0 || cap(l.ents) > 2*len(l.ents) {
+		l.ents = slices.Clone(l.ents)
+		l.deadEnts, l.deadBytes = 0, 0
 	}
 }
 

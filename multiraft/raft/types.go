@@ -49,6 +49,8 @@ const (
 	EntryConf EntryType = 3
 	// EntryAdmin carries exactly one administrative command (reserved: split, merge, freeze).
 	EntryAdmin EntryType = 4
+	// EntryCut carries exactly one encoded Cut.
+	EntryCut EntryType = 5
 )
 
 // Entry is one log entry. Value holds the complete encoded form, which is the
@@ -123,6 +125,10 @@ type AppliedState struct {
 	WrittenBytes uint64
 	WrittenKeys  uint64
 	GroupTs      uint64
+	// Digest sums up what was applied, through Applied, since the chain began at
+	// DigestFrom. NoDigest there: none is known.
+	Digest     Digest
+	DigestFrom Index
 }
 
 // Role is a replica's role in a configuration.
@@ -233,7 +239,23 @@ const (
 	// LogTerm: the entry through which it acknowledged the log, which is missing
 	// now; or Index zero and Commit: a term in which it voted].
 	MsgForgot MsgType = 20
+	// MsgDigest asks a member for its digest at an index [Index; Epoch: the chain
+	// (AppliedState.DigestFrom), Round: the leader's digest there, if FlagGrant is set].
+	// MsgDigestResp answers [Index, Epoch, Round: the member's; FlagReject: it cannot
+	// tell, any more; FlagGrant: because it is quarantined].
+	// MsgDigestVerdict tells a member what came of a comparison [Index, Epoch;
+	// FlagReject: a majority has the digest Round there, and the member has not;
+	// FlagProbe: there is no majority, nobody may be believed; neither: all is well].
+	// MsgRebuild asks the leader for a snapshot to take the place of a quarantined
+	// replica's state. All four are the owner's business; a Core does not know them.
+	MsgDigest        MsgType = 21
+	MsgDigestResp    MsgType = 22
+	MsgDigestVerdict MsgType = 23
+	MsgRebuild       MsgType = 24
 )
+
+// MsgLast is the highest type that this version knows.
+const MsgLast = MsgRebuild
 
 // Flag bits of Msg.Flags.
 const (
@@ -325,6 +347,13 @@ type TruncateTask struct {
 	Term  Term
 }
 
+// CutTask asks the owner to propose that the logs of Shard be cut through Index
+// (Core.ProposeCut). A leader whose Tuning.Cut is CutInLog emits it, once for each Index.
+type CutTask struct {
+	Shard ShardID
+	Index Index
+}
+
 // FetchTask asks the owner to read entries [Next, Last] of Shard from disk, at
 // most MaxBytes (but at least one entry), for the peer To, and to hand them to
 // Core.Fetched. Emitted when a peer lags behind the in-memory tail.
@@ -342,6 +371,15 @@ type SnapshotTask struct {
 	Shard     ShardID
 	To        NodeID
 	ToReplica ReplicaID
+	// Fresh: it has to hold all that is applied now, so nothing made earlier will do.
+	Fresh bool
+}
+
+// SizeTask asks the owner how many bytes the data of Shard take, and to answer with
+// Core.Sized: a peer that is away holds back so much log that it matters. Without an
+// answer the data are taken for large.
+type SizeTask struct {
+	Shard ShardID
 }
 
 // ReadState answers Core.ReadIndex: when Err is nil, a read that sees every
@@ -407,8 +445,10 @@ type Out struct {
 	HardStates []HardStateTask
 	Applies    []ApplyTask
 	Truncates  []TruncateTask
+	Cuts       []CutTask
 	Fetches    []FetchTask
 	Snapshots  []SnapshotTask
+	Sizes      []SizeTask
 	Reads      []ReadState
 	Roles      []RoleChange
 	Drops      []DropTask
@@ -425,8 +465,8 @@ func (o *Out) Reset() {
 	clear(o.Reads)
 	o.Msgs, o.Held = o.Msgs[:0], o.Held[:0]
 	o.Appends, o.HardStates = o.Appends[:0], o.HardStates[:0]
-	o.Applies, o.Truncates = o.Applies[:0], o.Truncates[:0]
-	o.Fetches, o.Snapshots = o.Fetches[:0], o.Snapshots[:0]
+	o.Applies, o.Truncates, o.Cuts = o.Applies[:0], o.Truncates[:0], o.Cuts[:0]
+	o.Fetches, o.Snapshots, o.Sizes = o.Fetches[:0], o.Snapshots[:0], o.Sizes[:0]
 	o.Reads, o.Roles, o.Drops, o.Asks = o.Reads[:0], o.Roles[:0], o.Drops[:0], o.Asks[:0]
 	o.Forgets = o.Forgets[:0]
 }

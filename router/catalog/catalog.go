@@ -3,10 +3,12 @@ package catalog
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/flotillakv/flotilla/internal/mutants"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 )
@@ -68,6 +70,10 @@ func BootstrapOps(c Cluster, nodes []NodeInfo, p Plan) []shard.Op {
 		nextNode = max(nextNode, nodes[i].ID+1)
 	}
 	nextShard := p.Meta.Desc.Shard + 1
+	if l := p.Layout; l != nil {
+		ops = append(ops, shard.PutOp(layoutKey(l.Keyspace), l.Encode(nil)))
+		nextShard = max(nextShard, l.First+raft.ShardID(l.Count))
+	}
 	for _, r := range append([]Route{p.Meta}, p.Shards...) {
 		ops = append(ops, shard.PutOp(routeKey(r.Desc.Keyspace, r.Desc.End), r.Encode(nil)))
 		nextShard = max(nextShard, r.Desc.Shard+1)
@@ -94,30 +100,52 @@ func GetCluster(ctx context.Context, kv KV) (Cluster, error) {
 // right, in key order. If no range holds key, the first one above it comes
 // first; none means that there is none.
 func LookupRange(ctx context.Context, kv KV, keyspace uint32, key []byte, n int) ([]Route, error) {
-	pairs, err := kv.Scan(ctx, seekKey(keyspace, key), routesEnd(keyspace), max(n, 1))
+	n = max(n, 1)
+	l, err := layoutOf(ctx, kv, keyspace)
 	if err != nil {
 		return nil, err
 	}
-	return decodeRoutes(pairs)
+	pairs, err := kv.Scan(ctx, seekKey(keyspace, key), routesEnd(keyspace), n)
+	if err != nil {
+		return nil, err
+	}
+	routes, err := decodeRoutes(pairs)
+	if err != nil || l == nil {
+		return routes, err
+	}
+	return overlay(l, routes, key, n), nil
 }
 
 // ListShards returns up to n ranges of all keyspaces, ordered by keyspace and
 // key, beginning at cursor (nil: the first). next is the cursor of what
 // follows, nil at the end.
 func ListShards(ctx context.Context, kv KV, cursor []byte, n int) (routes []Route, next []byte, err error) {
-	if len(cursor) == 0 {
-		cursor = []byte(routePrefix)
-	}
 	n = max(n, 1)
-	pairs, err := kv.Scan(ctx, cursor, prefixEnd([]byte(routePrefix)), n)
-	if err != nil {
-		return nil, nil, err
+	keyspace, key := uint32(0), []byte(nil)
+	if len(cursor) > 0 {
+		if len(cursor) < 4 {
+			return nil, nil, &shard.ArgumentError{Field: "cursor", Reason: "it is not one of a list of shards"}
+		}
+		keyspace, key = binary.BigEndian.Uint32(cursor), cursor[4:]
 	}
-	if len(pairs) == n {
-		next = append(bytes.Clone(pairs[n-1].Key), 0)
+	for {
+		more, err := LookupRange(ctx, kv, keyspace, key, n-len(routes))
+		if err != nil {
+			return nil, nil, err
+		}
+		routes = append(routes, more...)
+		if k := len(more); k > 0 && len(more[k-1].Desc.End) > 0 && len(routes) == n {
+			end := more[k-1].Desc.End
+			return routes, append(binary.BigEndian.AppendUint32(nil, keyspace), end...), nil
+		}
+		var ok bool
+		if keyspace, ok, err = nextKeyspace(ctx, kv, keyspace); err != nil || !ok {
+			return routes, nil, err
+		}
+		if key = nil; len(routes) >= n {
+			return routes, binary.BigEndian.AppendUint32(nil, keyspace), nil
+		}
 	}
-	routes, err = decodeRoutes(pairs)
-	return routes, next, err
 }
 
 func decodeRoutes(pairs []shard.Pair) ([]Route, error) {
@@ -131,9 +159,30 @@ func decodeRoutes(pairs []shard.Pair) ([]Route, error) {
 	return routes, nil
 }
 
-// FindShard returns the range of a shard by its id, or shard.ErrNotFound. It
-// reads the list of ranges from the front.
+// FindShard returns the range of a shard by its id, or shard.ErrNotFound. A shard
+// that ends where it ended when its keyspace was made is found at once; for others
+// the list of ranges is read from the front.
 func FindShard(ctx context.Context, kv KV, id raft.ShardID) (Route, error) {
+	for ks, ok := uint32(0), true; ok; {
+		l, err := layoutOf(ctx, kv, ks)
+		if err != nil {
+			return Route{}, err
+		}
+		if l != nil {
+			if i, in := l.Index(id); in {
+				routes, err := LookupRange(ctx, kv, ks, l.start(i), 1)
+				if err != nil {
+					return Route{}, err
+				}
+				if len(routes) > 0 && routes[0].Desc.Shard == id {
+					return routes[0], nil
+				}
+			}
+		}
+		if ks, ok, err = nextKeyspace(ctx, kv, ks); err != nil {
+			return Route{}, err
+		}
+	}
 	var cursor []byte
 	for {
 		routes, next, err := ListShards(ctx, kv, cursor, 1<<10)
@@ -324,12 +373,25 @@ func updateLeaders(ctx context.Context, kv KV, ups []LeaderUpdate) (int, error) 
 		of[i] = slices.IndexFunc(recs, func(r leaderRecord) bool { return bytes.Equal(r.key, key) })
 		if of[i] < 0 {
 			of[i] = len(recs)
-			recs = append(recs, leaderRecord{key: key})
+			recs = append(recs, leaderRecord{key: key, keyspace: u.Keyspace, end: u.End})
 		}
 	}
 	for range maxLooks {
 		if err := readLeaders(ctx, kv, recs); err != nil {
 			return 0, err
+		}
+		for i := range recs { // what no record says, a layout may
+			r := &recs[i]
+			if r.found {
+				continue
+			}
+			l, err := layoutOf(ctx, kv, r.keyspace)
+			if err != nil {
+				return 0, err
+			}
+			if l != nil {
+				r.route, r.found = l.ending(r.end)
+			}
 		}
 		for i, u := range ups {
 			recs[of[i]].update(u)
@@ -337,7 +399,11 @@ func updateLeaders(ctx context.Context, kv KV, ups []LeaderUpdate) (int, error) 
 		var t shard.Txn
 		for i := range recs {
 			if r := &recs[i]; r.moved {
-				t.If = append(t.If, shard.IfVersion(r.key, r.version))
+				if r.version == (shard.Version{}) {
+					t.If = append(t.If, shard.IfAbsent(r.key))
+				} else {
+					t.If = append(t.If, shard.IfVersion(r.key, r.version))
+				}
 				t.Then = append(t.Then, shard.PutOp(r.key, r.route.Encode(nil)))
 			}
 		}
@@ -357,11 +423,13 @@ func updateLeaders(ctx context.Context, kv KV, ups []LeaderUpdate) (int, error) 
 
 // leaderRecord is a range's record that updateLeaders looks at.
 type leaderRecord struct {
-	key     []byte
-	found   bool
-	version shard.Version
-	route   Route
-	moved   bool
+	key      []byte
+	keyspace uint32
+	end      []byte
+	found    bool
+	version  shard.Version // zero: the range is of a layout, and has no record
+	route    Route
+	moved    bool
 }
 
 // readLeaders reads all records with one transaction: one round trip.
@@ -379,10 +447,11 @@ func readLeaders(ctx context.Context, kv KV, recs []leaderRecord) error {
 	}
 	for i, g := range res.Gets {
 		r := &recs[i]
-		*r = leaderRecord{key: r.key, found: g.Found, version: g.Value.Version}
+		*r = leaderRecord{key: r.key, keyspace: r.keyspace, end: r.end, found: g.Found}
 		if !g.Found {
 			continue
 		}
+		r.version = g.Value.Version
 		if r.route, err = DecodeRoute(g.Value.Bytes); err != nil {
 			return err
 		}
@@ -390,8 +459,12 @@ func readLeaders(ctx context.Context, kv KV, recs []leaderRecord) error {
 	return nil
 }
 
-// update moves the record forward if u is news.
+// update moves the record forward if u is news. That a shard is led by the node it
+// was dealt to needs no record.
 func (r *leaderRecord) update(u LeaderUpdate) {
+	if r.found && (r.version == (shard.Version{}) && !r.moved || mutants.On("R-dealt")) && r.route.Leader == u.Node {
+		return
+	}
 	if r.found && r.route.Desc.Shard == u.Shard && u.Node != 0 && u.Term > r.route.Term {
 		r.route.Leader, r.route.Term, r.moved = u.Node, u.Term, true
 	}
@@ -413,6 +486,23 @@ func PutDescriptor(ctx context.Context, kv KV, d raft.Descriptor) (bool, error) 
 		v, err := kv.Get(ctx, key)
 		switch {
 		case errors.Is(err, shard.ErrNotFound):
+			l, err := layoutOf(ctx, kv, d.Keyspace)
+			if err != nil {
+				return false, err
+			}
+			if l == nil {
+				break
+			}
+			have, ok := l.ending(d.End)
+			switch {
+			case !ok:
+			case !bytes.Equal(have.Desc.Start, d.Start):
+				return false, overlaps(&have)
+			case !supersedes(&d, &have.Desc):
+				return false, nil
+			case have.Desc.Shard == d.Shard:
+				r.Leader = have.Leader
+			}
 		case err != nil:
 			return false, err
 		default:
@@ -421,7 +511,7 @@ func PutDescriptor(ctx context.Context, kv KV, d raft.Descriptor) (bool, error) 
 				return false, err
 			}
 			if !bytes.Equal(have.Desc.Start, d.Start) {
-				return false, &shard.ArgumentError{Field: "descriptor", Reason: fmt.Sprintf("its range overlaps that of shard %d", have.Desc.Shard)}
+				return false, overlaps(&have)
 			}
 			if !supersedes(&d, &have.Desc) {
 				return false, nil
@@ -440,6 +530,10 @@ func PutDescriptor(ctx context.Context, kv KV, d raft.Descriptor) (bool, error) 
 		}
 	}
 	return false, errContention("recording a descriptor")
+}
+
+func overlaps(have *Route) error {
+	return &shard.ArgumentError{Field: "descriptor", Reason: fmt.Sprintf("its range overlaps that of shard %d", have.Desc.Shard)}
 }
 
 // supersedes reports whether d takes the place of the recorded old.

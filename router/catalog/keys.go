@@ -13,6 +13,7 @@ import (
 //	node|  id u32                 a node
 //	route| keyspace u32  0 end    a range, under its exclusive end
 //	route| keyspace u32  1        the range that reaches to the end of the keyspace
+//	layout| keyspace u32          how the keyspace was cut when it was made
 //
 // Ranges are filed under their end, so that one seek to the first end above a
 // key finds the range that holds the key.
@@ -22,6 +23,7 @@ const (
 	nextShardKey = "next|shard"
 	nodePrefix   = "node|"
 	routePrefix  = "route|"
+	layoutPrefix = "layout|"
 
 	endBounded = 0
 	endOpen    = 1
@@ -33,6 +35,10 @@ const MaxSplitKeyBytes = 4 << 10
 
 func nodeKey(id raft.NodeID) []byte {
 	return binary.BigEndian.AppendUint32([]byte(nodePrefix), uint32(id))
+}
+
+func layoutKey(keyspace uint32) []byte {
+	return binary.BigEndian.AppendUint32([]byte(layoutPrefix), keyspace)
 }
 
 // routeKey is the key of the range that ends at end (empty: the last one).

@@ -13,7 +13,57 @@ import (
 // shards, each with its voters and the node that shall lead it first.
 type Plan struct {
 	Meta   Route
+	Layout *Layout // of the user shards; nil: they are listed
 	Shards []Route // in key order; ids from 2 upward
+}
+
+// All yields the meta shard and the user shards, in order of their ids. The
+// replicas of a layout's ranges are shared.
+func (p *Plan) All(yield func(Route) bool) {
+	if !yield(p.Meta) {
+		return
+	}
+	if p.Layout != nil {
+		for _, r := range p.Layout.All {
+			if !yield(r) {
+				return
+			}
+		}
+		return
+	}
+	for _, r := range p.Shards {
+		if !yield(r) {
+			return
+		}
+	}
+}
+
+// Len returns how many shards All yields.
+func (p *Plan) Len() int {
+	if p.Layout != nil {
+		return 1 + p.Layout.Count
+	}
+	return 1 + len(p.Shards)
+}
+
+// NewLayoutPlan is NewPlan with the user shards as a Layout: cut at splits or, if
+// there are none, evenly into n.
+func NewLayoutPlan(nodes []raft.NodeID, replicas int, keyspace uint32, splits [][]byte, n int) (Plan, error) {
+	nodes = slices.Clone(nodes)
+	slices.Sort(nodes)
+	if err := checkPlan(nodes, keyspace, splits); err != nil {
+		return Plan{}, err
+	}
+	if len(splits) > 0 {
+		n = len(splits) + 1
+	}
+	l := &Layout{Keyspace: keyspace, First: raft.MetaShard + 1, Splits: splits, Count: max(n, 1), Nodes: nodes, Replicas: Replicas(replicas, len(nodes)), Turn: 1}
+	if err := l.Check(); err != nil {
+		return Plan{}, err
+	}
+	d := &l.deals[0]
+	meta := raft.Descriptor{Shard: raft.MetaShard, ConfVer: 1, Version: 1, NextReplica: raft.ReplicaID(l.Replicas) + 1, Replicas: d.replicas}
+	return Plan{Meta: Route{Desc: meta, Leader: d.leader}, Layout: l}, nil
 }
 
 // Replicas returns the number of voters per shard in a cluster of n nodes.

@@ -46,6 +46,7 @@ const (
 	kindNode    = 'n' // id, addr, client addr, name, joined at, version
 	kindCluster = 'c' // id [16]byte, created at, replicas
 	kindCounter = 'i' // value
+	kindLayout  = 'l' // keyspace, first shard, count, replicas, turn, number of nodes, nodes, number of split keys (zero: evenly), split keys with their lengths
 )
 
 // maxStringBytes bounds addresses, names and versions in records.

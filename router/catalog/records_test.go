@@ -41,10 +41,12 @@ func TestGolden(t *testing.T) {
 		{"key route 1 p", routeKey(1, []byte("p"))},
 		{"key route 1 open", routeKey(1, nil)},
 		{"key seek 1 p", seekKey(1, []byte("p"))},
+		{"key layout 1", layoutKey(1)},
 		{"record route", goldenRoute.Encode(nil)},
 		{"record node", goldenNode.Encode(nil)},
 		{"record cluster", testCluster.Encode(nil)},
 		{"record counter", encodeCounter(10000)},
+		{"record layout", goldenLayout.Encode(nil)},
 	}
 	var got strings.Builder
 	for _, l := range lines {
@@ -97,10 +99,11 @@ func TestRecordsRoundTrip(t *testing.T) {
 // record of a later version says so.
 func TestDamage(t *testing.T) {
 	decoders := map[string]func([]byte) error{
-		string(goldenRoute.Encode(nil)): func(b []byte) error { _, err := DecodeRoute(b); return err },
-		string(goldenNode.Encode(nil)):  func(b []byte) error { _, err := DecodeNode(b); return err },
-		string(testCluster.Encode(nil)): func(b []byte) error { _, err := DecodeCluster(b); return err },
-		string(encodeCounter(10000)):    func(b []byte) error { _, err := decodeCounter(b); return err },
+		string(goldenRoute.Encode(nil)):  func(b []byte) error { _, err := DecodeRoute(b); return err },
+		string(goldenNode.Encode(nil)):   func(b []byte) error { _, err := DecodeNode(b); return err },
+		string(testCluster.Encode(nil)):  func(b []byte) error { _, err := DecodeCluster(b); return err },
+		string(encodeCounter(10000)):     func(b []byte) error { _, err := decodeCounter(b); return err },
+		string(goldenLayout.Encode(nil)): func(b []byte) error { _, err := DecodeLayout(b); return err },
 	}
 	for rec, decode := range decoders {
 		for i := range rec {

@@ -44,8 +44,9 @@ var weight, weightBefore, weightSum = func() (w, before [256]uint64, sum uint64)
 // quantile returns a key that the i-th of n equal shares of all keys, by
 // weight, lie below: byte after byte, until what the bytes leave open is less
 // than an eighth of a share.
-func quantile(i, n uint64) []byte {
-	var key []byte
+func quantile(i, n uint64) []byte { return appendQuantile(nil, i, n) }
+
+func appendQuantile(key []byte, i, n uint64) []byte {
 	num, den := i, n // the wanted fraction of the weights of the next byte
 	for resolved := uint64(1); resolved <= 8*n && num > 0; {
 		b := 255
@@ -61,4 +62,17 @@ func quantile(i, n uint64) []byte {
 		}
 	}
 	return key
+}
+
+// share returns which of n equal shares of all keys, by weight, key lies in, from 0,
+// but for rounding: the right one may be next to it.
+func share(key []byte, n int) int {
+	at, width := 0.0, 1.0
+	for _, b := range key {
+		at += width * float64(weightBefore[b]) / float64(weightSum)
+		if width *= float64(weight[b]) / float64(weightSum); width*float64(n) < 1e-3 {
+			break
+		}
+	}
+	return min(int(at*float64(n)), n-1)
 }

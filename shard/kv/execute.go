@@ -41,7 +41,14 @@ type proposer interface {
 	ProposeFor(raft.ShardID, raft.Command, multiraft.Waiter)
 }
 
+// doubter is a Host that tells which replicas are not to be believed, whatever is
+// read from them: nil if this one is.
+type doubter interface {
+	Distrust(raft.ShardID) error
+}
+
 var (
+	_ doubter  = (*multiraft.Host)(nil)
 	_ Host     = (*multiraft.Host)(nil)
 	_ proposer = (*multiraft.Host)(nil)
 	_ granter  = (*multiraft.Host)(nil)
@@ -72,6 +79,7 @@ type Store struct {
 	aside  *readers          // nil if goDo was given
 	// granter is host, if it is one; nil: there is no short way.
 	granter granter
+	doubter doubter
 	// proposer is host, if it is one; nil: each proposal carries a closure.
 	proposer proposer
 	yielder  yielder
@@ -102,6 +110,7 @@ func (s *Store) Stats() Stats {
 func NewStore(o Options) *Store {
 	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr, growth: o.Growth, goDo: o.Go}
 	s.granter, _ = o.Host.(granter)
+	s.doubter, _ = o.Host.(doubter)
 	s.proposer, _ = o.Host.(proposer)
 	s.yielder.init()
 	if s.goDo == nil {
@@ -520,6 +529,8 @@ func (s *Store) translate(r *shard.Request, err error) error {
 		return &shard.EpochError{Shard: r.Shard}
 	case errors.Is(err, multiraft.ErrDropped):
 		return &shard.UnavailableError{Why: "another leader's entry took its place in the log", Cause: err}
+	case errors.Is(err, multiraft.ErrDiverged):
+		return &shard.UnavailableError{Why: "this replica is quarantined because it differs from the others", Cause: err}
 	case errors.Is(err, multiraft.ErrFenced):
 		return &shard.UnavailableError{Why: "this replica is fenced because its state machine failed", Cause: err}
 	case errors.Is(err, multiraft.ErrClosed), errors.Is(err, engine.ErrClosed):

@@ -93,6 +93,7 @@ func (ev *evaluator) entry() error {
 			if err != nil {
 				return fmt.Errorf("kv: shard %d index %d slot %d: %w", ev.desc.Shard, ev.at.Index, i, err)
 			}
+			ev.a.Answer(out)
 			if i < len(ev.a.Results) && len(out) > 0 {
 				ev.a.Results[i] = out
 			}
@@ -103,8 +104,14 @@ func (ev *evaluator) entry() error {
 			return fmt.Errorf("kv: shard %d index %d slot %d: %w", ev.desc.Shard, ev.at.Index, i, err)
 		}
 		// The result of a plain success is empty: nothing to store, nothing to allocate.
-		if i < len(ev.a.Results) && (res.Status != shard.StatusOK || res.Txn != nil) {
-			ev.a.Results[i] = res.Append(nil)
+		if res.Status != shard.StatusOK || res.Txn != nil {
+			if i < len(ev.a.Results) {
+				ev.a.Results[i] = res.Append(nil)
+				ev.a.Answer(ev.a.Results[i])
+			} else {
+				ev.record = res.Append(ev.record[:0])
+				ev.a.Answer(ev.record)
+			}
 		}
 	}
 	return nil

@@ -31,6 +31,10 @@ func (c *call) read() {
 		c.resp = shard.Response{ID: c.req.ID, Err: epochError(&d)}
 	case c.s.host.Generation(c.req.Shard) != c.gen && !mutants.On("D7b"):
 		c.resp = shard.Response{ID: c.req.ID, Err: &shard.UnavailableError{Why: "the replica was replaced while it was read"}}
+	case c.s.doubter != nil:
+		if err := c.s.doubter.Distrust(c.req.Shard); err != nil {
+			c.resp = shard.Response{ID: c.req.ID, Err: c.s.translate(c.req, err)}
+		}
 	}
 }
 

@@ -75,8 +75,22 @@ func (c *fakeCut) Next(context.Context) ([]Pair, bool, error) {
 	return out, len(c.pairs) > 0, nil
 }
 
-func (f *fakeCluster) Empty(context.Context) (bool, error) { return len(f.data) == 0, nil }
-func (f *fakeCluster) Clear(context.Context) error         { clear(f.data); return nil }
+func (f *fakeCluster) Empty(_ context.Context, start, end []byte) (bool, error) {
+	r := ShardCut{Start: start, End: end}
+	for k := range f.data {
+		if r.holds([]byte(k)) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func (f *fakeCluster) Clear(_ context.Context, start, end []byte) error {
+	r := ShardCut{Start: start, End: end}
+	maps.DeleteFunc(f.data, func(k, _ string) bool { return r.holds([]byte(k)) })
+	return nil
+}
+
 func (f *fakeCluster) Write(_ context.Context, pairs []Pair) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -108,6 +122,9 @@ type faultStore struct {
 var errPlanned = errors.New("a fault of the test")
 
 func (s *faultStore) Put(ctx context.Context, name string, data []byte) error {
+	if strings.HasPrefix(name, lockDir) {
+		return s.Store.Put(ctx, name, data)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.puts
@@ -135,7 +152,7 @@ func openDir(t testing.TB) *Dir {
 
 func verify(t testing.TB, s Store) []*DamageError {
 	t.Helper()
-	list, err := List(t.Context(), s)
+	list, err := List(t.Context(), s, Backup)
 	check(t, err)
 	damage, err := Verify(t.Context(), s, list, Options{})
 	check(t, err)
@@ -154,7 +171,7 @@ func TestRoundTrip(t *testing.T) {
 		if len(m.Shards) != 4 || m.Pairs() != int64(n) || p.Pairs.Load() != int64(n) || p.ShardsDone.Load() != 4 {
 			t.Fatalf("%+v", m)
 		}
-		latest, err := Latest(t.Context(), s)
+		latest, err := Latest(t.Context(), s, Backup)
 		check(t, err)
 		check(t, Restore(t.Context(), s, latest, dst, Refuse, Options{}))
 		if !maps.Equal(src.data, dst.data) {
@@ -177,7 +194,7 @@ func interrupted(t testing.TB) error {
 	if err != nil {
 		return err
 	}
-	if whole.puts < 4 || whole.names[whole.puts-1] != manifestName(m.ID) {
+	if whole.puts < 4 || whole.names[whole.puts-1] != m.name() {
 		return fmt.Errorf("puts: %q", whole.names)
 	}
 	for at := range whole.puts {
@@ -190,7 +207,7 @@ func interrupted(t testing.TB) error {
 			if after {
 				stored++
 			}
-			list, err := List(t.Context(), s)
+			list, err := List(t.Context(), s, Backup)
 			if err != nil {
 				return err
 			}
@@ -229,8 +246,8 @@ func TestTemporaryFiles(t *testing.T) {
 	src.fill(10, 0)
 	_, err := Create(t.Context(), src, s, Options{})
 	check(t, err)
-	check(t, os.WriteFile(s.path(manifestDir+tempPrefix+"123"), []byte("half"), 0o600))
-	list, err := List(t.Context(), s)
+	check(t, os.WriteFile(s.path(Backup.dir()+tempPrefix+"123"), []byte("half"), 0o600))
+	list, err := List(t.Context(), s, Backup)
 	if err != nil || len(list) != 1 {
 		t.Errorf("%v, %v", list, err)
 	}
@@ -281,7 +298,7 @@ func damaged(t testing.TB) error {
 			if err != nil {
 				return err
 			}
-			isManifest := strings.HasPrefix(o.Name, manifestDir)
+			isManifest := strings.HasPrefix(o.Name, Backup.dir())
 			if bad == nil && isManifest {
 				continue // there is no backup then
 			}
@@ -290,7 +307,7 @@ func damaged(t testing.TB) error {
 				return fmt.Errorf("%s, change %d: verify says %v", o.Name, i, d)
 			}
 			if isManifest {
-				if _, err := Latest(t.Context(), s); !errors.As(err, new(*DamageError)) {
+				if _, err := Latest(t.Context(), s, Backup); !errors.As(err, new(*DamageError)) {
 					return fmt.Errorf("%s, change %d: Latest says %v", o.Name, i, err)
 				}
 				continue
@@ -335,8 +352,8 @@ func TestExchanged(t *testing.T) {
 		spoil(m)
 		b, err := m.encode()
 		check(t, err)
-		check(t, s.Put(t.Context(), manifestName(m.ID), b))
-		if d := verify(t, s); len(d) != 1 || d[0].Object != manifestName(m.ID) {
+		check(t, s.Put(t.Context(), m.name(), b))
+		if d := verify(t, s); len(d) != 1 || d[0].Object != m.name() {
 			t.Errorf("%s: verify says %v", name, d)
 		}
 		if err := Restore(t.Context(), s, m, newFake(), Refuse, Options{}); !errors.As(err, new(*DamageError)) {
@@ -387,7 +404,7 @@ func TestLostCuts(t *testing.T) {
 	if _, err := Create(t.Context(), src, s, Options{}); !errors.Is(err, ErrCutLost) || !strings.Contains(err.Error(), "shard 2") {
 		t.Errorf("always lost: %v", err)
 	}
-	if list, err := List(t.Context(), s); err != nil || len(list) != 1 {
+	if list, err := List(t.Context(), s, Backup); err != nil || len(list) != 1 {
 		t.Errorf("%d backups, %v", len(list), err)
 	}
 }
@@ -411,6 +428,14 @@ func TestIncremental(t *testing.T) {
 	check(t, err)
 	if p.Reused.Load() < second.Chunks()*3/4 || p.Chunks.Load() < 2 {
 		t.Errorf("%d chunks stored, %d reused of %d", p.Chunks.Load(), p.Reused.Load(), second.Chunks())
+	}
+	for n := range 20 { // within a second, too, they are in order
+		m, err := Create(t.Context(), newFake(), s, Options{})
+		check(t, err)
+		list, err := List(t.Context(), s, Backup)
+		if check(t, err); len(list) != n+3 || list[n+2].ID != m.ID {
+			t.Fatalf("the newest of %d is %s, not %s", len(list), list[len(list)-1].ID, m.ID)
+		}
 	}
 	for m, want := range map[*Manifest]map[string]string{first: before, second: src.data} {
 		dst := newFake()
@@ -442,5 +467,63 @@ func TestNotEmpty(t *testing.T) {
 	}
 	if err := Restore(t.Context(), s, m, dst, Replace, Options{Parallel: 65}); err == nil {
 		t.Error("65 at a time")
+	}
+}
+
+// A snapshot of some shards holds these alone, is checked like a backup, and comes
+// back into their ranges, whatever there is elsewhere.
+func TestTake(t *testing.T) {
+	s, src := openDir(t), newFake("d", "k", "q") // shards 1 to 4
+	src.fill(6000, 0)
+	_, err := Create(t.Context(), src, s, Options{})
+	check(t, err)
+	var p Progress
+	m, err := Take(t.Context(), src, s, []uint64{4, 1, 2, 4}, Options{Progress: &p})
+	check(t, err)
+	if m.Kind != Snapshot || len(m.Shards) != 3 || m.Shards[2].Shard != 4 || p.Chunks.Load() != 0 || p.Reused.Load() != m.Chunks() {
+		t.Errorf("%+v, %d chunks were stored again", m, p.Chunks.Load())
+	}
+	if list, err := List(t.Context(), s, Backup); err != nil || len(list) != 1 {
+		t.Errorf("%v, %v: a snapshot is listed as a backup", list, err)
+	}
+	list, err := List(t.Context(), s, Snapshot)
+	if err != nil || len(list) != 1 || list[0].ID != m.ID {
+		t.Fatalf("%v, %v", list, err)
+	}
+	if latest, err := Latest(t.Context(), s, Snapshot); err != nil || latest.ID != m.ID {
+		t.Errorf("%v, %v", latest, err)
+	}
+	dst := newFake()
+	dst.data["m"] = "outside"
+	check(t, Restore(t.Context(), s, m, dst, Refuse, Options{}))
+	want := map[string]string{"m": "outside"}
+	for k, v := range src.data {
+		if k < "k" || k >= "q" {
+			want[k] = v
+		}
+	}
+	if !maps.Equal(dst.data, want) {
+		t.Errorf("%d keys, want %d", len(dst.data), len(want))
+	}
+	dst.data["a stray"] = ""
+	if err := Restore(t.Context(), s, m, dst, Refuse, Options{}); !errors.Is(err, ErrNotEmpty) {
+		t.Errorf("into ranges that have keys: %v", err)
+	}
+	check(t, Restore(t.Context(), s, m, dst, Replace, Options{}))
+	if !maps.Equal(dst.data, want) {
+		t.Errorf("replaced: %d keys, want %d", len(dst.data), len(want))
+	}
+
+	path := s.path(chunkName(m.Shards[1].Chunks[0].Hash))
+	b, err := os.ReadFile(path)
+	check(t, err)
+	b[len(b)/3] ^= 32
+	check(t, os.WriteFile(path, b, 0o600))
+	damage, err := Verify(t.Context(), s, list, Options{})
+	if err != nil || len(damage) != 1 || damage[0].Object != chunkName(m.Shards[1].Chunks[0].Hash) {
+		t.Errorf("%v, %v", damage, err)
+	}
+	if all, err := Take(t.Context(), src, s, nil, Options{}); err != nil || all.Kind != Snapshot || all.Pairs() != int64(len(src.data)) {
+		t.Errorf("all shards: %+v, %v", all, err)
 	}
 }

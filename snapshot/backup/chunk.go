@@ -196,7 +196,9 @@ func hashOf(b []byte) string {
 }
 
 // chunkName returns the object of a hash.
-func chunkName(hash string) string { return "chunks/" + hash[:2] + "/" + hash }
+func chunkName(hash string) string { return chunkDir + hash[:2] + "/" + hash }
+
+const chunkDir = "chunks/"
 
 // cutter gathers pairs in key order and says where chunks end. The zero value is
 // ready.

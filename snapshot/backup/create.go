@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,6 +50,16 @@ type Options struct {
 	Release string
 	// Now is the wall clock. Nil: the system's.
 	Now func() time.Time
+	// Wait is how long Create waits for a Prune that works in the same store, and Prune
+	// for all others. Zero: 5 minutes, which is longer than it takes to find out that
+	// one has crashed (2 minutes).
+	Wait time.Duration
+	// OnWait, if given, is told when that waiting begins, and for whom.
+	OnWait func(who []string)
+
+	// For tests.
+	sleep func(ctx context.Context, d time.Duration) error
+	renew time.Duration // of the lock
 }
 
 // Progress counts what was done. Its fields may be read at any time.
@@ -79,7 +90,30 @@ func (o *Options) fill() error {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Wait == 0 {
+		o.Wait = 5 * time.Minute
+	}
+	if o.Wait < 0 {
+		return fmt.Errorf("backup: Wait is %v, it must not be negative", o.Wait)
+	}
+	if o.sleep == nil {
+		o.sleep = sleep
+	}
+	if o.renew == 0 {
+		o.renew = lockRenew
+	}
 	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // cutTries is how often a shard is cut in one backup.
@@ -88,30 +122,51 @@ const cutTries = 5
 // Create backs up all shards of src to dst and returns the manifest, which is in
 // dst then. After an error there is no new backup in dst, only chunks that the
 // next Create need not store again. The error is of the source, the store or the
-// context.
+// context, *BusyError (a Prune works in dst) or ErrLockLost.
 func Create(ctx context.Context, src Source, dst Store, o Options) (*Manifest, error) {
 	if err := o.fill(); err != nil {
 		return nil, err
 	}
-	m := &Manifest{Cluster: src.Cluster(), Release: o.Release, Started: o.Now().UTC()}
+	return create(ctx, src, dst, Backup, nil, &o)
+}
+
+// Take is Create for some shards, none named: for all, and gives a snapshot instead
+// of a backup. Its error is also the source's for a shard that it does not have.
+func Take(ctx context.Context, src Source, dst Store, shards []uint64, o Options) (*Manifest, error) {
+	if err := o.fill(); err != nil {
+		return nil, err
+	}
+	shards = slices.Compact(slices.Sorted(slices.Values(shards)))
+	return create(ctx, src, dst, Snapshot, shards, &o)
+}
+
+func create(ctx context.Context, src Source, dst Store, kind Kind, shards []uint64, o *Options) (*Manifest, error) {
+	// Before any chunk is looked for: from now on none is removed.
+	l, err := hold(ctx, dst, o, workBackup)
+	if err != nil {
+		return nil, err
+	}
+	defer l.release()
+	m := &Manifest{Kind: kind, Cluster: src.Cluster(), Release: o.Release, Started: o.Now().UTC()}
 	m.ID = newID(m.Started)
 	if mutants.On("H-backup-early") { // the manifest before what it names
-		if err := dst.Put(ctx, manifestName(m.ID), []byte("flotilla-backup")); err != nil {
+		if err := dst.Put(ctx, m.name(), []byte("flotilla-backup")); err != nil {
 			return nil, err
 		}
 	}
-	var shards []uint64
-	err := o.Retry(ctx, func(ctx context.Context) (err error) {
-		shards, err = src.Shards(ctx)
-		return err
-	})
-	if err != nil {
-		return nil, err
+	if len(shards) == 0 {
+		err := o.Retry(ctx, func(ctx context.Context) (err error) {
+			shards, err = src.Shards(ctx)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
 	o.Progress.Shards.Store(int64(len(shards)))
 	m.Shards = make([]Shard, len(shards))
 	err = parallel(ctx, o.Parallel, len(shards), func(ctx context.Context, i int) (err error) {
-		c := creation{src: src, dst: dst, o: &o}
+		c := creation{src: src, dst: dst, o: o}
 		m.Shards[i], err = c.shard(ctx, shards[i])
 		return err
 	})
@@ -124,17 +179,34 @@ func Create(ctx context.Context, src Source, dst Store, o Options) (*Manifest, e
 	if err != nil {
 		return nil, err
 	}
-	if err := dst.Put(ctx, manifestName(m.ID), b); err != nil {
+	if err := present(ctx, dst, m); err != nil {
+		return nil, err
+	}
+	if err := l.check(); err != nil {
+		return nil, err
+	}
+	err = dst.Put(ctx, m.name(), b)
+	if err == nil {
+		err = l.check()
+	}
+	if errors.Is(err, ErrLockLost) { // a prune may have begun before the manifest was there
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lockStep)
+		defer cancel()
+		return nil, errors.Join(err, dst.Delete(ctx, m.name()))
+	}
+	if err != nil {
 		return nil, err
 	}
 	return m, nil
 }
 
+const idTime = "20060102t150405"
+
 // newID returns a name that sorts by time and that no other backup has.
 func newID(t time.Time) string {
 	var b [4]byte
 	rand.Read(b[:])
-	return t.Format("20060102t150405z") + "-" + hex.EncodeToString(b[:])
+	return t.Format(idTime) + "z-" + hex.EncodeToString(b[:])
 }
 
 // creation is one goroutine's part of Create.

@@ -6,8 +6,10 @@
 //	Create   Source.Shards, then per shard: Source.Open, Cut.Next page by page,
 //	         cutter (chunk.go), Store.Put of each chunk that is not there;
 //	         the manifest last
+//	Take     Create for some shards
 //	Verify   Store.Get of the manifest and of every chunk it names
 //	Restore  Store.Get, check, Target.Write, many chunks at a time
+//	Prune    Store.List, Store.Delete: old manifests, then chunks that none names
 //
 // # One moment per shard
 //
@@ -31,13 +33,21 @@
 //
 //	chunks/<two digits>/<SHA-256>   a chunk
 //	backups/<id>                    a manifest: a line with its SHA-256, then JSON
+//	snapshots/<id>                  the same, of some shards
 //
 // A manifest is written when all its chunks are stored, by one atomic Put: a
 // backup that was interrupted leaves chunks, which the next one uses, and nothing
 // that List shows.
 //
+// # Who may work at the same time
+//
+// Backups share a place. A prune must be alone: a backup that is being made relies on
+// chunks that no manifest names yet. They keep apart by locks, which are objects too
+// (lock.go). Prune removes manifests before chunks, so that what is listed is whole
+// wherever it stops. Before its manifest, Create makes sure that all chunks are there.
+//
 // # Goroutines and locks
 //
-// Create, Verify and Restore start Options.Parallel goroutines each and wait for
-// them. Progress may be read meanwhile. Nothing else is shared.
+// Create, Verify, Restore and Prune start Options.Parallel goroutines each and wait
+// for them, and Create and Prune one that renews their lock. Progress may be read meanwhile. Nothing else is shared.
 package backup

@@ -43,11 +43,19 @@ func samplePairs() []byte {
 
 func sampleManifest() *Manifest {
 	at := time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
-	return &Manifest{ID: "20260102t150405z-1a2b3c4d", Cluster: strings.Repeat("5", 32), Release: "0.1.0", Started: at, Ended: at.Add(time.Second), Shards: []Shard{
+	return &Manifest{Kind: Backup, ID: "20260102t150405z-1a2b3c4d", Cluster: strings.Repeat("5", 32), Release: "0.1.0", Started: at, Ended: at.Add(time.Second), Shards: []Shard{
 		{ShardCut: ShardCut{Shard: 2, Keyspace: 1, Start: []byte{}, End: []byte("m"), Index: 77, Term: 3, Time: 1 << 60},
 			Chunks: []Chunk{{Hash: hashOf([]byte("x")), Stored: 20, Bytes: 30, Pairs: 2, First: []byte("a")}, {Hash: hashOf([]byte("y")), Stored: 4, Bytes: 5, Pairs: 1, First: []byte("b\xff")}}},
 		{ShardCut: ShardCut{Shard: 3, Keyspace: 1, Start: []byte("m"), End: []byte{}, Index: 5, Term: 2}, Chunks: nil},
 	}}
+}
+
+// sampleSnapshot is of one shard in the middle.
+func sampleSnapshot() *Manifest {
+	m := sampleManifest()
+	m.Kind, m.Shards = Snapshot, m.Shards[:1]
+	m.Shards[0].Start = []byte("Z")
+	return m
 }
 
 // The bytes of chunk, page and manifest are fixed and decode to what was encoded.
@@ -71,10 +79,19 @@ func TestFormats(t *testing.T) {
 	b, err := m.encode()
 	check(t, err)
 	golden(t, "manifest", string(b))
-	got, err := decodeManifest(m.ID, b)
+	got, err := decodeManifest(Backup, m.ID, b)
 	check(t, err)
 	if !reflect.DeepEqual(got, m) {
 		t.Errorf("decoded %+v\nwant %+v", got, m)
+	}
+	snap, err := sampleSnapshot().encode()
+	check(t, err)
+	golden(t, "snapshot", string(snap))
+	if _, err := decodeManifest(Snapshot, m.ID, b); err == nil {
+		t.Error("a backup is taken for a snapshot")
+	}
+	if _, err := decodeManifest(Backup, m.ID, snap); err == nil {
+		t.Error("a snapshot is taken for a backup")
 	}
 	if m.Pairs() != 3 || m.Bytes() != 35 || m.Chunks() != 2 || m.Stored() != 24 {
 		t.Errorf("%d pairs, %d bytes, %d chunks, %d stored", m.Pairs(), m.Bytes(), m.Chunks(), m.Stored())
@@ -106,9 +123,29 @@ func TestManifestRefuses(t *testing.T) {
 			t.Errorf("%s: encoded", name)
 		}
 	}
+	for name, spoil := range map[string]func(m *Manifest){
+		"no shards":     func(m *Manifest) { m.Shards = nil },
+		"a shard twice": func(m *Manifest) { m.Shards = append(m.Shards, m.Shards[0]) },
+		"an overlap": func(m *Manifest) {
+			s := m.Shards[0]
+			s.Start, s.End, s.Chunks = []byte("l"), nil, nil
+			m.Shards = append(m.Shards, s)
+		},
+		"behind the last key": func(m *Manifest) {
+			m.Shards = append(m.Shards, m.Shards[0])
+			m.Shards[0].End = nil
+		},
+		"an end before the start": func(m *Manifest) { m.Shards[0].End, m.Shards[0].Chunks = []byte("A"), nil },
+	} {
+		m := sampleSnapshot()
+		spoil(m)
+		if _, err := m.encode(); err == nil {
+			t.Errorf("a snapshot with %s: encoded", name)
+		}
+	}
 	b, err := sampleManifest().encode()
 	check(t, err)
-	if _, err := decodeManifest("20260102t150405z-ffffffff", b); err == nil {
+	if _, err := decodeManifest(Backup, "20260102t150405z-ffffffff", b); err == nil {
 		t.Error("a manifest under another one's name is taken")
 	}
 }
@@ -125,7 +162,7 @@ func TestEveryBitCounts(t *testing.T) {
 		b    []byte
 		read func(b []byte) error
 	}{
-		"manifest": {manifest, func(b []byte) error { _, err := decodeManifest(m.ID, b); return err }},
+		"manifest": {manifest, func(b []byte) error { _, err := decodeManifest(Backup, m.ID, b); return err }},
 		"chunk":    {chunk, func(b []byte) error { _, err := openChunk(name, b, nil); return err }},
 		"page":     {page, func(b []byte) error { _, _, err := DecodePage(b); return err }},
 	} {
@@ -265,18 +302,24 @@ func FuzzManifest(f *testing.F) {
 	check(f, err)
 	_, body, _ := bytes.Cut(b, []byte("\n"))
 	f.Add(body)
+	b, err = sampleSnapshot().encode()
+	check(f, err)
+	_, body, _ = bytes.Cut(b, []byte("\n"))
+	f.Add(body)
 	f.Fuzz(func(t *testing.T, body []byte) { // with the right hash, else nothing gets far
-		b := append([]byte(manifestMagic+hashOf(body)+"\n"), body...)
-		m, err := decodeManifest(sampleManifest().ID, b)
-		if err != nil {
-			return
-		}
-		again, err := m.encode()
-		if err != nil {
-			t.Fatalf("what was decoded cannot be encoded: %v", err)
-		}
-		if back, err := decodeManifest(m.ID, again); err != nil || !reflect.DeepEqual(back, m) {
-			t.Fatalf("%+v became %+v: %v", m, back, err)
+		for _, kind := range kinds {
+			b := append([]byte(kind.magic()+hashOf(body)+"\n"), body...)
+			m, err := decodeManifest(kind, sampleManifest().ID, b)
+			if err != nil {
+				continue
+			}
+			again, err := m.encode()
+			if err != nil {
+				t.Fatalf("what was decoded cannot be encoded: %v", err)
+			}
+			if back, err := decodeManifest(kind, m.ID, again); err != nil || !reflect.DeepEqual(back, m) {
+				t.Fatalf("%+v became %+v: %v", m, back, err)
+			}
 		}
 	})
 }

@@ -4,25 +4,42 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
 )
 
+// Kind says what a manifest describes.
+type Kind string
+
 const (
-	manifestDir   = "backups/"
-	manifestMagic = "flotilla-backup/1 sha256="
+	// Backup is all shards: their ranges cover all keys, each once.
+	Backup Kind = "backup"
+	// Snapshot is some shards.
+	Snapshot Kind = "snapshot"
 )
 
-// Manifest describes one backup. It is stored as JSON behind a line that names
-// the format and the SHA-256 of the JSON.
+var kinds = []Kind{Backup, Snapshot}
+
+// dir is where the manifests of a kind are.
+func (k Kind) dir() string { return string(k) + "s/" }
+
+func (k Kind) name(id string) string { return k.dir() + id }
+
+// magic begins the first line of a manifest, before the SHA-256 of the rest.
+func (k Kind) magic() string { return "flotilla-" + string(k) + "/1 sha256=" }
+
+// Manifest describes one backup, or one snapshot. It is stored as JSON behind a
+// line that names the format and the SHA-256 of the JSON.
 type Manifest struct {
+	Kind    Kind      `json:"-"` // the object's name and first line say it
 	ID      string    `json:"id"`
 	Cluster string    `json:"cluster"` // that was backed up
 	Release string    `json:"release"` // of the program that wrote it
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended"` // all cuts lie between
-	// Shards in key order. They cover all keys of the keyspace, each once.
+	// Shards in key order. Those of a backup cover all keys of the keyspace.
 	Shards []Shard `json:"shards"`
 }
 
@@ -83,7 +100,24 @@ func (m *Manifest) sum(f func(*Chunk) int64) (n int64) {
 	return n
 }
 
-func manifestName(id string) string { return manifestDir + id }
+func (m *Manifest) name() string { return m.Kind.name(m.ID) }
+
+// Ranges returns the ranges [start, end) of the shards, neighbours as one: for a
+// backup that is one of all keys.
+func (m *Manifest) Ranges() iter.Seq2[[]byte, []byte] {
+	return func(yield func(start, end []byte) bool) {
+		for i := 0; i < len(m.Shards); {
+			j := i
+			for j+1 < len(m.Shards) && bytes.Equal(m.Shards[j].End, m.Shards[j+1].Start) {
+				j++
+			}
+			if !yield(m.Shards[i].Start, m.Shards[j].End) {
+				return
+			}
+			i = j + 1
+		}
+	}
+}
 
 // encode returns the object.
 func (m *Manifest) encode() ([]byte, error) {
@@ -94,7 +128,7 @@ func (m *Manifest) encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("backup: manifest: %w", err)
 	}
-	b := append([]byte(manifestMagic+hashOf(body)+"\n"), body...)
+	b := append([]byte(m.Kind.magic()+hashOf(body)+"\n"), body...)
 	if len(b) > MaxManifestBytes {
 		return nil, fmt.Errorf("backup: the manifest has %d bytes, more than %d", len(b), MaxManifestBytes)
 	}
@@ -102,16 +136,16 @@ func (m *Manifest) encode() ([]byte, error) {
 }
 
 // decodeManifest reads an object of encode. Every bit of it counts.
-func decodeManifest(id string, b []byte) (*Manifest, error) {
+func decodeManifest(kind Kind, id string, b []byte) (*Manifest, error) {
 	line, body, ok := bytes.Cut(b, []byte("\n"))
-	hash, isOurs := strings.CutPrefix(string(line), manifestMagic)
+	hash, isOurs := strings.CutPrefix(string(line), kind.magic())
 	switch {
 	case !ok || !isOurs:
-		return nil, fmt.Errorf("it is not the manifest of a backup, or of a later version")
+		return nil, fmt.Errorf("it is not the manifest of a %s, or of a later version", kind)
 	case hash != hashOf(body):
 		return nil, fmt.Errorf("its bytes do not have the SHA-256 of its first line")
 	}
-	m := new(Manifest)
+	m := &Manifest{Kind: kind}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(m); err != nil {
@@ -126,8 +160,8 @@ func decodeManifest(id string, b []byte) (*Manifest, error) {
 	return m, m.check()
 }
 
-// check returns what cannot be in a manifest. The shards must cover everything:
-// a backup that left out a range would restore to a hole.
+// check returns what cannot be in a manifest. The shards of a backup must cover
+// everything: one that left out a range would restore to a hole.
 func (m *Manifest) check() error {
 	if !validID(m.ID) {
 		return fmt.Errorf("the id %q cannot be", m.ID)
@@ -143,7 +177,10 @@ func (m *Manifest) check() error {
 			}
 		}
 	}
-	return checkCover(m.Shards, func(s Shard) ShardCut { return s.ShardCut })
+	if m.Kind == Backup {
+		return checkCover(m.Shards)
+	}
+	return checkApart(m.Shards)
 }
 
 func (s *Shard) checkChunk(j int) error {
@@ -167,10 +204,10 @@ func (s *ShardCut) holds(key []byte) bool {
 
 // checkCover returns an error unless the ranges, in this order, cover all keys,
 // each once.
-func checkCover[T any](list []T, cut func(T) ShardCut) error {
+func checkCover(list []Shard) error {
 	at := []byte{}
-	for i, v := range list {
-		s := cut(v)
+	for i := range list {
+		s := &list[i]
 		if !bytes.Equal(s.Start, at) || i > 0 && len(at) == 0 {
 			return fmt.Errorf("shard %d begins at %q, not where the one before ends, at %q", s.Shard, s.Start, at)
 		}
@@ -178,6 +215,23 @@ func checkCover[T any](list []T, cut func(T) ShardCut) error {
 	}
 	if len(at) > 0 || len(list) == 0 {
 		return fmt.Errorf("no shard holds the keys from %q on", at)
+	}
+	return nil
+}
+
+// checkApart returns an error unless the ranges ascend and share no key.
+func checkApart(list []Shard) error {
+	for i := range list {
+		s := &list[i]
+		if len(s.End) > 0 && bytes.Compare(s.Start, s.End) >= 0 {
+			return fmt.Errorf("shard %d ends at %q, before it begins", s.Shard, s.End)
+		}
+		if i > 0 && (len(list[i-1].End) == 0 || bytes.Compare(list[i-1].End, s.Start) > 0) {
+			return fmt.Errorf("shard %d begins at %q, within the one before", s.Shard, s.Start)
+		}
+	}
+	if len(list) == 0 {
+		return fmt.Errorf("it has no shard")
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 func TestMutants(t *testing.T) {
 	for id, run := range map[string]func(testing.TB) error{
 		"H-backup-early": interrupted, "H-backup-unchecked": damaged, "H-backup-short": short, "H-backup-tail": interrupted,
+		"H-prune-alone": pruneBesides, "H-prune-order": pruneCrash, "H-prune-snapshots": pruned,
 	} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set("")

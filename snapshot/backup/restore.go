@@ -7,15 +7,17 @@ import (
 
 // Target is the cluster that is restored into.
 type Target interface {
-	// Empty reports whether the keyspace has no key.
-	Empty(ctx context.Context) (bool, error)
-	// Clear removes all keys.
-	Clear(ctx context.Context) error
+	// Empty reports whether there is no key in [start, end); an empty end is behind
+	// the last key.
+	Empty(ctx context.Context, start, end []byte) (bool, error)
+	// Clear removes all keys in [start, end). It may be repeated.
+	Clear(ctx context.Context, start, end []byte) error
 	// Write sets pairs, in any order and not atomically. It may be repeated.
 	Write(ctx context.Context, pairs []Pair) error
 }
 
-// IfNotEmpty says what Restore does with a cluster that has keys.
+// IfNotEmpty says what Restore does with a cluster that has keys where the backup
+// or snapshot reaches: that is everywhere, or the ranges of a snapshot's shards.
 type IfNotEmpty int
 
 // What to do with a cluster that has keys.
@@ -25,7 +27,7 @@ const (
 	// Resume writes the backup over what there is: for a restore that was
 	// interrupted. Keys that the backup does not have stay.
 	Resume
-	// Replace removes all keys first.
+	// Replace removes these keys first.
 	Replace
 )
 
@@ -35,8 +37,8 @@ const (
 	writeBytes = 256 << 10
 )
 
-// Restore writes a backup into a cluster, which may have any number of nodes and
-// shards. Every chunk is checked before any of it is written. What a failed
+// Restore writes a backup or a snapshot into a cluster, which may have any number of
+// nodes and shards. Every chunk is checked before any of it is written. What a failed
 // Restore has written stays; given again with Resume it completes. The error is
 // ErrNotEmpty, *DamageError (a chunk), the store's, the target's or the context's.
 //
@@ -49,18 +51,23 @@ func Restore(ctx context.Context, src Store, m *Manifest, dst Target, how IfNotE
 	if err := m.check(); err != nil {
 		return fmt.Errorf("backup: manifest: %w", err)
 	}
-	err := o.Retry(ctx, func(ctx context.Context) error {
-		empty, err := dst.Empty(ctx)
-		if err == nil && !empty && how == Refuse {
-			return ErrNotEmpty
+	for start, end := range m.Ranges() {
+		err := o.Retry(ctx, func(ctx context.Context) error {
+			empty, err := dst.Empty(ctx, start, end)
+			if err == nil && !empty && how == Refuse {
+				return ErrNotEmpty
+			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
-		return err
-	})
-	if err != nil {
-		return err
 	}
-	if how == Replace {
-		if err := o.Retry(ctx, dst.Clear); err != nil {
+	for start, end := range m.Ranges() {
+		if how != Replace {
+			break
+		}
+		if err := o.Retry(ctx, func(ctx context.Context) error { return dst.Clear(ctx, start, end) }); err != nil {
 			return err
 		}
 	}

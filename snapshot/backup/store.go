@@ -32,8 +32,12 @@ type Store interface {
 	Get(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Size returns the bytes of an object. ErrNoObject: there is none.
 	Size(ctx context.Context, name string) (int64, error)
-	// List returns the objects whose names begin with prefix, by name.
+	// List returns the objects whose names begin with prefix, by name; all that were
+	// put before the call, and not deleted.
 	List(ctx context.Context, prefix string) ([]Object, error)
+	// Delete removes an object. When it returned nil the object is gone, also after a
+	// crash; it is no error if there was none.
+	Delete(ctx context.Context, name string) error
 	// String names the place for people, without secrets.
 	String() string
 }
@@ -164,9 +168,66 @@ func (d *Dir) failed(name string, err error) error {
 	return fmt.Errorf("backup: %w", err)
 }
 
+// Delete implements Store.
+func (d *Dir) Delete(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	path := d.path(name)
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("backup: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// sweep removes the temporary files of Puts that a crash ended. Nobody may be at
+// work but those who wait for a lock.
+func (d *Dir) sweep(ctx context.Context) error {
+	for _, dir := range []string{chunkDir, Backup.dir(), Snapshot.dir()} {
+		err := d.walk(ctx, dir, func(path string, e fs.DirEntry) error {
+			if strings.HasPrefix(e.Name(), tempPrefix) {
+				return os.Remove(path)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // List implements Store.
 func (d *Dir) List(ctx context.Context, prefix string) ([]Object, error) {
 	var out []Object
+	err := d.walk(ctx, prefix, func(path string, e fs.DirEntry) error {
+		if strings.HasPrefix(e.Name(), tempPrefix) {
+			return nil
+		}
+		st, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(d.root, path)
+		out = append(out, Object{Name: filepath.ToSlash(rel), Size: st.Size()})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(out, func(a, b Object) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// walk calls f for the files whose names begin with prefix.
+func (d *Dir) walk(ctx context.Context, prefix string, f func(path string, e fs.DirEntry) error) error {
 	err := filepath.WalkDir(d.root, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
@@ -188,19 +249,13 @@ func (d *Dir) List(ctx context.Context, prefix string) ([]Object, error) {
 			}
 			return nil
 		}
-		if !strings.HasPrefix(name, prefix) || strings.HasPrefix(e.Name(), tempPrefix) {
+		if !strings.HasPrefix(name, prefix) {
 			return nil
 		}
-		st, err := e.Info()
-		if err != nil {
-			return err
-		}
-		out = append(out, Object{Name: name, Size: st.Size()})
-		return nil
+		return f(path, e)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("backup: %w", err)
+		return fmt.Errorf("backup: %w", err)
 	}
-	slices.SortFunc(out, func(a, b Object) int { return strings.Compare(a.Name, b.Name) })
-	return out, nil
+	return nil
 }

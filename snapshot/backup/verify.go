@@ -10,56 +10,68 @@ import (
 	"sync"
 )
 
-// Listed is one backup that List found: its manifest, or why that is not usable.
+// Listed is one backup or snapshot that List found: its manifest, or why that is
+// not usable.
 type Listed struct {
+	Kind     Kind
 	ID       string
 	Manifest *Manifest
 	Err      error // *DamageError; nil: the manifest is whole
 }
 
-// List returns the backups of a store, oldest first. Only complete backups are
-// there. A damaged manifest is listed with its error.
-func List(ctx context.Context, s Store) ([]Listed, error) {
-	objects, err := s.List(ctx, manifestDir)
+// List returns the backups, or the snapshots, of a store, oldest first. Only
+// complete ones are there. A damaged manifest is listed with its error.
+func List(ctx context.Context, s Store, kind Kind) ([]Listed, error) {
+	objects, err := s.List(ctx, kind.dir())
 	if err != nil {
 		return nil, err
 	}
 	var out []Listed
 	for _, o := range objects {
-		l := Listed{ID: strings.TrimPrefix(o.Name, manifestDir)}
-		l.Manifest, l.Err = Load(ctx, s, l.ID)
+		l := Listed{Kind: kind, ID: strings.TrimPrefix(o.Name, kind.dir())}
+		l.Manifest, l.Err = Load(ctx, s, kind, l.ID)
 		if d := new(DamageError); l.Err != nil && !errors.As(l.Err, &d) {
 			return nil, l.Err
 		}
 		out = append(out, l)
 	}
+	// Ids tell seconds only.
+	slices.SortStableFunc(out, func(a, b Listed) int { return strings.Compare(a.when(), b.when()) })
 	return out, nil
 }
 
-// Load returns the manifest of a backup. Its error is ErrNoBackup, *DamageError
-// or the store's.
-func Load(ctx context.Context, s Store, id string) (*Manifest, error) {
-	if !validID(id) {
-		return nil, &DamageError{Object: manifestName(id), Reason: "its name is not that of a backup"}
+// when sorts like the time when l was begun.
+func (l *Listed) when() string {
+	if l.Manifest == nil {
+		return l.ID
 	}
-	b, err := s.Get(ctx, manifestName(id), MaxManifestBytes)
+	return l.Manifest.Started.Format(idTime + ".000000000")
+}
+
+// Load returns the manifest of a backup or a snapshot. Its error is ErrNoBackup,
+// *DamageError or the store's.
+func Load(ctx context.Context, s Store, kind Kind, id string) (*Manifest, error) {
+	if !validID(id) {
+		return nil, &DamageError{Object: kind.name(id), Reason: "its name is not that of a " + string(kind)}
+	}
+	b, err := s.Get(ctx, kind.name(id), MaxManifestBytes)
 	if errors.Is(err, ErrNoObject) {
 		return nil, fmt.Errorf("%q in %s: %w", id, s, ErrNoBackup)
 	}
 	if err != nil {
 		return nil, err
 	}
-	m, err := decodeManifest(id, b)
+	m, err := decodeManifest(kind, id, b)
 	if err != nil {
-		return nil, &DamageError{Object: manifestName(id), Reason: err.Error()}
+		return nil, &DamageError{Object: kind.name(id), Reason: err.Error()}
 	}
 	return m, nil
 }
 
-// Latest returns the newest backup whose manifest is whole. It fails with
-// ErrNoBackup, or the store's error.
-func Latest(ctx context.Context, s Store) (*Manifest, error) {
-	list, err := List(ctx, s)
+// Latest returns the newest backup, or snapshot, whose manifest is whole. It fails
+// with ErrNoBackup, or the store's error.
+func Latest(ctx context.Context, s Store, kind Kind) (*Manifest, error) {
+	list, err := List(ctx, s, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +181,7 @@ func (v *verification) compare(m *Manifest) {
 				continue
 			}
 			if err := s.fits(j, &f.contents); err != nil {
-				v.report(&DamageError{Object: manifestName(m.ID), Reason: fmt.Sprintf("shard %d, %s: %v", s.Shard, chunkName(s.Chunks[j].Hash), err)})
+				v.report(&DamageError{Object: m.name(), Reason: fmt.Sprintf("shard %d, %s: %v", s.Shard, chunkName(s.Chunks[j].Hash), err)})
 			}
 		}
 	}

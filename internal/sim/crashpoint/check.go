@@ -98,7 +98,7 @@ func (n *node) recover(img *simfs.FS, b bounds, exposed func(epoch uint64)) (out
 	if id := e.Ident(); id.Node != n.id || id.Cluster != o.Cluster {
 		return out, fmt.Errorf("node %d: identity %+v", n.id, id)
 	}
-	snaps, err := snapshot.New(snapshot.Options{Engine: e, Node: n.id})
+	snaps, err := snapshot.New(snapshot.Options{Engine: e, Node: n.id, Inline: true})
 	if err != nil {
 		return out, fmt.Errorf("node %d: %w", n.id, err)
 	}
@@ -106,6 +106,7 @@ func (n *node) recover(img *simfs.FS, b bounds, exposed func(epoch uint64)) (out
 	if err != nil {
 		return out, fmt.Errorf("node %d does not boot: %w", n.id, err)
 	}
+	snaps.Sweep(true) // what came of interrupted snapshots is kept for a while
 	snaps.Close()
 	s, err := Capture(e)
 	if err != nil {

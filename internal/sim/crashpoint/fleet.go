@@ -2,8 +2,9 @@ package crashpoint
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
+	"math"
 	"runtime"
 	"time"
 
@@ -83,7 +84,7 @@ func (c *fleet) member(id raft.NodeID) *member {
 // run makes the host of an open store.
 func (m *member) run() (err error) {
 	from := m.r.j.Len()
-	if m.snaps, err = snapshot.New(snapshot.Options{Engine: m.e, Node: m.id, SmallBytes: m.c.smallBytes, TableBytes: 2 << 10}); err != nil {
+	if m.snaps, err = snapshot.New(snapshot.Options{Engine: m.e, Node: m.id, SmallBytes: m.c.smallBytes, TableBytes: 2 << 10, Inline: true, Clock: snapClock{m.c}}); err != nil {
 		return err
 	}
 	states, err := m.e.Boot()
@@ -260,22 +261,16 @@ func (m *member) SendSnapshot(desc raft.Descriptor, to raft.NodeID, _ raft.Repli
 			return
 		}
 		c.r.Note("snapshot of shard %d to node %d", desc.Shard, to)
-		b, err := m.snaps.Build(context.Background(), &desc)
+		g, err := m.stream(t, &desc, math.MaxInt)
 		if err != nil {
 			done(0, 0, err)
 			return
 		}
-		g, err := t.snaps.Handle(m.id, b.Meta.Encode(nil), chunks(b, b.Meta.Chunks()))
-		if err != nil {
-			_ = b.Close()
-			done(0, 0, err)
-			return
-		}
-		index, term := b.Meta.Index, b.Meta.Term
+		index, term := g.Meta.Index, g.Meta.Term
 		c.sent++
-		install := func(hs raft.HardState, as raft.AppliedState, exists bool) (raft.State, error) {
+		install := func(hs raft.HardState, as raft.AppliedState, exists, keepLog bool) (raft.State, error) {
 			from := t.r.j.Len()
-			st, err := g.InstallOn(hs, as, exists)
+			st, err := g.InstallOn(hs, as, exists, keepLog)
 			if err == nil {
 				err = t.see(from) // it is told of in the same round
 				t.durable("a snapshot was installed")
@@ -284,7 +279,6 @@ func (m *member) SendSnapshot(desc raft.Descriptor, to raft.NodeID, _ raft.Repli
 		}
 		err = t.h.InstallAside(desc.Shard, index, term, install, func(err error) {
 			g.Close()
-			_ = b.Close()
 			done(index, term, err)
 		})
 		if err != nil {
@@ -293,17 +287,45 @@ func (m *member) SendSnapshot(desc raft.Descriptor, to raft.NodeID, _ raft.Repli
 	})
 }
 
-// chunks gives the first n chunks of b.
-func chunks(b *snapshot.Built, n int) func() ([]byte, error) {
-	i := 0
-	return func() ([]byte, error) {
-		if i >= n {
-			return nil, io.EOF
+// stream brings a snapshot to t, or the first messages of it.
+func (m *member) stream(t *member, desc *raft.Descriptor, messages int) (g *snapshot.Staged, err error) {
+	opened := false
+	_, _, err = m.snaps.Send(context.Background(), desc, t.id, func(_ context.Context, header []byte) (snapshot.Stream, error) {
+		if opened { // the connection does not come back
+			return nil, snapshot.Verdict(errors.New("out of reach"))
 		}
-		i++
-		return b.Chunk(i-1, nil)
+		opened = true
+		return &shortStream{snapshot.Pipe(func(next func() ([]byte, error), reply func([]byte) error) (err error) {
+			g, err = t.snaps.Handle(m.id, header, next, reply)
+			return err
+		}), messages}, nil
+	})
+	if err != nil && g != nil {
+		g.Close()
+		return nil, errors.Join(err, errors.New("a part of a snapshot was taken for a whole one"))
 	}
+	return g, err
 }
+
+// shortStream breaks after some messages.
+type shortStream struct {
+	*snapshot.PipeStream
+	left int
+}
+
+func (s *shortStream) Send(b []byte) error {
+	if s.left--; s.left < 0 {
+		s.Cut()
+	}
+	return s.PipeStream.Send(b)
+}
+
+// snapClock is the clock of the members' snapshots.
+type snapClock struct{ c *fleet }
+
+func (s snapClock) Now() raft.Time { return s.c.now }
+
+func (snapClock) Sleep(context.Context, time.Duration) error { return nil }
 
 // turn runs one round of everybody and delivers what was sent before it. It
 // reports whether anything happened.

@@ -89,7 +89,7 @@ func FormatMsg(m *raft.Msg) string {
 		fmt.Fprintf(&b, " at %d/t%d", m.Index, m.LogTerm)
 	}
 	for i := range m.Entries {
-		fmt.Fprintf(&b, " +%d/t%d%s", m.Entries[i].Index, m.Entries[i].Term, [...]string{"?", "-", "", "conf", "admin"}[m.Entries[i].Type])
+		fmt.Fprintf(&b, " +%d/t%d%s", m.Entries[i].Index, m.Entries[i].Term, [...]string{"?", "-", "", "conf", "admin", "cut"}[m.Entries[i].Type])
 	}
 	if m.Commit != 0 {
 		fmt.Fprintf(&b, " commit %d", m.Commit)

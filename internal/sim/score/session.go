@@ -28,6 +28,16 @@ func sessionPlants() []plant {
 		tested("S19-effect", "F5", "a write that is refused because of overload takes effect", "multiraft", "TestOverloadedHostMutants", "S16"),
 		tested("S19-retry", "B11", "an overloaded node does not say when to come back", "multiraft", "TestOverloadedHostMutants", "S19"),
 		tested("S19-patience", "B11", "any number of requests wait at the router for an overloaded node", "router", "TestPatienceMutants", "S19"),
+		tested("GV1", "H10", "a node whose memory is used up takes in writes", ".", "TestMemoryMutants", "S19"),
+		tested("GV2", "H10", "groups keep their entries in memory however many groups there are", ".", "TestMemoryMutants", "S19"),
+		tested("GV3", "H10", "a node holds whatever its clients send", "transport", "TestRequestBytesMutants", "S19"),
+		tested("GV7", "H10", "a node serves whatever reads its clients ask for", "transport", "TestRequestBytesMutants", "S19"),
+		tested("GV4", "H10", "the block cache keeps what others need", ".", "TestMemoryMutants", "S19"),
+		tested("GV5", "H10", "what was flushed is kept in memory for ever", ".", "TestMemoryMutants", "S19"),
+		tested("GV6", "H10", "entries in memory are not counted", ".", "TestMemoryMutants", "S19"),
+		tested("R-overlay", "found here", "a range of a layout is served beside the record that took its place", "router/catalog", "TestLayoutMutants", "S20"),
+		tested("R-limit", "found here", "a router remembers ranges without a bound", "router", "TestTableMutants", "S19"),
+		tested("R-dealt", "found here", "the catalog keeps an old term of the node that a shard was dealt to", "router/catalog", "TestLayoutMutants", "S20"),
 		tested("S19-pipeline", "H10", "a pipeline takes in any number of calls", "router", "TestPipelineMutants", "S19"),
 	}
 }

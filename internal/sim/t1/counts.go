@@ -34,8 +34,15 @@ type Counts struct {
 	Writes     int  // acknowledged
 	Unknown    int  // writes of unknown outcome
 	Denied     int  // writes that were refused for certain
+	Naps       int  // replicas that fell asleep
+	Wakes      int  // and woke
+	AsleepRead int  // reads that a sleeping leader served by its lease
 	FailStops  int  // nodes that stopped because of their disk
 	Refusals   int  // nodes that did not start again because bits of their disk were wrong
+	Compared   int  // times that replicas were compared
+	Strays     int  // state machines that did what the others do not
+	Rebuilt    int  // replicas that were rebuilt after that
+	Yields     int  // times that support was given back because a disk stood still
 	Stays      int  // runs in which leaders had to last for a while
 	Loose      bool // a fault struck Pebble's own goroutines: another run of the seed may differ
 	Faults     map[string]int
@@ -68,9 +75,16 @@ func (c *Counts) Add(o *Counts) {
 	c.Writes += o.Writes
 	c.Unknown += o.Unknown
 	c.Denied += o.Denied
+	c.Naps += o.Naps
+	c.Wakes += o.Wakes
+	c.AsleepRead += o.AsleepRead
 	c.FailStops += o.FailStops
 	c.Refusals += o.Refusals
+	c.Yields += o.Yields
 	c.Stays += o.Stays
+	c.Compared += o.Compared
+	c.Strays += o.Strays
+	c.Rebuilt += o.Rebuilt
 	for k, v := range o.Faults {
 		c.fault(k, v)
 	}
@@ -95,13 +109,16 @@ func (c *Counts) String() string {
 		fmt.Fprintf(&f, " %s=%d", k, c.Faults[k])
 	}
 	return fmt.Sprintf(`seeds %d, events %d
-disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk, %d not started again
+disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk, %d not started again, %d gave support back as it stood still
 raft: %d terms with a leader, %d entries committed, %d applied, %d configurations, %d replicas destroyed, %d snapshots installed, %d frames, %d refused
-clients: %d operations, %d reads (%d by lease), %d writes, %d unknown, %d denied; %d linearizable histories, %d undecided
+digests: %d comparisons, %d state machines strayed, %d replicas rebuilt
+clients: %d operations, %d reads (%d by lease, %d of them asleep), %d writes, %d unknown, %d denied; %d linearizable histories, %d undecided
+sleep: %d replicas fell asleep, %d woke
 faults:%s`,
-		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops, c.Refusals,
+		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops, c.Refusals, c.Yields,
 		c.Leaders, c.Commits, c.Applies, c.Confs, c.Destroyed, c.SnapsSent, c.Frames, c.Refused,
-		c.Ops, c.Reads, c.LeaseReads, c.Writes, c.Unknown, c.Denied, c.Histories, c.Undecided, f.String())
+		c.Compared, c.Strays, c.Rebuilt,
+		c.Ops, c.Reads, c.LeaseReads, c.AsleepRead, c.Writes, c.Unknown, c.Denied, c.Histories, c.Undecided, c.Naps, c.Wakes, f.String())
 }
 
 // Summary returns one line about a run; it is the same on each run of a seed.

@@ -80,6 +80,11 @@ func (w *World) liveness() {
 			return
 		}
 	}
+	if w.stray.hung() {
+		w.res.Headless++
+		w.log(-1, "headless", uint64(w.stray.shard), 0)
+		return
+	}
 	what := ""
 	for s, k := range done {
 		if k < 4 {
@@ -206,6 +211,9 @@ func (w *World) core() []bool {
 	if !ok() {
 		return nil
 	}
+	if w.stray.strayed { // two that differ cannot tell who is right
+		return set
+	}
 	for _, i := range w.rng.Perm(len(set)) {
 		if w.rng.IntN(3) == 0 || !set[i] {
 			continue
@@ -240,6 +248,9 @@ func (w *World) known(g *group, set []bool) (commit raft.Index) {
 
 // caughtUp reports whether every replica of the core has applied target.
 func (w *World) caughtUp(set []bool, target []raft.Index) bool {
+	if !w.stray.settled(set) {
+		return false
+	}
 	for i, n := range w.nodes {
 		if !set[i] {
 			continue
@@ -252,7 +263,7 @@ func (w *World) caughtUp(set []bool, target []raft.Index) bool {
 			if !ok {
 				continue
 			}
-			if v, ok := n.host.View(g.id); !ok || v.Replica != r.ID || v.Applied < target[k] {
+			if v, ok := n.host.View(g.id); !ok || v.Replica != r.ID || v.Applied < target[k] || v.Fenced != nil {
 				return false
 			}
 		}
@@ -290,6 +301,7 @@ func (w *World) finalChecks() {
 		if !n.up {
 			continue
 		}
+		n.countSleep()
 		// Everything that is staged is either under way, or gone.
 		for _, v := range n.host.Views() {
 			g := w.orc.groups[v.Shard]

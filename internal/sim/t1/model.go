@@ -141,7 +141,11 @@ func (m machine) Apply(b *engine.Batch, a *multiraft.ApplyContext) error {
 	if m.n.custom != nil {
 		return multiraft.NewCustom(m.n.custom).Apply(b, a)
 	}
-	return kv.NewMachine().Apply(b, a)
+	if err := kv.NewMachine().Apply(b, a); err != nil {
+		return err
+	}
+	m.n.w.stray.apply(m.n, b, a)
+	return nil
 }
 
 // expect notes that somebody waits for an answer of the host. Each is answered
@@ -221,6 +225,9 @@ func (d door) LeaseRead(s raft.ShardID) bool {
 		return false
 	}
 	n.w.res.LeaseReads++
+	if v, ok := n.host.View(s); ok && v.Asleep {
+		n.w.res.AsleepRead++
+	}
 	n.w.drifting(n, coverage.LeaseRead, s)
 	v, ok := n.host.View(s)
 	g := n.w.orc.groups[s]

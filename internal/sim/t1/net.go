@@ -345,6 +345,8 @@ type snapStream struct {
 	answer   error
 	answered bool
 	wantEnd  func() // wakes the sender
+	replies  [][]byte
+	last     int64 // when the sender's last message arrives
 }
 
 var errSnapBroke = errors.New("t1: the snapshot stream broke")
@@ -367,7 +369,7 @@ func (t *network) openSnapshot(tk *task, shard raft.ShardID, to raft.NodeID, hea
 			return
 		}
 		s.receiver = w.spawn(n, func(rt *task) {
-			err := n.receiveSnapshot(rt, raft.NodeID(a+1), head, func() ([]byte, error) { return s.next(rt) })
+			err := n.receiveSnapshot(rt, raft.NodeID(a+1), head, func() ([]byte, error) { return s.next(rt) }, s.reply)
 			s.over(err)
 		})
 	})
@@ -392,6 +394,40 @@ func (s *snapStream) next(rt *task) ([]byte, error) {
 			return nil, errSnapBroke
 		}
 	}
+}
+
+// reply sends a message back.
+func (s *snapStream) reply(b []byte) error {
+	t := s.t
+	if s.broken || !s.sender.n.up || t.blocked[s.b][s.a] > 0 {
+		s.fail()
+		return errSnapBroke
+	}
+	c := slices.Clone(b)
+	t.w.log(s.b, "reply", uint64(s.a)<<32|uint64(len(c)), hashBytes(c))
+	t.w.at(t.delay(s.b, s.a), func() {
+		if !s.broken {
+			s.replies = append(s.replies, c)
+			s.kick()
+		}
+	})
+	return nil
+}
+
+// Recv implements snapshot.Stream.
+func (s *snapStream) Recv() ([]byte, error) {
+	for len(s.replies) == 0 && !s.broken && !s.answered {
+		s.wantEnd = s.sender.waker()
+		if !s.sender.wait() {
+			return nil, errSnapBroke
+		}
+	}
+	if len(s.replies) == 0 {
+		return nil, errSnapBroke
+	}
+	b := s.replies[0]
+	s.replies = s.replies[1:]
+	return b, nil
 }
 
 // over ends the receiver's side; the answer travels back.
@@ -461,7 +497,8 @@ func (s *snapStream) Send(chunk []byte) error {
 		s.hit(coverage.Clog)
 	}
 	w.log(s.a, "chunk", uint64(s.b)<<32|uint64(len(c)), hashBytes(c))
-	w.at(s.t.delay(s.a, s.b), func() {
+	s.last = max(s.last+1, s.t.delay(s.a, s.b)) // a stream keeps its order
+	w.at(s.last, func() {
 		if s.broken {
 			return
 		}
@@ -488,7 +525,7 @@ func (s *snapStream) feed() {
 func (s *snapStream) CloseAndRecv() error {
 	w := s.t.w
 	if !s.broken && !s.answered {
-		w.at(max(s.t.delay(s.a, s.b), w.now+int64(20*w.p.DelayMean)), func() {
+		w.at(max(s.last+1, s.t.delay(s.a, s.b), w.now+int64(20*w.p.DelayMean)), func() {
 			s.ended = true
 			s.feed()
 		})

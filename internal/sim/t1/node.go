@@ -48,6 +48,7 @@ type node struct {
 	manAt   int64
 	manTok  uint64
 	diskAt  bool // a DiskStep is scheduled
+	yields  uint64
 	tasks   []*task
 	sending int
 	queue   []snapJob
@@ -257,6 +258,7 @@ func (n *node) boot() {
 	n.boots++
 	n.shadow.booted(n, states)
 	n.up = true
+	n.yields = 0
 	n.pausedUntil, n.manAt, n.diskAt, n.sending, n.queue, n.tasks = 0, 0, false, 0, nil, nil
 	n.clock = &nodeClock{w: w, origin: raft.Time(time.Hour) + raft.Time(n.rng.Int64N(int64(time.Hour))), bootAt: w.now, rate: 1 + w.p.Drift[n.idx], wall: n.wallJump}
 	w.log(n.idx, "boot", n.eng.BootEpoch(), uint64(len(states)))
@@ -277,7 +279,7 @@ func (n *node) boot() {
 	}
 	n.live, err = liveness.New(liveness.Config{
 		Node: n.id, BootEpoch: n.eng.BootEpoch(), Records: recs, Peers: func() []raft.NodeID { return peers },
-		Timing: liveness.Timing{Interval: w.p.Beat, Duration: w.p.Support},
+		Timing: liveness.Timing{Interval: w.p.Beat, Duration: w.p.Support}, Yield: w.p.Yield,
 		OnChange: func(node raft.NodeID) {
 			n.host.LivenessChanged(node)
 			w.supportChanged(n)
@@ -293,10 +295,12 @@ func (n *node) boot() {
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: n.id, Engine: n.eng, Net: (*nodeNet)(n), Liveness: n.live, Clock: n.clock, Machine: machine{n},
 		Snapshots: (*nodeSnaps)(n), Tuning: w.p.Tuning, Loops: w.p.Loops, Seed: n.rng.Uint64(), LogBytes: w.p.LogBytes,
+		DigestEvery: compareEvery(w.p.Compare), StateEvery: compareEvery(2 * w.p.Compare), OnDiverged: func(e multiraft.DivergedError) { w.stray.told(n, &e) },
 		Leases: !w.p.NoLease, Nodes: func() []raft.NodeID { return peers },
 		OnDestroy: func(s raft.ShardID, r raft.ReplicaID) { n.shadow.destroyed(n, s, r) },
 		OnFatal:   n.tether.onFatal,
-		OnSync:    n.live.NoteSync, ClockOK: n.live.ClockOK,
+		IdleAfter: w.p.IdleAfter, Awake: w.p.Awake,
+		OnSync: n.live.NoteSync, ClockOK: n.live.ClockOK,
 	})
 	if err != nil {
 		n.bootFail("panic", "node %d: host: %v", n.id, err)
@@ -332,7 +336,7 @@ func (n *node) boot() {
 		}
 	}
 	n.snaps, err = snapshot.New(snapshot.Options{
-		Engine: n.eng, Node: n.id, Live: n.descriptors, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes,
+		Engine: n.eng, Node: n.id, Live: n.descriptors, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes, Inline: true,
 		NewID: func() (id snapshot.ID) {
 			for i := range id {
 				id[i] = byte(n.rng.Uint32())
@@ -413,15 +417,26 @@ func (n *node) settleDown() {
 			if tok == n.manTok {
 				n.manAt = 0
 				n.live.Step()
+				n.stalled()
 			}
 		})
 	}
 	if !n.diskAt && n.live.DiskPending() {
 		n.diskAt = true
+		n.live.DiskBegin()
 		w.on(n, w.now+n.syncTime(), func() {
 			n.diskAt = false
 			n.live.DiskStep()
 		})
+	}
+}
+
+// stalled counts what the node gave back because its disk stood still.
+func (n *node) stalled() {
+	if y := n.live.Stats().Yields; n.w.p.Yield && y != n.yields {
+		n.yields = y
+		n.w.res.Yields++
+		n.w.log(n.idx, "yield", y, 0)
 	}
 }
 
@@ -564,6 +579,8 @@ func (n *node) release() {
 	failed := n.died.Load() != nil
 	n.disk.SetFaults()
 	n.disk.SetSpace(0)
+	n.w.res.Compared += int(n.host.Stats().Compared)
+	n.countSleep()
 	n.host.Close()
 	if n.twice != "" {
 		n.w.fail("S9", "node %d answers a %s twice", n.id, n.twice)
@@ -584,6 +601,13 @@ func (n *node) release() {
 		n.wreck = n.eng
 	}
 	n.eng, n.host, n.st, n.live, n.snaps, n.store = nil, nil, nil, nil, nil, nil
+}
+
+// countSleep counts how often replicas of this life of the node fell asleep.
+func (n *node) countSleep() {
+	st := n.host.Stats()
+	n.w.res.Naps += int(st.Naps)
+	n.w.res.Wakes += int(st.Wakes)
 }
 
 // stop is a clean stop: everything is durable afterwards.
@@ -625,18 +649,32 @@ func b2u(b bool) uint64 {
 
 // snapJob is a snapshot that a loop asked to be sent.
 type snapJob struct {
-	desc raft.Descriptor
-	to   raft.NodeID
-	done func(raft.Index, raft.Term, error)
+	desc  raft.Descriptor
+	to    raft.NodeID
+	rep   raft.ReplicaID
+	image []byte // nil: the state as it is then
+	done  func(raft.Index, raft.Term, error)
 }
 
 // nodeSnaps sends snapshots, two at a time.
 type nodeSnaps node
 
 // SendSnapshot implements multiraft.SnapshotSender.
-func (s *nodeSnaps) SendSnapshot(desc raft.Descriptor, to raft.NodeID, _ raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
+func (s *nodeSnaps) SendSnapshot(desc raft.Descriptor, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
 	n := (*node)(s)
-	n.queue = append(n.queue, snapJob{desc, to, done})
+	n.queue = append(n.queue, snapJob{desc: desc, to: to, rep: rep, done: done})
+	n.w.on(n, n.w.now+1, n.sendNext)
+}
+
+// Image implements multiraft.ImageSender.
+func (s *nodeSnaps) Image(desc *raft.Descriptor) ([]byte, raft.Index, error) {
+	return s.snaps.Image(desc)
+}
+
+// SendImage implements multiraft.ImageSender.
+func (s *nodeSnaps) SendImage(image []byte, shard raft.ShardID, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
+	n := (*node)(s)
+	n.queue = append(n.queue, snapJob{desc: raft.Descriptor{Shard: shard}, to: to, rep: rep, image: image, done: done})
 	n.w.on(n, n.w.now+1, n.sendNext)
 }
 
@@ -649,9 +687,17 @@ func (n *node) sendNext() {
 	n.sending++
 	gen := n.gen
 	n.w.spawn(n, func(t *task) {
-		index, term, err := n.snaps.Send(context.Background(), &job.desc, func(_ context.Context, header []byte) (snapshot.Stream, error) {
+		open := func(_ context.Context, header []byte) (snapshot.Stream, error) {
 			return n.w.net.openSnapshot(t, job.desc.Shard, job.to, header)
-		})
+		}
+		var index raft.Index
+		var term raft.Term
+		var err error
+		if job.image != nil {
+			index, term, err = n.snaps.SendImage(context.Background(), job.image, job.to, job.rep, open)
+		} else {
+			index, term, err = n.snaps.Send(context.Background(), &job.desc, job.to, open)
+		}
 		if n.gen != gen || !n.up {
 			return
 		}
@@ -666,8 +712,8 @@ func (n *node) sendNext() {
 }
 
 // receiveSnapshot is what a node does with an incoming stream.
-func (n *node) receiveSnapshot(t *task, from raft.NodeID, header []byte, next func() ([]byte, error)) error {
-	staged, err := n.snaps.Handle(from, header, next)
+func (n *node) receiveSnapshot(t *task, from raft.NodeID, header []byte, next func() ([]byte, error), reply func([]byte) error) error {
+	staged, err := n.snaps.Handle(from, header, next, reply)
 	if err != nil || staged == nil {
 		return err
 	}
@@ -676,12 +722,12 @@ func (n *node) receiveSnapshot(t *task, from raft.NodeID, header []byte, next fu
 	var result error
 	over := false
 	m := &staged.Meta
-	install := func(hs raft.HardState, applied raft.AppliedState, exists bool) (raft.State, error) {
-		st, err := staged.InstallOn(hs, applied, exists)
+	install := func(hs raft.HardState, applied raft.AppliedState, exists, keepLog bool) (raft.State, error) {
+		st, err := staged.InstallOn(hs, applied, exists, keepLog)
 		if err == nil {
 			w.res.SnapsSent++
 			w.log(n.idx, "installed", uint64(m.Shard), uint64(m.Index))
-			n.shadow.installed(n, &st)
+			n.shadow.installed(n, &st, keepLog)
 		}
 		return st, err
 	}

@@ -65,6 +65,17 @@ type Params struct {
 	Journal int64 `json:"journal,omitempty"`
 	// LogBytes is the cap of the logs of a node; 0: none.
 	LogBytes int64 `json:"log_bytes,omitempty"`
+	// Compare is how often leaders compare the replicas of their shards; 0: never.
+	Compare time.Duration `json:"compare,omitempty"`
+	// Yield: nodes whose disks stand still give back what others promised them.
+	Yield bool `json:"yield,omitempty"`
+	// Stray is when the state machine of a node does what those of others do not, once;
+	// 0: it never does.
+	Stray time.Duration `json:"stray,omitempty"`
+	// IdleAfter is how long nothing comes for a replica before it sleeps, below zero:
+	// never. Awake is how many do not sleep from the start, below zero: none.
+	IdleAfter time.Duration `json:"idle_after,omitempty"`
+	Awake     int           `json:"awake,omitempty"`
 
 	Payload    int           `json:"payload"` // bytes of a value, at most
 	Timeout    time.Duration `json:"timeout"` // of a client's operation, mean
@@ -167,6 +178,16 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 	p.Journal = []int64{0, 2 << 10, 16 << 10}[seed/3%3] // not drawn either
 	if p.LogBytes = []int64{0, 0, 24 << 10, 0, 96 << 10}[seed/5%5]; p.LogBytes > 0 {
 		p.Journal = p.LogBytes / 4
+	}
+	p.Compare = []time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond}[seed/2%3]
+	p.Yield = seed/4%2 == 1
+	if p.Compare > 0 && seed/6%4 == 3 && profile != "rot" {
+		p.Stray = duration / 4 * time.Duration(1+seed%3)
+	}
+	p.IdleAfter = []time.Duration{5, 20, -1, 60, 200}[seed/7%5] * time.Millisecond
+	p.Awake = []int{0, -1, 1}[seed/11%3]
+	if p.Stray > 0 && seed%2 == 1 {
+		p.IdleAfter = -1 // what a sleeping replica holds is compared when it was woken
 	}
 	n := p.Nodes
 	// Each fault is off in half of the seeds.
@@ -367,5 +388,14 @@ func drawParams(rng *rand.Rand, profile string) Params {
 		t.LogKeepEntries, t.LogKeepBytes = 2<<rng.IntN(3), 512<<rng.IntN(3)
 		t.IdleTruncate = time.Duration(20+rng.IntN(60)) * time.Millisecond
 	}
+	// Who cuts the logs is drawn from what was drawn before, so that runs with the default
+	// stay what they were.
+	if x := uint64(p.DelayMean) ^ uint64(p.SyncMean); x%2 == 0 {
+		t.Cut = 1 + raft.CutPolicy(x/2%cutPolicies)
+		t.CutEntries, t.CutBytes = 2<<(x/8%6), 512<<(x/64%6)
+	}
 	return p
 }
+
+// cutPolicies is how many policies there are besides the default.
+const cutPolicies = 2

@@ -166,11 +166,21 @@ func (s *shadow) created(n *node, descs []raft.Descriptor) {
 }
 
 // installed notes a snapshot that was made the state of a replica, durably.
-func (s *shadow) installed(n *node, st *raft.State) {
+func (s *shadow) installed(n *node, st *raft.State, keepLog bool) {
 	rep, _ := st.Desc.ReplicaOn(n.id)
+	if v := s.visible[st.Desc.Shard]; v != nil && keepLog {
+		for _, r := range s.rounds { // the install made them durable
+			s.promote(n, r)
+		}
+		s.rounds = nil
+		v.hard = st.Hard
+		s.durable[st.Desc.Shard] = v.clone()
+		n.w.orc.installed(n, st, true)
+		return
+	}
 	g := &groupShadow{replica: rep.ID, hard: st.Hard, trunc: st.Applied.TruncIndex, truncTerm: st.Applied.TruncTerm}
 	s.visible[st.Desc.Shard], s.durable[st.Desc.Shard] = g, g.clone()
-	n.w.orc.installed(n, st)
+	n.w.orc.installed(n, st, false)
 }
 
 // destroyed notes that a replica is gone from the disk.

@@ -93,7 +93,7 @@ func (t *tracer) tail(n int) string {
 // plus for a node counted from 0, which is told counted from 1.
 var fields = map[string][2]string{
 	"boot": {"epoch", "groups"}, "crash": {"image", "rounds"}, "recrash": {"try", ""}, "stop": {"", ""}, "failed": {"", ""}, "batch": {"loop", "hash"},
-	"frame": {"to+/bytes:32", "hash"}, "chunk": {"to+/bytes:32", "hash"}, "refused": {"from+", ""}, "support": {"node/withdrawn:1", "epoch"},
+	"frame": {"to+/bytes:32", "hash"}, "chunk": {"to+/bytes:32", "hash"}, "refused": {"from+", ""}, "support": {"node/withdrawn:1", "epoch"}, "yield": {"times", ""},
 	"role": {"shard/term:40", "lead/state:2"}, "commit": {"shard/index:40", "hash"}, "conf": {"shard/index:40", "conf"}, "destroyed": {"shard", "replica"},
 	"installed": {"shard", "index"}, "snap-sent": {"shard/to:32", "index/failed:1"}, "answer": {"shard/index:40", "slot/bytes:32"}, "denied": {"shard", "unknown"},
 	"client": {"client/outcome:32", "call"}, "final": {"shard/applied:40", "hash"}, "heal": {"nodes", ""}, "live": {"ns_after", ""}, "headless": {"shard", ""},

@@ -87,6 +87,7 @@ type World struct {
 	net     network
 	orc     oracle
 	clients clients
+	stray   stray
 	custom  *customRun // nil: the key-value machine
 	trace   tracer
 	cov     *coverage.Table // nil: nobody wants to know
@@ -164,6 +165,7 @@ func (w *World) build() {
 	w.orc.init(w)
 	w.net.init(w)
 	w.clients.init(w)
+	w.stray.init(w)
 	if w.opt.Custom != nil {
 		w.custom = &customRun{}
 		w.custom.init(w)

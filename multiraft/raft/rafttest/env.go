@@ -33,6 +33,7 @@ const shard raft.ShardID = 7
 //	lapse [A,B]               support between nodes that do not reach each other lapses;
 //	                          with arguments only A's and B's promises, and no time passes
 //	heal                      all nodes reach and support each other again
+//	nap A                     A is put away, if it has nothing to do, until something comes for it
 //	crash A / restart A       A loses what its disk has not synced / comes back
 //	stop-replication A        (alias of partition A alone)
 //	status / log [A]          what the cores say / what the logs hold
@@ -49,6 +50,7 @@ type Env struct {
 	out   strings.Builder
 	quiet bool
 	ctx   uint64
+	naps  int
 }
 
 type node struct {
@@ -62,6 +64,9 @@ type node struct {
 	pending []batch
 	ops     []func(*store)
 	lead    string
+	// nap is set while the core is put away: n.core is the one of before then.
+	nap           *raft.Nap
+	rounds, asked uint64 // highest numbers of all naps
 }
 
 // store is what a node's disk holds of the replica.
@@ -192,6 +197,9 @@ func (e *Env) run(cmd string, args []string) error {
 		return n.restart()
 	case "sync":
 		n.sync()
+		return nil
+	case "nap":
+		n.sleep()
 		return nil
 	case "holds", "lacks":
 		if slices.Contains(n.visible.data, arg(1)) != (cmd == "holds") {
@@ -468,6 +476,9 @@ func (e *Env) heal() {
 }
 
 func (n *node) livenessChanged(of raft.NodeID) {
+	if n.nap != nil && !slices.ContainsFunc(n.nap.Members, func(m raft.NapMember) bool { return m.Lags && m.Node == of }) {
+		return // it looks for itself when it wakes
+	}
 	n.round(func(c *raft.Core, o *raft.Out) { c.LivenessChanged(n.env.now, of, o) })
 }
 
@@ -504,7 +515,7 @@ func (e *Env) wait(d time.Duration) {
 	for range 10000 {
 		next := end
 		for _, n := range e.nodes {
-			if n.core != nil {
+			if n.core != nil && n.nap == nil {
 				next = min(next, max(n.core.Deadline(), e.now))
 			}
 		}
@@ -525,7 +536,7 @@ func (e *Env) wait(d time.Duration) {
 
 // due ticks the core if its deadline has come.
 func (n *node) due() bool {
-	if n.core == nil || n.core.Deadline() > n.env.now {
+	if n.core == nil || n.nap != nil || n.core.Deadline() > n.env.now {
 		return false
 	}
 	n.round(func(c *raft.Core, o *raft.Out) { c.Tick(n.env.now, o) })
@@ -569,7 +580,7 @@ func (e *Env) deliver(p *packet) {
 	}
 	if to.core != nil && p.m.Type == raft.MsgApp && p.m.ToReplica > to.replica {
 		// The replica here was removed and a newer one takes its place.
-		to.core, to.pending, to.visible, to.durable = nil, nil, store{}, store{}
+		to.core, to.nap, to.pending, to.visible, to.durable = nil, nil, nil, store{}, store{}
 	}
 	if to.core == nil {
 		if p.m.Type == raft.MsgApp {

@@ -56,11 +56,47 @@ func body(e raft.Entry) string {
 		return "-"
 	case raft.EntryConf:
 		return "conf"
+	case raft.EntryCut:
+		return "cut"
 	}
 	for _, c := range e.Commands() {
 		return string(c.Body)
 	}
 	return "?"
+}
+
+func (n *node) config() raft.Config {
+	return raft.Config{Node: n.id, Replica: n.replica, Liveness: liveness{n.env, int(n.id - 1)}, Rand: uint64(n.id), Tuning: n.env.tun}
+}
+
+// sleep puts the core away, if it has nothing to do.
+func (n *node) sleep() {
+	if n.core == nil || n.nap != nil || len(n.pending) > 0 {
+		return
+	}
+	if nap, ok := n.core.Nap(nil); ok {
+		n.rounds, n.asked = max(n.rounds, nap.Round), max(n.asked, nap.Asked)
+		n.nap = &nap
+		n.env.naps++
+		n.env.traffic("%d naps", n.id)
+	}
+}
+
+// wake makes the core anew.
+func (n *node) wake(o *raft.Out) {
+	if n.nap == nil {
+		return
+	}
+	nap := *n.nap
+	n.nap = nil
+	nap.Round, nap.Asked = n.rounds, n.asked
+	c, err := raft.WakeCore(n.config(), n.durable.state(), &nap, n.env.now, o)
+	if err != nil {
+		n.env.printf("error: %v", err)
+		return
+	}
+	n.core = c
+	n.env.traffic("%d wakes", n.id)
 }
 
 func (n *node) start() error {
@@ -70,7 +106,7 @@ func (n *node) start() error {
 	}
 	n.replica = r.ID
 	var err error
-	n.core, err = raft.NewCore(raft.Config{Node: n.id, Replica: r.ID, Liveness: liveness{n.env, int(n.id - 1)}, Rand: uint64(n.id), Tuning: n.env.tun}, n.durable.state(), n.env.now)
+	n.core, err = raft.NewCore(n.config(), n.durable.state(), n.env.now)
 	if err == nil {
 		n.round(func(*raft.Core, *raft.Out) {})
 	}
@@ -79,7 +115,7 @@ func (n *node) start() error {
 
 // crash loses what was not synced.
 func (n *node) crash() {
-	n.core, n.down, n.pending = nil, true, nil
+	n.core, n.nap, n.down, n.pending = nil, nil, true, nil
 	n.visible = n.durable.clone()
 	n.lead = ""
 }
@@ -105,7 +141,9 @@ func (n *node) restart() error {
 	for _, p := range e.nodes {
 		if p != n {
 			p.livenessChanged(n.id)
-			p.round(func(c *raft.Core, o *raft.Out) { c.PeerReset(e.now, n.id, o) })
+			if p.nap == nil {
+				p.round(func(c *raft.Core, o *raft.Out) { c.PeerReset(e.now, n.id, o) })
+			}
 		}
 	}
 	return nil
@@ -125,6 +163,7 @@ func (n *node) round(in func(*raft.Core, *raft.Out)) {
 	}
 	e := n.env
 	var o raft.Out
+	n.wake(&o)
 	in(n.core, &o)
 	n.core.Flush(e.now, &o)
 	n.ops = nil

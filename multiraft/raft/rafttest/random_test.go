@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -15,7 +16,7 @@ import (
 // there), and state machine safety (5.4.3: same commands in the same order).
 // At the end everything heals, and all nodes get to the same state.
 func TestRandomHistories(t *testing.T) {
-	applied, terms := 0, 0
+	applied, terms, naps := 0, 0, 0
 	for seed := uint64(1); seed <= 60; seed++ {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		n := 3 + rng.IntN(3)
@@ -31,7 +32,7 @@ func TestRandomHistories(t *testing.T) {
 			if l := e.someLeader(rng.IntN(n)); l > 0 && rng.IntN(3) > 0 {
 				a = l // proposals mostly go to a leader, perhaps an old one
 			}
-			switch rng.IntN(18) {
+			switch rng.IntN(20) {
 			case 0:
 				cmd = fmt.Sprintf("campaign %d", a)
 			case 1, 2:
@@ -62,9 +63,19 @@ func TestRandomHistories(t *testing.T) {
 				cmd = fmt.Sprintf("wait %dms", 1+rng.IntN(400))
 			case 13:
 				cmd = fmt.Sprintf("transfer %d %d", a, b)
+			case 14: // until the logs are cut
+				cmd = "heal\nwait 3s"
+				for k := range n {
+					cmd += fmt.Sprintf("\nnap %d", k+1)
+				}
+			}
+			if i%3 == 0 { // whoever has nothing to do may be away for a while
+				cmd += fmt.Sprintf("\nnap %d", 1+rng.IntN(n))
 			}
 			history = append(history, cmd)
-			e.Run(cmd)
+			if out := e.Run(cmd); strings.Contains(out, "error: raft: ") {
+				t.Fatalf("seed %d: %s after\n%s", seed, out, slices.Compact(history))
+			}
 			if err := e.check(leaders); err != nil {
 				t.Fatalf("seed %d: %v after\nnodes %d\n%s", seed, err, n, slices.Compact(history))
 			}
@@ -85,9 +96,10 @@ func TestRandomHistories(t *testing.T) {
 		}
 		applied += len(e.nodes[0].visible.data)
 		terms += len(leaders)
+		naps += e.naps
 	}
-	t.Logf("%d commands applied, %d terms with a leader", applied, terms)
-	if applied < 1000 || terms < 300 {
+	t.Logf("%d commands applied, %d terms with a leader, %d naps", applied, terms, naps)
+	if applied < 1000 || terms < 300 || naps < 300 {
 		t.Error("the histories reach too little")
 	}
 }

@@ -145,6 +145,15 @@ func (s *Store) Size(ctx context.Context, name string) (int64, error) {
 	return st.Size, nil
 }
 
+// Delete implements backup.Store.
+func (s *Store) Delete(ctx context.Context, name string) error {
+	err := s.c.RemoveObject(ctx, s.o.Bucket, s.key(name), minio.RemoveObjectOptions{})
+	if err == nil || minio.ToErrorResponse(err).Code == minio.NoSuchKey {
+		return nil
+	}
+	return s.failed(name, err)
+}
+
 // List implements backup.Store.
 func (s *Store) List(ctx context.Context, prefix string) ([]backup.Object, error) {
 	var out []backup.Object

@@ -52,6 +52,9 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.objects[key] = b
 		w.Header().Set("ETag", `"1"`)
+	case r.Method == http.MethodDelete:
+		delete(s.objects, key)
+		w.WriteHeader(http.StatusNoContent)
 	case key == "":
 		s.list(w, q.Get("prefix"), q.Get("continuation-token"))
 	default:
@@ -163,6 +166,14 @@ func TestStore(t *testing.T) {
 		list, err := s.List(ctx, "chunks/")
 		if err != nil || len(list) != 3 || list[0] != (backup.Object{Name: "chunks/aa/1", Size: 3}) || list[2].Name != "chunks/bb/3" {
 			t.Errorf("%v, %v", list, err)
+		}
+		for range 2 { // gone, and still gone
+			if err := s.Delete(ctx, "chunks/aa/1"); err != nil {
+				t.Error(err)
+			}
+		}
+		if list, err := s.List(ctx, "chunks/"); err != nil || len(list) != 2 || list[0].Name != "chunks/aa/2" {
+			t.Errorf("after a removal: %v, %v", list, err)
 		}
 		if !strings.Contains(svc.auth[0], "the-key") {
 			t.Errorf("requests are not signed: %q", svc.auth[0])

@@ -1,0 +1,240 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/flotillakv/flotilla"
+	"github.com/flotillakv/flotilla/bench"
+	"github.com/flotillakv/flotilla/internal/localcluster"
+	"github.com/flotillakv/flotilla/router/catalog"
+)
+
+// Nodes is the number of nodes of a cluster, and of replicas of each shard.
+const Nodes = 3
+
+// Config says what to measure.
+type Config struct {
+	// Shards is the number of user shards.
+	Shards int
+	// Dir is where a directory for the data is made, and removed in the end.
+	Dir string
+	// Settle bounds how long a measurement waits for the cluster to come to rest;
+	// Window is how long it looks at a cluster at rest.
+	Settle, Window time.Duration
+	// Memory bounds the resident memory of the process in bytes. Beyond it the
+	// measurement is given up with *MemoryError.
+	Memory int64
+	// Awake is how many shards are written to before a node is killed.
+	Awake int
+	// Hot is the number of busy shards, Clients how many clients keep them busy, for
+	// Duration after Warmup. Hot zero: this part is left out.
+	Hot, Clients     int
+	Duration, Warmup time.Duration
+	// Step is told what begins. Nil: nobody.
+	Step func(format string, args ...any)
+}
+
+func (c *Config) step(format string, args ...any) {
+	if c.Step != nil {
+		c.Step(format, args...)
+	}
+}
+
+// MemoryError says that a measurement was given up since the process grew too large.
+type MemoryError struct {
+	Shards     int
+	Got, Limit int64 // bytes
+	WhileDoing string
+}
+
+// Error says what did not fit.
+func (e *MemoryError) Error() string {
+	return fmt.Sprintf("%d shards do not fit into %d MiB: the process had %d MiB while %s", e.Shards, e.Limit>>20, e.Got>>20, e.WhileDoing)
+}
+
+// Memory is what the process holds.
+type Memory struct {
+	Heap int64 `json:"heap_bytes"` // live objects, after a collection
+	RSS  int64 `json:"rss_bytes"`  // resident, after what was free was given back
+}
+
+// readMemory collects garbage, gives memory back and reads what is left.
+func readMemory() Memory {
+	runtime.GC()
+	debug.FreeOSMemory() // which collects once more
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return Memory{Heap: int64(m.HeapAlloc), RSS: bench.Resident()}
+}
+
+// site is a cluster under measurement.
+type site struct {
+	c     *Config
+	o     localcluster.Options
+	fleet *localcluster.Cluster
+}
+
+// open makes a directory and starts a cluster of shards in it.
+func (c *Config) open(ctx context.Context, o localcluster.Options) (*site, error) {
+	dir, err := os.MkdirTemp(c.Dir, "flotilla-fleet-")
+	if err != nil {
+		return nil, fmt.Errorf("making a directory for the data: %w", err)
+	}
+	o.Nodes, o.Dir = Nodes, dir
+	s := &site{c: c, o: o}
+	if err := s.start(ctx, "creating the shards"); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+// start starts the cluster, or gives up when the process grows too large.
+func (s *site) start(ctx context.Context, doing string) error {
+	return s.guard(ctx, doing, func(ctx context.Context) error {
+		fleet, err := localcluster.Start(ctx, s.o)
+		if err != nil {
+			return err
+		}
+		s.fleet = fleet
+		return nil
+	})
+}
+
+// guard runs f with a context that ends when the process grows too large.
+func (s *site) guard(ctx context.Context, doing string, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	look := func() {
+		if rss := bench.Resident(); s.c.Memory > 0 && rss > s.c.Memory {
+			cancel(&MemoryError{Shards: s.c.Shards, Got: rss, Limit: s.c.Memory, WhileDoing: doing})
+		}
+	}
+	over, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-over:
+				return
+			case <-tick.C:
+				look()
+			}
+		}
+	}()
+	err := f(ctx)
+	close(over)
+	<-done
+	look()
+	var full *MemoryError
+	if errors.As(context.Cause(ctx), &full) {
+		err = full
+	}
+	cancel(nil)
+	return err
+}
+
+func (s *site) close() error {
+	var err error
+	if s.fleet != nil {
+		err = s.fleet.Close()
+	}
+	return errors.Join(err, os.RemoveAll(s.o.Dir))
+}
+
+// ready counts the shards that some node leads and serves.
+func (s *site) ready() int {
+	n := 0
+	for _, node := range s.fleet.Nodes() {
+		n += node.Metrics().Ready
+	}
+	return n
+}
+
+// awaitLed waits until all shards, the catalog's among them, have a leader that serves.
+func (s *site) awaitLed(ctx context.Context) error {
+	return s.await(ctx, func() (bool, string) {
+		n := s.ready()
+		return n >= s.c.Shards+1, fmt.Sprintf("%d of %d shards have a leader", n, s.c.Shards+1)
+	})
+}
+
+// await polls until cond holds. What cond says besides is for the error.
+func (s *site) await(ctx context.Context, cond func() (bool, string)) error {
+	pause := time.Millisecond
+	for {
+		ok, what := cond()
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", what, ctx.Err())
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 50*time.Millisecond)
+	}
+}
+
+// keys returns a key in each of n of the shards, evenly chosen, in order.
+func (c *Config) keys(n int) [][]byte {
+	n = min(n, c.Shards)
+	splits := catalog.SplitKeys(c.Shards)
+	out := make([][]byte, 0, n)
+	for i := range n {
+		at := i * c.Shards / n
+		if at == 0 {
+			out = append(out, []byte{0})
+			continue
+		}
+		out = append(out, splits[at-1])
+	}
+	return out
+}
+
+// put writes one small value under each key, many at a time, and again what a
+// cluster that just lost a node could not take. Values do not change, so that a
+// repeated write does no harm.
+func (s *site) put(ctx context.Context, keys [][]byte) error {
+	node := s.fleet.Nodes()[0]
+	for todo := keys; len(todo) > 0; {
+		failed, err := s.putOnce(ctx, node, todo)
+		if err != nil && ctx.Err() != nil {
+			return fmt.Errorf("%d of %d writes not accepted: %w", len(failed), len(keys), err)
+		}
+		todo = failed
+	}
+	return nil
+}
+
+// putOnce returns the keys whose write failed.
+func (s *site) putOnce(ctx context.Context, node *flotilla.Node, keys [][]byte) (failed [][]byte, err error) {
+	p, err := node.NewPipeline(flotilla.PipelineOptions{Depth: putDepth})
+	if err != nil {
+		return keys, err
+	}
+	defer p.Close()
+	for next, under := 0, 0; next < len(keys) || under > 0; {
+		if next < len(keys) && under < putDepth {
+			if serr := p.Put(ctx, keys[next], []byte("fleet"), next); serr != nil {
+				return append(failed, keys[next:]...), serr
+			}
+			next, under = next+1, under+1
+			continue
+		}
+		c := <-p.Done()
+		if under--; c.Err != nil {
+			failed, err = append(failed, keys[c.Tag.(int)]), c.Err
+		}
+	}
+	return failed, err
+}
+
+// putDepth is how many writes put has under way.
+const putDepth = 4096

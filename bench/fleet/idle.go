@@ -1,0 +1,173 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/flotillakv/flotilla/bench"
+	"github.com/flotillakv/flotilla/internal/localcluster"
+)
+
+// IdleRow is what a cluster of idle shards takes. Figures per replica are of the
+// process as a whole, divided, with what a cluster of one shard takes left out (see
+// Subtract).
+type IdleRow struct {
+	Shards int `json:"shards"`
+	// CreateSeconds: from nothing until all nodes serve, and a sample of shards all over
+	// the keyspace has accepted a write. Shards may elect a leader only then.
+	CreateSeconds float64 `json:"create_s"`
+	// SettleSeconds: until the cluster came to rest after that, at most Config.Settle.
+	SettleSeconds float64 `json:"settle_s"`
+	Memory
+	HeapPerReplica float64 `json:"heap_per_replica"`
+	RSSPerReplica  float64 `json:"rss_per_replica"`
+	// At rest: of the whole process, in percent of one core; bytes per second that the
+	// nodes sent each other, and that the machine sent over loopback; synced batches.
+	CPUPercent     float64 `json:"cpu_percent"`
+	PeerBytes      float64 `json:"peer_bytes_per_s"`
+	LoopbackBytes  float64 `json:"loopback_bytes_per_s"`
+	FsyncsPerS     float64 `json:"fsyncs_per_s"`
+	RoundsPerS     float64 `json:"rounds_per_s"`
+	DiskPerReplica float64 `json:"disk_per_replica"`
+	DiskBytes      int64   `json:"disk_bytes"`
+	// CloseSeconds: all nodes, one after the other. RestartSeconds: all at the same
+	// time, until the first key that is asked for is read back.
+	CloseSeconds   float64 `json:"close_s"`
+	RestartSeconds float64 `json:"restart_s"`
+	// Failed says why the row is not complete.
+	Failed string `json:"failed,omitempty"`
+}
+
+// Subtract fills in the figures per replica, given the row of a cluster of one shard.
+func (r *IdleRow) Subtract(one IdleRow) {
+	if n := float64(Nodes * (r.Shards - one.Shards)); n > 0 && r.Heap > 0 {
+		r.HeapPerReplica = float64(r.Heap-one.Heap) / n
+		r.RSSPerReplica = float64(r.RSS-one.RSS) / n
+		r.DiskPerReplica = float64(r.DiskBytes-one.DiskBytes) / n
+	}
+}
+
+// Idle measures a cluster of idle shards. On an error the row holds what was
+// measured before.
+func Idle(ctx context.Context, c Config) (row IdleRow, err error) {
+	row.Shards = c.Shards
+	c.step("creating %d shards", c.Shards)
+	began := time.Now()
+	s, err := c.open(ctx, localcluster.Options{Shards: c.Shards})
+	if err != nil {
+		return row, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	keys := c.keys(sample)
+	if err := s.guard(ctx, "waiting for leaders", func(ctx context.Context) error { return s.put(ctx, keys) }); err != nil {
+		return row, err
+	}
+	row.CreateSeconds = time.Since(began).Seconds()
+	c.step("created in %.2f s; coming to rest", row.CreateSeconds)
+	began = time.Now()
+	if err := s.guard(ctx, "coming to rest", s.settle); err != nil {
+		return row, err
+	}
+	row.SettleSeconds = time.Since(began).Seconds()
+	row.Memory = readMemory()
+
+	c.step("at rest after %.1f s, %d MiB of heap, %d MiB resident; watching for %s", row.SettleSeconds, row.Heap>>20, row.RSS>>20, c.Window)
+	before := s.look()
+	if err := pause(ctx, c.Window); err != nil {
+		return row, err
+	}
+	after := s.look()
+	window := after.at.Sub(before.at).Seconds()
+	row.CPUPercent = 100 * (after.cpu - before.cpu).Seconds() / window
+	row.PeerBytes = float64(after.peers-before.peers) / window
+	row.LoopbackBytes = float64(after.loopback-before.loopback) / window
+	row.FsyncsPerS = float64(after.syncs-before.syncs) / window
+	row.RoundsPerS = float64(after.rounds-before.rounds) / window
+	row.DiskBytes = after.disk
+
+	c.step("%.2f %% of a core, %.0f bytes/s between the nodes; restarting", row.CPUPercent, row.PeerBytes)
+	began = time.Now()
+	if err := s.fleet.Close(); err != nil {
+		return row, fmt.Errorf("closing the cluster: %w", err)
+	}
+	s.fleet = nil
+	row.CloseSeconds = time.Since(began).Seconds()
+	began = time.Now()
+	if err := s.start(ctx, "restarting"); err != nil {
+		return row, err
+	}
+	v, err := s.fleet.Node(0).Get(ctx, keys[len(keys)/2])
+	if err != nil || string(v.Bytes) != "fleet" {
+		return row, fmt.Errorf("the first read after the restart gave %q, %w", v.Bytes, err)
+	}
+	row.RestartSeconds = time.Since(began).Seconds()
+	c.step("first read %.2f s after the restart began", row.RestartSeconds)
+	return row, nil
+}
+
+// sample is how many shards are asked in the place of all.
+const sample = 256
+
+// restShare is the share of a core below which a cluster is at rest, and the change
+// from one second to the next, as a share of the larger, from which it will not become any quieter.
+const restShare, restChange = 0.02, 0.05
+
+// restAfter is how long the cluster is left alone at least: shards that nobody uses
+// fall asleep a few seconds after their last message.
+const restAfter = 8 * time.Second
+
+// settle waits until the process takes next to no processor time, or always the
+// same, but not longer than Config.Settle.
+func (s *site) settle(ctx context.Context) error {
+	began, last := time.Now(), -1.0
+	for time.Since(began) < s.c.Settle {
+		at, cpu := time.Now(), bench.CPUTime()
+		if err := pause(ctx, min(time.Second, s.c.Settle)); err != nil {
+			return err
+		}
+		share := float64(bench.CPUTime()-cpu) / float64(time.Since(at))
+		if time.Since(began) > restAfter && (share < restShare || last >= 0 && max(share, last)-min(share, last) < restChange*max(share, last)) {
+			return nil
+		}
+		last = share
+	}
+	return nil
+}
+
+// glance is a reading of what only grows.
+type glance struct {
+	at              time.Time
+	cpu             time.Duration
+	peers, loopback int64
+	syncs, rounds   uint64
+	disk            int64
+}
+
+func (s *site) look() glance {
+	var g glance
+	for _, n := range s.fleet.Nodes() {
+		m := n.Metrics()
+		for _, p := range m.Peers {
+			g.peers += int64(p.BytesSent)
+		}
+		g.syncs += m.Engine.Syncs
+		g.rounds += m.Host.Rounds
+		g.disk += int64(m.Engine.DiskBytes)
+	}
+	g.loopback = bench.LoopbackBytes()
+	g.cpu, g.at = bench.CPUTime(), time.Now()
+	return g
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

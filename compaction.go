@@ -1,0 +1,58 @@
+package flotilla
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// CompactionPolicy says who decides how far the Raft logs are cut, and how the others get
+// to know it. Under each of them nothing is cut that is not applied and in tables here,
+// and where Limits.Log comes near, more is cut whatever the policy.
+type CompactionPolicy string
+
+const (
+	// CompactPiggybacked is the default: the leader says with each append what all live
+	// replicas hold, and each replica cuts its log through that.
+	CompactPiggybacked CompactionPolicy = "piggybacked"
+	// CompactInLog is leader-initiated and stored in the log: an entry names the cut, and all
+	// replicas cut when they apply it. For a shard of up to 256 KiB the entry carries the
+	// whole state, from which a replica whose log ends before is restored.
+	CompactInLog CompactionPolicy = "in-log"
+	// CompactByReplica is initiated by each replica for itself: it cuts its own log through
+	// what it has applied and brought to tables. A leader spares what live replicas need.
+	CompactByReplica CompactionPolicy = "replica"
+)
+
+// Compaction says when and by whom logs are cut. The zero value is the default. The leader's
+// Policy counts for CompactInLog, each node's own for CompactByReplica. The other
+// fields, the triggers, are for these two; each of them is enough. They follow from what
+// is in the log, so a restart does not put them off.
+type Compaction struct {
+	Policy  CompactionPolicy
+	Entries int           // so many entries can be cut. Zero: 10,000
+	Bytes   int64         // entries of so many bytes can be cut. Zero: 1 MiB
+	Age     time.Duration // the oldest entry is so old. Zero: 1 h
+	Idle    time.Duration // the shard was quiet for so long; for every policy. Zero: 1 s
+}
+
+// cutPolicies are the policies as the core knows them.
+var cutPolicies = map[CompactionPolicy]raft.CutPolicy{
+	"": raft.CutPiggyback, CompactPiggybacked: raft.CutPiggyback, CompactInLog: raft.CutInLog, CompactByReplica: raft.CutAlone,
+}
+
+func (c *Compaction) validate(bad func(field string, value any, reason string)) {
+	if _, ok := cutPolicies[c.Policy]; !ok {
+		bad("Compaction.Policy", fmt.Sprintf("%q", c.Policy), fmt.Sprintf("must be empty, %q, %q or %q", CompactPiggybacked, CompactInLog, CompactByReplica))
+	}
+	if c.Entries < 0 || c.Entries > 1<<30 {
+		bad("Compaction.Entries", c.Entries, "must be between 0 (10,000) and 1073741824")
+	}
+	if c.Bytes < 0 || c.Bytes > 1<<40 {
+		bad("Compaction.Bytes", c.Bytes, "must be between 0 (1 MiB) and 1 TiB")
+	}
+	if c.Age < 0 || c.Idle < 0 {
+		bad("Compaction.Age", c.Age, "neither Age nor Idle may be negative")
+	}
+}

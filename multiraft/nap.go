@@ -1,0 +1,462 @@
+package multiraft
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
+	"github.com/flotillakv/flotilla/multiraft/raft"
+)
+
+// How replicas fall asleep and wake
+//
+// A replica for which nothing came for Config.IdleAfter is put away: its core is
+// dropped, and a stub takes its place (package raft, Nap, says what has to hold). It
+// wakes when anything comes for it that a stub cannot answer: a message, a proposal, a
+// read without a lease, administration. Sleeping is a matter of each replica alone;
+// no other one is asked or told.
+//
+//	Z1  Whoever looks for a replica finds it, awake or asleep: it is a stub before it
+//	    is taken out of the table, and in the table before its stub goes.
+//	Z2  No batch with something of it is under way when it falls asleep: it is looked
+//	    at twice, and all that was handed to the disk by the first look is durable at
+//	    the second.
+//	Z3  What is seen of a sleeping leader (its lease, its positions) is not seen any
+//	    more before a message of it leaves: its stub goes first (rule P1 of lease.go).
+//	Z4  A generation lasts over sleep: nothing is taken away meanwhile.
+//
+// Nobody tells stubs of a node that died or came back. Who follows a dead leader is
+// elected anew when somebody asks for it, or when the loop comes by: it looks through
+// its stubs after each change of liveness, and wakes those that have no leader, each
+// on one node only, and leaders that owe something to a node that is back.
+
+const (
+	// DefaultIdleAfter is how long nothing has to come for a replica before it sleeps.
+	DefaultIdleAfter = 5 * time.Second
+	// One that could not fall asleep is looked at again after a fifth of IdleAfter
+	// (napAgain); the second look comes after a fiftieth (napSecond). One that wakes
+	// after less than two of them (wokenSoon) stays awake for twice as long the next
+	// time, up to 1<<napMost times IdleAfter.
+	napAgain, napSecond, wokenSoon, napMost = 5, 50, 2, 4
+	// wakeBytes is what waking one counts in a round's payload.
+	wakeBytes = maxRoundBytes / 256
+	// Every scanEvery, while there is a reason, scanStubs stubs are looked at and
+	// scanWakes of them are woken at most.
+	scanEvery = 100 * time.Millisecond
+	scanStubs = 16384
+	scanWakes = 200
+	// DefaultAwake is how many replicas are awake from the start.
+	DefaultAwake = 1024
+)
+
+// doze is what a replica notes of its own sleep.
+type doze struct {
+	active raft.Time // when something came for it last
+	tryAt  raft.Time // not before: next look
+	seq    uint64    // batches handed to the disk by the first look
+	looked bool      // once since active
+	naps   uint8     // see stub
+}
+
+// stirredAt notes that something came for r.
+func (r *replica) stirredAt(now raft.Time) {
+	r.doze.active, r.doze.looked = now, false
+}
+
+// napDue returns when r has to be looked at.
+func (l *loop) napDue(r *replica) raft.Time {
+	if l.h.idleAfter < 0 {
+		return raft.Never
+	}
+	return max(r.doze.active.Add(l.h.idleAfter<<r.doze.naps), r.doze.tryAt)
+}
+
+// mayNap reports whether the host has nothing for r.
+func (l *loop) mayNap(r *replica) bool {
+	return r.fenced == nil && !r.gone && !r.removed && !r.retiring && !r.asDirty && !r.asked &&
+		len(r.queue)+len(r.waiting)+len(r.reads)+len(r.readsReady)+len(r.flights)+len(r.snapsBusy)+len(r.departed) == 0 &&
+		r.want == 0 && (r.cmp.at == raft.Never || r.cmp.state) && r.cmp.term == 0 && r.cmp.to == 0 && r.cmp.disputed == nil && !r.wasDisputed && !r.quarantined() &&
+		r.quest.newest.ConfVer == 0 && r.slow.share.Load() == 0
+}
+
+// nap puts r to sleep if it is time and nothing speaks against it. It is called at
+// the end of a round, when r was published.
+func (l *loop) nap(now raft.Time, r *replica) bool {
+	d := &r.doze
+	if now < l.napDue(r) {
+		return false
+	}
+	n, ok := raft.Nap{}, false
+	if l.mayNap(r) {
+		n, ok = r.core.Nap(l.napBuf[:0])
+	}
+	if !ok || n.Term>>32 != 0 {
+		d.looked, d.tryAt = false, now.Add(l.h.idleAfter/napAgain)
+		return false
+	}
+	if !d.looked {
+		d.looked, d.seq, d.tryAt = true, l.submitted, now.Add(l.h.idleAfter/napSecond)
+		return false
+	}
+	if l.acked < d.seq && !mutants.On("Z2") {
+		d.tryAt = now.Add(l.h.idleAfter / napSecond)
+		return false
+	}
+	g := ground{kind: kindLeader, flag: n.Leased, members: n.Members}
+	if !n.Leads {
+		g = ground{kind: kindFollower, lead: n.Members[0], members: membersOf(l.memberBuf[:0], &r.desc)}
+		l.memberBuf = g.members
+	} else {
+		l.napBuf = n.Members
+	}
+	l.maxRound, l.maxAsked = max(l.maxRound, n.Round), max(l.maxAsked, n.Asked)
+	l.stubs.put(stub{
+		shard: r.shard, last: n.Last, gen: r.gen, term: uint32(n.Term), since: uint32(time.Duration(now) / time.Millisecond), nap: d.naps,
+	}, &g)
+	l.dismiss(r)
+	l.h.table.remove(r)
+	l.h.stats.naps.Add(1)
+	return true
+}
+
+// membersOf appends the members of d to dst.
+func membersOf(dst []raft.NapMember, d *raft.Descriptor) []raft.NapMember {
+	for _, m := range d.Replicas {
+		dst = append(dst, raft.NapMember{Node: m.Node, ID: m.ID, Role: m.Role})
+	}
+	return dst
+}
+
+// dismiss takes r off the loop's lists.
+func (l *loop) dismiss(r *replica) {
+	delete(l.byID, r.shard)
+	last := len(l.order) - 1
+	if r.place != last {
+		l.order[r.place] = l.order[last]
+		l.order[r.place].place = r.place
+		l.unordered = true
+	}
+	l.order[last] = nil
+	l.order = l.order[:last]
+	l.tails -= int64(r.tail)
+	r.tail = 0
+	l.timers.remove(r)
+}
+
+// get returns the replica of shard, which wakes if it sleeps; nil: there is none, or
+// the node has failed.
+func (l *loop) get(now raft.Time, shard raft.ShardID) *replica {
+	if r := l.byID[shard]; r != nil {
+		return r
+	}
+	return l.wake(now, shard)
+}
+
+func (l *loop) wake(now raft.Time, shard raft.ShardID) *replica {
+	st, g, ok := l.stubs.get(shard)
+	if !ok || l.failed {
+		return nil
+	}
+	r, err := l.h.awaken(l, now, &st, g)
+	if err != nil {
+		l.fatal(fmt.Errorf("multiraft: shard %d does not wake: %w", shard, err))
+		return nil
+	}
+	if r.doze.naps = 0; time.Duration(uint32(time.Duration(now)/time.Millisecond)-st.since)*time.Millisecond < wokenSoon*l.h.idleAfter && g.kind != kindUnsure {
+		r.doze.naps = min(st.nap+1, napMost)
+	}
+	l.h.table.put(r)
+	l.stubs.remove(shard)
+	l.adopt(now, r)
+	l.roundBytes += wakeBytes
+	l.h.stats.wakes.Add(1)
+	return r
+}
+
+// awaken makes a replica of its stub and what the disk says.
+func (h *Host) awaken(l *loop, now raft.Time, st *stub, g *ground) (*replica, error) {
+	state, ok, err := h.engine.Load(st.shard)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("its state is not in the store any more")
+	}
+	me, ok := state.Desc.ReplicaOn(h.node)
+	if !ok {
+		return nil, fmt.Errorf("its descriptor does not hold it any more")
+	}
+	var core *raft.Core
+	cfg := h.coreConfig(st.shard, me.ID)
+	if g.kind == kindUnsure {
+		cfg.Restarted = g.flag
+		core, err = raft.NewCore(cfg, state, now)
+	} else {
+		n := raft.Nap{Leads: g.kind == kindLeader, Leased: g.flag, Term: raft.Term(st.term), Last: st.last, Members: g.members, Round: l.maxRound, Asked: l.maxAsked}
+		if !n.Leads {
+			n.Members = []raft.NapMember{g.lead}
+		}
+		core, err = raft.WakeCore(cfg, state, &n, now, &l.out)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := h.newReplica(now, me.ID, core, state, st.gen)
+	if err == nil && g.kind != kindUnsure {
+		r.cmp.agreed = r.as.Applied // it was compared before it fell asleep
+	}
+	return r, err
+}
+
+// needless reports whether a stub has nothing to do for m: it says what the replica
+// knew when it fell asleep.
+func needless(st *stub, g *ground, live raft.Liveness, m *raft.Msg) bool {
+	if m.Term != raft.Term(st.term) || m.Reject() {
+		return false
+	}
+	switch m.Type {
+	case raft.MsgAppResp:
+		return g.kind == kindLeader && m.Index == st.last && m.Round == 0 && m.Epoch == 0
+	case raft.MsgCommit:
+		return g.kind == kindFollower && m.Commit <= st.last && m.CompactTo <= st.last && m.Round == 0 &&
+			m.From == g.lead.Node && m.FromReplica == g.lead.ID && g.leader(0, live) != 0
+	}
+	return false
+}
+
+// find returns the replica of a shard if it is awake, else its stub.
+func (h *Host) find(shard raft.ShardID) (r *replica, st stub, g *ground) {
+	l := h.loopOf(shard)
+	for range 3 { // it may fall asleep or wake in between
+		if r = h.table.get(shard); r != nil {
+			return r, st, nil
+		}
+		var ok bool
+		if st, g, ok = l.stubs.get(shard); ok {
+			return nil, st, g
+		}
+	}
+	return nil, stub{}, nil
+}
+
+// has reports whether a shard has a replica here.
+func (h *Host) has(shard raft.ShardID) bool {
+	r, _, g := h.find(shard)
+	return r != nil || g != nil
+}
+
+// refuseAsleep is refuse for a sleeping replica. Who has no leader wakes.
+func (h *Host) refuseAsleep(st *stub, g *ground, atFollower bool) error {
+	if h.dead.Load() != nil {
+		return ErrClosed
+	}
+	if g.kind == kindLeader {
+		return nil
+	}
+	leader := g.leader(h.node, h.live)
+	if leader != 0 && atFollower {
+		return nil
+	}
+	if leader == 0 && !mutants.On("Z1") {
+		h.rouse(st.shard)
+	}
+	return &NotLeaderError{Shard: st.shard, Leader: leader, Term: raft.Term(st.term)}
+}
+
+// rouse wakes a replica that has no leader, and has it campaign. However many ask for
+// it, the loop is told once.
+func (h *Host) rouse(shard raft.ShardID) {
+	l := h.loopOf(shard)
+	if _, told := l.rousing.LoadOrStore(shard, struct{}{}); told {
+		return
+	}
+	l.in.put(func(it *items) {
+		it.funcs = append(it.funcs, func(now raft.Time) {
+			l.rousing.Delete(shard)
+			l.rouse(now, shard)
+		})
+	})
+}
+
+func (l *loop) rouse(now raft.Time, shard raft.ShardID) {
+	if l.byID[shard] != nil {
+		return // it does by itself what it can
+	}
+	if r := l.wake(now, shard); r != nil {
+		if r.core.Status().Lead == 0 {
+			r.core.Campaign(now, &l.out)
+		}
+		l.touch(r)
+	}
+}
+
+// scanFrom has the loop look through all of its stubs.
+func (l *loop) scanFrom(now raft.Time) {
+	if l.scanLeft == 0 {
+		l.scanAt = now
+	}
+	l.scanLeft = l.stubs.count()
+}
+
+// nextScan returns when the loop goes on with looking through its stubs.
+func (l *loop) nextScan() raft.Time {
+	if l.scanLeft == 0 {
+		return raft.Never
+	}
+	return l.scanAt
+}
+
+// scan looks at some stubs, and wakes those that need it.
+func (l *loop) scan(now raft.Time) {
+	l.scanAt = now.Add(scanEvery)
+	verdict := make(map[uint32]bool) // of grounds: whether to look closer
+	var wake []raft.ShardID
+	l.stubs.mu.RLock()
+	for n := min(scanStubs, l.scanLeft); n > 0 && len(wake) < scanWakes && l.stubs.n > 0; n-- {
+		l.scanLeft--
+		if l.scanNext >= l.stubs.n {
+			l.scanNext = 0
+		}
+		st := l.stubs.at(l.scanNext)
+		l.scanNext++
+		g := l.stubs.grounds[st.ground]
+		look, known := verdict[st.ground]
+		if !known {
+			look = l.h.needsWaking(g)
+			verdict[st.ground] = look
+		}
+		if look && (g.kind == kindLeader || l.h.elects(st.shard, g)) {
+			wake = append(wake, st.shard)
+		}
+	}
+	if l.stubs.n == 0 {
+		l.scanLeft = 0
+	}
+	l.stubs.mu.RUnlock()
+	for _, s := range wake {
+		l.rouse(now, s)
+	}
+}
+
+// needsWaking reports whether stubs on this ground have something to do: they have no
+// leader and could elect one, or owe something to a node that is back.
+func (h *Host) needsWaking(g *ground) bool {
+	if g.kind == kindLeader {
+		for i := range g.members {
+			if m := &g.members[i]; m.Lags && h.hears(m.Node) {
+				return true
+			}
+		}
+		return false
+	}
+	if g.leader(h.node, h.live) != 0 {
+		return false
+	}
+	voters, up := 0, 0
+	for i := range g.members {
+		if m := &g.members[i]; m.Role.IsVoter() {
+			voters++
+			if h.hears(m.Node) {
+				up++
+			}
+		}
+	}
+	return up > voters/2
+}
+
+// hears reports whether a node is this one or supported by it.
+func (h *Host) hears(n raft.NodeID) bool {
+	_, live := h.live.SupportFor(n)
+	return live || n == h.node
+}
+
+// elects reports whether it is for this node to have a group without a leader elect
+// one: of the nodes that are alive the same one on all of them, another one for
+// another group.
+func (h *Host) elects(shard raft.ShardID, g *ground) bool {
+	best, most := raft.NodeID(0), uint64(0)
+	for i := range g.members {
+		m := &g.members[i]
+		if !m.Role.IsVoter() || !h.hears(m.Node) {
+			continue
+		}
+		if x := mix(uint64(shard) ^ uint64(m.Node)<<40); best == 0 || x > most {
+			best, most = m.Node, x
+		}
+	}
+	return best == h.node
+}
+
+// descCache keeps descriptors of sleeping groups that were asked for lately.
+type descCache struct {
+	mu        sync.Mutex
+	cur, past map[raft.ShardID]cachedDesc
+}
+
+type cachedDesc struct {
+	gen  uint64
+	last raft.Index
+	desc raft.Descriptor // read-only
+}
+
+// descCacheSize is how many are kept, up to twice.
+const descCacheSize = 2048
+
+// descOf returns the descriptor of a sleeping group. It is read-only.
+func (h *Host) descOf(st *stub) (raft.Descriptor, bool) {
+	c := &h.descs
+	c.mu.Lock()
+	d, ok := c.cur[st.shard]
+	if !ok {
+		d, ok = c.past[st.shard]
+	}
+	c.mu.Unlock()
+	if ok && d.gen == st.gen && d.last == st.last {
+		return d.desc, true
+	}
+	desc, ok, err := h.engine.Descriptor(st.shard)
+	if err != nil || !ok {
+		return raft.Descriptor{}, false
+	}
+	// It is that of the stub if the group slept all the time.
+	if now, _, ok := h.loopOf(st.shard).stubs.get(st.shard); !ok || now.gen != st.gen || now.last != st.last {
+		return raft.Descriptor{}, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.cur) >= descCacheSize || c.cur == nil {
+		c.past, c.cur = c.cur, make(map[raft.ShardID]cachedDesc)
+	}
+	c.cur[st.shard] = cachedDesc{st.gen, st.last, desc}
+	return desc, true
+}
+
+// look returns what is known of a replica, awake or asleep.
+func (h *Host) look(shard raft.ShardID) (View, bool) {
+	for range 4 {
+		r, st, g := h.find(shard)
+		switch {
+		case r != nil:
+			return r.view(r.pub.Load()), true
+		case g == nil:
+			return View{}, false
+		}
+		if d, ok := h.descOf(&st); ok {
+			return h.viewOf(&st, g, d), true
+		}
+	}
+	return View{}, false
+}
+
+// viewOf returns what is known of a sleeping replica.
+func (h *Host) viewOf(st *stub, g *ground, d raft.Descriptor) View {
+	me, _ := d.ReplicaOn(h.node)
+	v := View{
+		Shard: st.shard, Replica: me.ID, Desc: d, Term: raft.Term(st.term), Leader: g.leader(h.node, h.live), Generation: st.gen,
+		Commit: st.last, Applied: st.last, Last: st.last, Asleep: true, lease: g.lease,
+	}
+	v.IsLeader = g.kind == kindLeader
+	v.IsReady = v.IsLeader
+	return v
+}
