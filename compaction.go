@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/flotillakv/flotilla/multiraft"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
@@ -25,16 +26,29 @@ const (
 	CompactByReplica CompactionPolicy = "replica"
 )
 
+// CompactionPolicies lists the policies, the default first.
+func CompactionPolicies() []CompactionPolicy {
+	return []CompactionPolicy{CompactPiggybacked, CompactInLog, CompactByReplica}
+}
+
+// What zero in the fields of a Compaction means.
+const (
+	DefaultCompactEntries = raft.DefaultCutEntries   // 10,000
+	DefaultCompactBytes   = raft.DefaultCutBytes     // 1 MiB
+	DefaultCompactAge     = multiraft.DefaultCutAge  // 1 h
+	DefaultCompactIdle    = raft.DefaultIdleTruncate // 1 s
+)
+
 // Compaction says when and by whom logs are cut. The zero value is the default. The leader's
 // Policy counts for CompactInLog, each node's own for CompactByReplica. The other
 // fields, the triggers, are for these two; each of them is enough. They follow from what
 // is in the log, so a restart does not put them off.
 type Compaction struct {
 	Policy  CompactionPolicy
-	Entries int           // so many entries can be cut. Zero: 10,000
-	Bytes   int64         // entries of so many bytes can be cut. Zero: 1 MiB
-	Age     time.Duration // the oldest entry is so old. Zero: 1 h
-	Idle    time.Duration // the shard was quiet for so long; for every policy. Zero: 1 s
+	Entries int           // so many entries can be cut. Zero: DefaultCompactEntries
+	Bytes   int64         // entries of so many bytes can be cut. Zero: DefaultCompactBytes
+	Age     time.Duration // the oldest entry is so old. Zero: DefaultCompactAge
+	Idle    time.Duration // the shard was quiet for so long; for every policy. Zero: DefaultCompactIdle
 }
 
 // cutPolicies are the policies as the core knows them.
@@ -52,7 +66,10 @@ func (c *Compaction) validate(bad func(field string, value any, reason string)) 
 	if c.Bytes < 0 || c.Bytes > 1<<40 {
 		bad("Compaction.Bytes", c.Bytes, "must be between 0 (1 MiB) and 1 TiB")
 	}
-	if c.Age < 0 || c.Idle < 0 {
-		bad("Compaction.Age", c.Age, "neither Age nor Idle may be negative")
+	if c.Age < 0 {
+		bad("Compaction.Age", c.Age, "must not be negative")
+	}
+	if c.Idle < 0 {
+		bad("Compaction.Idle", c.Idle, "must not be negative")
 	}
 }

@@ -10,7 +10,8 @@ import (
 // of their own (raft.CutInLog).
 type ImageSender interface {
 	// Image returns the state of the shard of desc as of an index, if it is small enough
-	// to travel in an entry; nil: it is not. It is called on a loop.
+	// to travel in an entry; nil: it is not. It is called for one shard of a loop at a
+	// time, aside from the loop; on it, if the host is stepped by hand.
 	Image(desc *raft.Descriptor) (image []byte, index raft.Index, err error)
 	// SendImage sends an image in place of a snapshot; see SendSnapshot.
 	SendImage(image []byte, shard raft.ShardID, to raft.NodeID, toReplica raft.ReplicaID, done func(index raft.Index, term raft.Term, err error))
@@ -30,21 +31,72 @@ func (l *loop) carryCuts() {
 	}
 }
 
+// cutImage is the image for a cut of a log.
+type cutImage struct {
+	bytes []byte
+	index raft.Index
+	err   error
+}
+
 func (l *loop) carryCut(now raft.Time, t raft.CutTask) {
+	s, ok := l.h.snaps.(ImageSender)
+	switch {
+	case !ok:
+		l.proposeCut(now, t, cutImage{})
+	case l.h.stepper != nil:
+		if r := l.byID[t.Shard]; r != nil && !r.removed && r.fenced == nil {
+			l.proposeCut(now, t, imageOf(s, &r.desc))
+		}
+	default: // up to 256 KiB are read
+		l.cuts = append(l.cuts, t)
+		l.nextCut(s)
+	}
+}
+
+func imageOf(s ImageSender, desc *raft.Descriptor) (i cutImage) {
+	i.bytes, i.index, i.err = s.Image(desc)
+	return i
+}
+
+// nextCut has the next image made aside, one at a time. Of each group at most one cut is
+// asked for, so l.cuts holds no more than there are groups.
+func (l *loop) nextCut(s ImageSender) {
+	for !l.cutting && len(l.cuts) > 0 {
+		t := l.cuts[0]
+		l.cuts = l.cuts[:copy(l.cuts, l.cuts[1:])]
+		r := l.byID[t.Shard]
+		if r == nil || r.removed || r.fenced != nil {
+			continue
+		}
+		desc := r.desc.Clone()
+		l.cutting = true
+		l.h.spawn(func() {
+			image := imageOf(s, &desc)
+			l.in.put(func(it *items) {
+				it.funcs = append(it.funcs, func(now raft.Time) {
+					l.cutting = false
+					l.proposeCut(now, t, image)
+					l.nextCut(s)
+				})
+			})
+		})
+	}
+}
+
+// proposeCut proposes a cut, with its image if that is of use: what follows a cut has to
+// follow the image, so the image is of the cut's index or a later one.
+func (l *loop) proposeCut(now raft.Time, t raft.CutTask, image cutImage) {
 	r := l.byID[t.Shard]
 	if r == nil || r.removed || r.fenced != nil {
 		return
 	}
 	l.touch(r)
 	cut := raft.Cut{Index: t.Index}
-	if s, ok := l.h.snaps.(ImageSender); ok {
-		image, index, err := s.Image(&r.desc)
-		switch {
-		case err != nil:
-			l.h.logger.Warn("no image for a cut of the log", "shard", t.Shard, "err", err)
-		case index >= t.Index && l.h.roomForImage(len(image)): // else the cut would take what follows the image
-			cut.Image = image
-		}
+	switch {
+	case image.err != nil:
+		l.h.logger.Warn("no image for a cut of the log", "shard", t.Shard, "err", image.err)
+	case (image.index >= t.Index) && l.h.roomForImage(len(image.bytes)):
+		cut.Image = image.bytes
 	}
 	ts := max(r.lastTs+1, l.h.clock.Wall())
 	if _, err := r.core.ProposeCut(now, raft.EntryHeader{GroupTs: ts}, &cut, &l.out); err != nil {

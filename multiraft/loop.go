@@ -76,6 +76,9 @@ type loop struct {
 	// through are replicas whose whole applied side goes to the disk with this round.
 	through []*replica
 
+	cuts    []raft.CutTask // images to be made for them, in this order
+	cutting bool           // one is being made
+
 	dying     map[raft.ShardID]*replica // being destroyed
 	wantSync  bool                      // this round's batch has to be synced, whatever is in it
 	sweepAt   raft.Time

@@ -7,6 +7,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/flotillakv/flotilla"
 )
 
 func writeFile(t *testing.T, name, text string) string {
@@ -138,6 +142,25 @@ func TestFaultsOfOptions(t *testing.T) {
 	}
 	if _, err := os.Stat("d"); err == nil {
 		t.Error("a refused command made its directory")
+	}
+}
+
+// The node gets the compaction policy and each of its triggers, from wherever they are set.
+func TestCompactionSettings(t *testing.T) {
+	env := map[string]string{"FLOTILLA_COMPACTION": "in-log", "FLOTILLA_COMPACTION_BYTES": "3MiB"}
+	file := writeFile(t, "flotilla.toml", "[compaction]\npolicy = \"replica\"\nentries = 7\nage = \"5m\"\n")
+	fs := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	addSettings(fs)
+	if err := fs.Parse([]string{"--dir", "d", "--config", file, "--compaction-idle", "9s"}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := resolve(fs, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := r.options()
+	if want := (flotilla.Compaction{Policy: flotilla.CompactInLog, Entries: 7, Bytes: 3 << 20, Age: 5 * time.Minute, Idle: 9 * time.Second}); err != nil || o.Compaction != want {
+		t.Errorf("%+v, %v; want %+v", o.Compaction, err, want)
 	}
 }
 

@@ -122,6 +122,13 @@ type config struct {
 		RequestTimeout duration `toml:"request_timeout" flag:"request-timeout" help:"limit of a request that has no other"`
 		Drain          duration `toml:"drain" flag:"drain" help:"time to hand leaderships over when stopped"`
 	} `toml:"limits"`
+	Compaction struct {
+		Policy  string   `toml:"policy" flag:"compaction" help:"who decides how far the Raft logs are cut: piggybacked, in-log or replica; best the same on all nodes"`
+		Entries int      `toml:"entries" flag:"compaction-entries" help:"cut a shard's log once so many entries can go; piggybacked does not ask"`
+		Bytes   size     `toml:"bytes" flag:"compaction-bytes" help:"cut a shard's log once entries of so many bytes can go; piggybacked does not ask"`
+		Age     duration `toml:"age" flag:"compaction-age" help:"cut a shard's log once its oldest entry is so old; piggybacked does not ask"`
+		Idle    duration `toml:"idle" flag:"compaction-idle" help:"cut a shard's log once nothing was written to the shard for so long; for every policy"`
+	} `toml:"compaction"`
 	Log struct {
 		Level  string `toml:"level" flag:"log-level" help:"debug, info, warn or error"`
 		Format string `toml:"format" flag:"log-format" help:"text or json; auto: text on a terminal, else json"`
@@ -140,6 +147,11 @@ func defaultConfig() *config {
 	c.Limits.Ballast = flotilla.DefaultBallast
 	c.Limits.RequestTimeout = duration{10 * time.Second}
 	c.Limits.Drain = duration{10 * time.Second}
+	c.Compaction.Policy = string(flotilla.CompactPiggybacked)
+	c.Compaction.Entries = flotilla.DefaultCompactEntries
+	c.Compaction.Bytes = flotilla.DefaultCompactBytes
+	c.Compaction.Age = duration{flotilla.DefaultCompactAge}
+	c.Compaction.Idle = duration{flotilla.DefaultCompactIdle}
 	c.Log.Level = "info"
 	c.Log.Format = "auto"
 	return c
@@ -298,10 +310,14 @@ func (r *resolved) check() error {
 			return usageError("%s = %s (%s): must be more than 0", s.path(), r.text(s), r.origin[s.path()])
 		}
 	}
+	if r.Compaction.Entries == 0 {
+		return usageError("compaction.entries = 0 (%s): must be more than 0", r.origin["compaction.entries"])
+	}
 	for _, c := range []struct {
 		path, value string
 		words       []string
 	}{
+		{"compaction.policy", r.Compaction.Policy, policyNames()},
 		{"log.level", r.Log.Level, []string{"debug", "info", "warn", "error"}},
 		{"log.format", r.Log.Format, []string{"auto", "text", "json"}},
 	} {
@@ -310,6 +326,14 @@ func (r *resolved) check() error {
 		}
 	}
 	return nil
+}
+
+// policyNames lists the policies by which logs are cut.
+func policyNames() (names []string) {
+	for _, p := range flotilla.CompactionPolicies() {
+		names = append(names, string(p))
+	}
+	return names
 }
 
 // readFile merges a TOML file. A key that does not exist is refused, with its
@@ -465,7 +489,8 @@ var optionPaths = map[string]string{
 	"Shards": "cluster.shards", "SplitAt": "cluster.split_at", "Replicas": "cluster.replicas", "ClusterID": "cluster.id",
 	"TLS": "tls.cert", "TLS.CA": "tls.ca", "TLS.Cert": "tls.cert", "TLS.Key": "tls.key",
 	"Timing.Heartbeat": "raft.heartbeat", "Timing.Support": "raft.support", "Timing.ElectionRank": "raft.election_rank",
-	"Limits.Memory": "limits.memory", "Limits.Proposals": "limits.proposals", "Limits.Wait": "limits.wait", "Limits.Log": "limits.log", "Limits.Disk": "limits.disk", "Limits.Ballast": "limits.ballast", "Timeout": "limits.request_timeout",
+	"Limits.Memory": "limits.memory", "Limits.Proposals": "limits.proposals", "Limits.Wait": "limits.wait", "Limits.Log": "limits.log", "Limits.Disk": "limits.disk", "Limits.Ballast": "limits.ballast",
+	"Compaction.Policy": "compaction.policy", "Compaction.Entries": "compaction.entries", "Compaction.Bytes": "compaction.bytes", "Compaction.Age": "compaction.age", "Compaction.Idle": "compaction.idle", "Timeout": "limits.request_timeout",
 }
 
 // options returns what the node is opened with. Faults are told in the words of
@@ -489,6 +514,8 @@ func (r *resolved) options() (flotilla.Options, error) {
 		Timing: flotilla.Timing{Heartbeat: r.Raft.Heartbeat.d, Support: r.Raft.Support.d,
 			ElectionRank: r.Raft.ElectionRank.d},
 		NoClock: r.Raft.NoClock,
+		Compaction: flotilla.Compaction{Policy: flotilla.CompactionPolicy(r.Compaction.Policy), Entries: r.Compaction.Entries,
+			Bytes: int64(r.Compaction.Bytes), Age: r.Compaction.Age.d, Idle: r.Compaction.Idle.d},
 		// The process is the node's: it is held to limits.memory as a whole.
 		WholeProcess: true,
 	}

@@ -95,6 +95,13 @@ type Tuning struct {
 	CutBytes         int           // the same in bytes. 1 MiB
 }
 
+// Defaults of the fields of Tuning that say when logs are cut.
+const (
+	DefaultCutEntries   = 10_000
+	DefaultCutBytes     = 1 << 20
+	DefaultIdleTruncate = time.Second
+)
+
 // WithDefaults returns t with every zero field replaced by its default.
 func (t Tuning) WithDefaults() Tuning {
 	def := func(v *int, d int) {
@@ -122,13 +129,13 @@ func (t Tuning) WithDefaults() Tuning {
 	dur(&t.LeaderGrace, time.Second)
 	dur(&t.LagQuery, 2*time.Second)
 	dur(&t.CommitDelay, 25*time.Millisecond)
-	dur(&t.IdleTruncate, time.Second)
+	dur(&t.IdleTruncate, DefaultIdleTruncate)
 	dur(&t.SnapshotTimeout, 2*time.Minute)
 	def(&t.LogKeepEntries, 16384)
 	def(&t.LogKeepBytes, 16<<20)
 	def(&t.PromoteLag, 1024)
-	def(&t.CutEntries, 10_000)
-	def(&t.CutBytes, 1<<20)
+	def(&t.CutEntries, DefaultCutEntries)
+	def(&t.CutBytes, DefaultCutBytes)
 	return t
 }
 
