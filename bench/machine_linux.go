@@ -82,6 +82,10 @@ func deviceBytes(dir string) (n int64, name string, ok bool) {
 	return sectors * 512, name, true // the kernel's sectors have 512 bytes
 }
 
+// ProcessBytes returns how many bytes this process had written to block devices; zero
+// where that is not known.
+func ProcessBytes() int64 { return processBytes() }
+
 func processBytes() int64 {
 	v, _ := field("/proc/self/io", "write_bytes:")
 	n, _ := strconv.ParseInt(v, 10, 64)

@@ -26,5 +26,8 @@ func Available() int64 { return 0 }
 // LoopbackBytes is not known on this system.
 func LoopbackBytes() int64 { return 0 }
 
+// ProcessBytes is not known on this system.
+func ProcessBytes() int64 { return 0 }
+
 // CPUTime is not known on this system.
 func CPUTime() time.Duration { return 0 }

@@ -18,7 +18,7 @@ func WriteCSV(w io.Writer, runs []*Result) error {
 	for _, r := range runs {
 		for i := range r.Samples {
 			s := &r.Samples[i]
-			_ = c.Write([]string{r.Policy, strconv.FormatFloat(s.Seconds, 'f', 3, 64), s.Phase, strconv.Itoa(s.Node), strconv.FormatBool(s.Up), num(s.Disk), num(s.WALs),
+			_ = c.Write([]string{string(r.Policy), strconv.FormatFloat(s.Seconds, 'f', 3, 64), s.Phase, strconv.Itoa(s.Node), strconv.FormatBool(s.Up), num(s.Disk), num(s.WALs),
 				num(s.Tables), num(s.Staging), num(s.Logs), num(s.WAL), num(s.Written), num(r.DiskBound), num(r.DiskLimit), num(r.LogLimit)})
 		}
 	}
@@ -78,7 +78,7 @@ func WriteChart(w io.Writer, title string, runs []*Result) error {
 		}
 		policy := ""
 		if r.Policy != "" {
-			policy = r.Policy + ": "
+			policy = string(r.Policy) + ": "
 		}
 		panel(&b, y, policy+"directory, as du counts it (MiB)", r, end, disk)
 		panel(&b, y+panelHeight+panelGap, policy+"Raft logs as read, with the write-ahead log (MiB)", r, end, logs)

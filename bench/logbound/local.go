@@ -24,7 +24,7 @@ type local struct {
 // StartLocal starts a cluster in this process, below dir.
 func StartLocal(ctx context.Context, dir string, c *Config, timing flotilla.Timing) (Cluster, error) {
 	lc, err := localcluster.Start(ctx, localcluster.Options{
-		Nodes: Nodes, Dir: dir, SplitAt: workload.Splits(c.Shards), Timing: timing, Limits: c.Limits,
+		Nodes: Nodes, Dir: dir, SplitAt: workload.Splits(c.Shards), Timing: timing, Limits: c.Limits, Compaction: c.Compaction,
 	})
 	if err != nil {
 		return nil, err
@@ -40,14 +40,16 @@ func StartLocal(ctx context.Context, dir string, c *Config, timing flotilla.Timi
 func (l *local) Dir(i int) string { return filepath.Join(l.dir, fmt.Sprintf("n%d", i+1)) }
 func (l *local) KV() flotilla.KV  { return l.client }
 
-func (l *local) Count(_ context.Context, i int) (logs, wal int64, err error) {
+func (l *local) Count(_ context.Context, i int) (c Counted, err error) {
 	l.counting[i].RLock()
 	defer l.counting[i].RUnlock()
 	n := l.cluster.Node(i)
 	if n == nil {
-		return 0, 0, ErrDown
+		return c, ErrDown
 	}
-	return n.CountLog()
+	c.Work = WorkOf(n)
+	c.Logs, c.WAL, err = n.CountLog()
+	return c, err
 }
 
 func (l *local) Kill(i int) error {

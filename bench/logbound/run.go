@@ -2,6 +2,7 @@ package logbound
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -26,8 +27,8 @@ var ErrDown = errors.New("logbound: the node does not run")
 type Cluster interface {
 	// Dir returns the directory of node i, from 0.
 	Dir(i int) string
-	// Count reads the logs of node i: see flotilla.Node.CountLog. ErrDown: it does not run.
-	Count(ctx context.Context, i int) (logs, wal int64, err error)
+	// Count reads the logs of node i, and what it did. ErrDown: it does not run.
+	Count(ctx context.Context, i int) (Counted, error)
 	// Kill ends a node at once; Restart returns when it serves again.
 	Kill(i int) error
 	Restart(ctx context.Context, i int) error
@@ -36,6 +37,38 @@ type Cluster interface {
 	// Allowance is flotilla.Node.DiskAllowance of any node.
 	Allowance(largestShard int64) ([]flotilla.DiskTerm, error)
 	Close() error
+}
+
+// Counted is what is read of a node that runs.
+type Counted struct {
+	// Logs and WAL are the two of flotilla.Node.CountLog.
+	Logs int64 `json:"logs"`
+	WAL  int64 `json:"wal"`
+	Work
+}
+
+// Work is what a node did since it was started.
+type Work struct {
+	// Device counts the bytes that its process wrote to the device; zero: not known, or
+	// the node has no process of its own.
+	Device int64 `json:"device_bytes"`
+	// Snapshots were sent to replicas that lagged, Images of them from images made before.
+	Snapshots int64 `json:"snapshots_sent"`
+	Images    int64 `json:"images_sent"`
+	SentBytes int64 `json:"snapshot_bytes_sent"`
+}
+
+// WorkOf reads what n did; Device is left out.
+func WorkOf(n *flotilla.Node) Work {
+	m := n.Metrics()
+	return Work{Snapshots: int64(m.Snapshots.Sent), Images: int64(m.Host.Images), SentBytes: int64(m.Snapshots.SentBytes)}
+}
+
+func (w *Work) add(v Work) {
+	w.Device += v.Device
+	w.Snapshots += v.Snapshots
+	w.Images += v.Images
+	w.SentBytes += v.SentBytes
 }
 
 // Config says what to do. All fields but the functions are needed.
@@ -49,7 +82,11 @@ type Config struct {
 	Every      time.Duration // between two samples
 	CrashEvery time.Duration // in the crash loop, between a restart and the next kill
 	Patience   time.Duration // for one write, tries included
+	// Rate is how many writes are begun in a second, all writers together: less if the
+	// cluster does not follow. Zero: as many as it takes.
+	Rate       float64
 	Limits     flotilla.Limits
+	Compaction flotilla.Compaction
 	OnBounds   func(*Result) // the bounds are counted; nothing was written yet
 	OnSample   func(*Sample)
 }
@@ -86,7 +123,7 @@ type Sample struct {
 
 // Result is one run.
 type Result struct {
-	Policy string `json:"policy"`
+	Policy flotilla.CompactionPolicy `json:"policy"`
 	// Live are the bytes of keys and values of one replica, Shard those of the largest shard.
 	Live       int64               `json:"live_bytes"`
 	Shard      int64               `json:"largest_shard_bytes"`
@@ -100,7 +137,20 @@ type Result struct {
 	Retries    int64               `json:"retries"`
 	Verified   int                 `json:"records_verified"`
 	Violations int                 `json:"violations"`
-	Samples    []Sample            `json:"samples"`
+	Written    int64               `json:"written_bytes"` // keys and values acknowledged
+	// Work is what all nodes did, over all of their lives; what a node did between its last
+	// count and its kill is missing.
+	Work    Work     `json:"work"`
+	Samples []Sample `json:"samples"`
+}
+
+// Most returns the most that a node took in any sample: its directory, and its logs with
+// the write-ahead log.
+func (r *Result) Most() (disk, logs int64) {
+	for i := range r.Phases {
+		disk, logs = max(disk, r.Phases[i].DiskMax), max(logs, r.Phases[i].LogMax)
+	}
+	return disk, logs
 }
 
 // PhaseSum is what the worst node took in a phase.
@@ -164,13 +214,15 @@ type run struct {
 	writes  atomic.Int64
 	phase   atomic.Pointer[string]
 	fail    context.CancelCauseFunc
-	mu      sync.Mutex // of what a sample changes in res
+	mu      sync.Mutex // of what a sample changes in res, and of what follows
+	down    [Nodes]bool
+	work    [Nodes]Work // of lives that are not over
 }
 
 // Run goes through all phases. The result is there, as far as it goes, with an error
 // too: a *Violation, a write that was not taken in time, or what the cluster said.
 func Run(ctx context.Context, cluster Cluster, c Config) (*Result, error) {
-	r := &run{c: c, cluster: cluster, res: &Result{LogLimit: c.Limits.Log, DiskLimit: c.Limits.Disk}, last: make([]uint64, c.Keys)}
+	r := &run{c: c, cluster: cluster, res: &Result{Policy: cmp.Or(c.Compaction.Policy, flotilla.CompactPiggybacked), LogLimit: c.Limits.Log, DiskLimit: c.Limits.Disk}, last: make([]uint64, c.Keys)}
 	res := r.res
 	res.Live, res.Shard = c.Live()
 	var err error
@@ -217,7 +269,10 @@ func Run(ctx context.Context, cluster Cluster, c Config) (*Result, error) {
 	}
 	close(stop)
 	sampling.Wait()
-	res.Retries = r.retries.Load()
+	for i := range Nodes {
+		r.closeLife(ctx, i)
+	}
+	res.Retries, res.Written = r.retries.Load(), r.written.Load()
 	if err := context.Cause(ctx); err != nil {
 		return res, err
 	}
@@ -265,8 +320,9 @@ func (r *run) sampleLoop(ctx context.Context, stop <-chan struct{}) {
 
 func (r *run) sample(ctx context.Context, i int) (*Sample, error) {
 	s := &Sample{Phase: *r.phase.Load(), Node: i + 1, Up: true, Written: r.written.Load()}
-	var err error
-	if s.Logs, s.WAL, err = r.cluster.Count(ctx, i); err != nil {
+	n, err := r.cluster.Count(ctx, i)
+	s.Logs, s.WAL = n.Logs, n.WAL
+	if err != nil {
 		if !errors.Is(err, ErrDown) {
 			return nil, fmt.Errorf("count the logs of node %d: %w", i+1, err)
 		}
@@ -276,6 +332,9 @@ func (r *run) sample(ctx context.Context, i int) (*Sample, error) {
 	s.Seconds = time.Since(r.began).Seconds()
 	r.mu.Lock()
 	r.res.Samples = append(r.res.Samples, *s)
+	if s.Up && !r.down[i] {
+		r.work[i] = n.Work
+	}
 	sum := r.sum(s.Phase)
 	sum.DiskMax, sum.LogMax = max(sum.DiskMax, s.Disk), max(sum.LogMax, s.Logs+s.WAL)
 	r.mu.Unlock()
@@ -285,13 +344,37 @@ func (r *run) sample(ctx context.Context, i int) (*Sample, error) {
 	return s, nil
 }
 
+// closeLife adds what a node did, as far as it tells.
+func (r *run) closeLife(ctx context.Context, i int) {
+	n, err := r.cluster.Count(ctx, i)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.down[i] {
+		return
+	}
+	if err == nil {
+		r.work[i] = n.Work
+	}
+	r.res.Work.add(r.work[i])
+	r.work[i], r.down[i] = Work{}, true
+}
+
+// kill ends a node.
+func (r *run) kill(ctx context.Context, i int) error {
+	r.closeLife(ctx, i)
+	if err := r.cluster.Kill(i); err != nil {
+		return fmt.Errorf("kill node %d: %w", i+1, err)
+	}
+	return nil
+}
+
 func (r *run) load(ctx context.Context) error { return r.overwrite(ctx, nil) }
 
 func (r *run) steady(ctx context.Context) error { return r.during(ctx, r.c.PhaseBytes/2, nil) }
 
 func (r *run) dead(ctx context.Context) error {
-	if err := r.cluster.Kill(Nodes - 1); err != nil {
-		return fmt.Errorf("kill node %d: %w", Nodes, err)
+	if err := r.kill(ctx, Nodes-1); err != nil {
+		return err
 	}
 	return r.during(ctx, r.c.PhaseBytes, nil)
 }
@@ -304,8 +387,8 @@ func (r *run) back(ctx context.Context) error {
 func (r *run) crashLoop(ctx context.Context) error {
 	return r.during(ctx, r.c.PhaseBytes/8, func(ctx context.Context) error {
 		for i := 0; ctx.Err() == nil; i = (i + 1) % Nodes {
-			if err := r.cluster.Kill(i); err != nil {
-				return fmt.Errorf("kill node %d: %w", i+1, err)
+			if err := r.kill(ctx, i); err != nil {
+				return err
 			}
 			// Not ctx: the node shall be up when the phase ends.
 			if err := r.restart(context.WithoutCancel(ctx), i); err != nil {
@@ -323,7 +406,10 @@ func (r *run) restart(ctx context.Context, i int) error {
 	if err := r.cluster.Restart(ctx, i); err != nil {
 		return fmt.Errorf("start node %d again: %w", i+1, err)
 	}
+	r.mu.Lock()
 	r.res.Restarts++
+	r.down[i] = false
+	r.mu.Unlock()
 	return nil
 }
 
@@ -333,6 +419,9 @@ func (r *run) idle(ctx context.Context) error {
 }
 
 func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -373,7 +462,16 @@ func (r *run) overwrite(ctx, phase context.Context) error {
 			draw := rand.New(rand.NewPCG(w, r.last[w]))
 			mine := (r.c.Keys - w + writers - 1) / writers
 			var val []byte
+			began := time.Now()
 			for i := uint64(0); ; i++ {
+				if r.c.Rate > 0 {
+					due := time.Duration(float64(i*writers+w) / r.c.Rate * float64(time.Second))
+					if phase != nil {
+						wait(phase, due-time.Since(began))
+					} else {
+						wait(ctx, due-time.Since(began))
+					}
+				}
 				rec := w + writers*i
 				if phase != nil {
 					rec = w + writers*draw.Uint64N(mine)

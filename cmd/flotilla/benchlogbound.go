@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ type boundFlags struct {
 	value               string
 	memory, log, disk   string
 	logKeep             string
+	policies            []string
 	dir, csvTo, chartTo string
 }
 
@@ -51,10 +53,17 @@ looks at every node once a second. Two bounds must hold in every sample, of ever
                        tables yet, together below Limits.Log
 
 The first sample that exceeds a bound ends the run with exit code 1 and is printed; so
-does a write that is not taken within a minute, and a record that does not read back.`,
+does a write that is not taken within a minute, and a record that does not read back.
+
+--policy names one compaction policy or several ("all"): each gets a cluster of its own
+and the same load, one after the other, and a table compares them: what a directory and
+the logs took at most, what the nodes' processes wrote to the device, of that for each
+byte acknowledged, and the snapshots they sent, with how many came from images made
+before. --rate makes the loads equal where the policies are not equally fast.`,
 		Example: lines(
 			"  flotilla bench log-bound",
-			"  flotilla bench log-bound --phase 2m --log-limit 128MiB --chart bound.svg --csv bound.csv"),
+			"  flotilla bench log-bound --phase 2m --log-limit 128MiB --chart bound.svg --csv bound.csv",
+			"  flotilla bench log-bound --policy all --phase 12s --rate 3000 --chart policies.svg"),
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.benchLogBound(cmd.Context(), &b) },
 	}
@@ -63,6 +72,8 @@ does a write that is not taken within a minute, and a record that does not read 
 	f.Uint64Var(&b.config.Keys, "keys", 100_000, "number of keys")
 	f.StringVar(&b.value, "value", "1KiB", "size of a value, such as 128 or 1KiB")
 	f.IntVar(&b.config.Shards, "shards", 8, "number of shards")
+	f.StringSliceVar(&b.policies, "policy", []string{string(flotilla.CompactPiggybacked)}, "compaction policies to run under, one after the other; all: every one")
+	f.Float64Var(&b.config.Rate, "rate", 0, "writes to begin in a second; 0: as many as the cluster takes")
 	f.IntVar(&b.config.Writers, "clients", 64, "writes in flight")
 	f.DurationVar(&b.config.CrashEvery, "crash-every", 2*time.Second, "in the crash loop, from the moment at which a node serves again to the next kill")
 	f.StringVar(&b.memory, "memory-limit", "64MiB", "limits.memory of each node")
@@ -107,6 +118,21 @@ func (b *boundFlags) limits() error {
 		return usageError("--crash-every %s: must not be negative", c.CrashEvery)
 	case log == 0 || memory == 0:
 		return usageError("--log-limit and --memory-limit: must be more than 0")
+	case c.Rate < 0 || c.Rate > 1e9:
+		return usageError("--rate %g: must lie between 0 and 1e9", c.Rate)
+	case len(b.policies) == 0:
+		return usageError("--policy: must be one of all, %s", strings.Join(policyNames(), ", "))
+	}
+	if slices.Equal(b.policies, []string{"all"}) {
+		b.policies = policyNames()
+	}
+	for i, p := range b.policies {
+		if !slices.Contains(policyNames(), p) {
+			return usageError("--policy %q: must be one of all, %s%s", p, strings.Join(policyNames(), ", "), didYouMean(p, policyNames()))
+		}
+		if slices.Contains(b.policies[:i], p) {
+			return usageError("--policy %s: is named twice", p)
+		}
 	}
 	if err := (&flotilla.Options{InMemory: true, Limits: c.Limits}).Validate(); err != nil {
 		return usageError("%v", err)
@@ -135,12 +161,28 @@ func (a *app) benchLogBound(ctx context.Context, b *boundFlags) error {
 		live = io.Discard
 	}
 	fmt.Fprintf(live, "machine  %s\n", &machine)
-	res, err := a.boundRun(ctx, b, dir, live)
-	if res != nil {
-		if werr := b.write([]*logbound.Result{res}); err == nil {
+	var runs []*logbound.Result
+	for _, p := range b.policies {
+		if len(b.policies) > 1 {
+			fmt.Fprintf(live, "\npolicy   %s\n", p)
+		}
+		var res *logbound.Result
+		res, err = a.boundRun(ctx, b, flotilla.CompactionPolicy(p), filepath.Join(dir, p), live)
+		if res != nil {
+			runs = append(runs, res)
+		}
+		if rerr := os.RemoveAll(filepath.Join(dir, p)); err == nil {
+			err = rerr
+		}
+		if err != nil {
+			break
+		}
+	}
+	if len(runs) > 0 {
+		if werr := b.write(runs); err == nil {
 			err = werr
 		}
-		if werr := a.printBounds([]*logbound.Result{res}); err == nil {
+		if werr := a.printBounds(runs); err == nil {
 			err = werr
 		}
 	}
@@ -151,8 +193,9 @@ func (a *app) benchLogBound(ctx context.Context, b *boundFlags) error {
 }
 
 // boundRun makes one run on a new cluster below dir.
-func (a *app) boundRun(ctx context.Context, b *boundFlags, dir string, live io.Writer) (*logbound.Result, error) {
+func (a *app) boundRun(ctx context.Context, b *boundFlags, p flotilla.CompactionPolicy, dir string, live io.Writer) (*logbound.Result, error) {
 	c := b.config
+	c.Compaction.Policy = p
 	cluster, err := newBoundCluster(ctx, dir, &c)
 	if err != nil {
 		return nil, err
@@ -208,15 +251,30 @@ func (a *app) printBounds(runs []*logbound.Result) error {
 	if a.json() {
 		return printList(a, runs)
 	}
-	t := newTable("SECONDS WRITES/S DIRECTORY LOGS OF", "PHASE", "SECONDS", "WRITES/S", "DIRECTORY most (MiB)", "OF BOUND", "LOGS most (MiB)", "OF LIMIT")
+	t := newTable("SECONDS WRITES/S DIRECTORY LOGS OF", "POLICY", "PHASE", "SECONDS", "WRITES/S", "DIRECTORY most (MiB)", "OF BOUND", "LOGS most (MiB)", "OF LIMIT")
 	for _, r := range runs {
 		for _, p := range r.Phases {
-			t.add(p.Phase, fmt.Sprintf("%.0f", p.Seconds), countText(int64(p.Writes)), fmt.Sprintf("%.1f", mibs(p.DiskMax)), fmt.Sprintf("%.0f%%", 100*float64(p.DiskMax)/float64(r.DiskBound)),
+			t.add(string(r.Policy), p.Phase, fmt.Sprintf("%.0f", p.Seconds), countText(int64(p.Writes)), fmt.Sprintf("%.1f", mibs(p.DiskMax)), fmt.Sprintf("%.0f%%", 100*float64(p.DiskMax)/float64(r.DiskBound)),
 				fmt.Sprintf("%.1f", mibs(p.LogMax)), fmt.Sprintf("%.0f%%", 100*float64(p.LogMax)/float64(r.LogLimit)))
 		}
 	}
 	if _, err := fmt.Fprintf(a.out, "\n%s", t); err != nil {
 		return err
+	}
+	if len(runs) > 1 {
+		t := newTable("WRITTEN DIRECTORY LOGS OF DEVICE PER SNAPSHOTS FROM SENT", "POLICY", "WRITTEN (MiB)", "DIRECTORY most (MiB)", "OF BOUND", "LOGS most (MiB)", "OF LIMIT",
+			"DEVICE (MiB)", "PER BYTE", "SNAPSHOTS", "FROM IMAGES", "SENT (MiB)")
+		for _, r := range runs {
+			disk, logs := r.Most()
+			w := &r.Work
+			t.add(string(r.Policy), fmt.Sprintf("%.0f", mibs(r.Written)), fmt.Sprintf("%.1f", mibs(disk)), fmt.Sprintf("%.0f%%", 100*float64(disk)/float64(r.DiskBound)),
+				fmt.Sprintf("%.1f", mibs(logs)), fmt.Sprintf("%.0f%%", 100*float64(logs)/float64(r.LogLimit)),
+				fmt.Sprintf("%.0f", mibs(w.Device)), fmt.Sprintf("%.2f", float64(w.Device)/float64(max(1, r.Written))),
+				countText(w.Snapshots), countText(w.Images), fmt.Sprintf("%.1f", mibs(w.SentBytes)))
+		}
+		if _, err := fmt.Fprintf(a.out, "\n%s", t); err != nil {
+			return err
+		}
 	}
 	for _, r := range runs {
 		fmt.Fprintf(a.out, "\n%d samples, %d violations, %d restarts, %s retries, %s records read back\n", len(r.Samples), r.Violations, r.Restarts, countText(r.Retries), countText(int64(r.Verified)))
@@ -249,9 +307,8 @@ type boundProcess struct {
 type boundAnswer struct {
 	Ready     bool                `json:"ready,omitempty"`
 	Allowance []flotilla.DiskTerm `json:"allowance,omitempty"`
-	Logs      int64               `json:"logs"`
-	WAL       int64               `json:"wal"`
-	Error     string              `json:"error,omitempty"`
+	logbound.Counted
+	Error string `json:"error,omitempty"`
 }
 
 func newBoundCluster(ctx context.Context, dir string, c *logbound.Config) (*boundCluster, error) {
@@ -267,7 +324,7 @@ func newBoundCluster(ctx context.Context, dir string, c *logbound.Config) (*boun
 	if c.Limits.Disk == 0 {
 		// How much is bound to be enough follows from the limits, which a node knows
 		// when it runs: one that never ran is asked.
-		n, err := flotilla.Open(ctx, flotilla.Options{InMemory: true, Limits: c.Limits})
+		n, err := flotilla.Open(ctx, flotilla.Options{InMemory: true, Limits: c.Limits, Compaction: c.Compaction})
 		if err != nil {
 			return nil, err
 		}
@@ -313,7 +370,7 @@ func (b *boundCluster) Restart(ctx context.Context, i int) error {
 	num := func(n int64) string { return strconv.FormatInt(n, 10) }
 	p := &boundProcess{cmd: exec.CommandContext(b.ctx, b.program, "bench", "log-bound-node", "--dir", b.Dir(i), "--id", strconv.Itoa(i+1), "--listen", b.peers[i], "--client-listen", b.clients[i],
 		"--join", strings.Join(b.peers, ","), "--splits", filepath.Join(b.dir, "splits"), "--shards", strconv.Itoa(b.c.Shards),
-		"--memory-limit", num(l.Memory), "--log-limit", num(l.Log), "--log-keep", num(l.LogKeep), "--disk-limit", num(l.Disk))}
+		"--memory-limit", num(l.Memory), "--log-limit", num(l.Log), "--log-keep", num(l.LogKeep), "--disk-limit", num(l.Disk), "--policy", string(b.c.Compaction.Policy))}
 	p.cmd.Stderr = &p.log
 	out, err := p.cmd.StdoutPipe()
 	if err == nil {
@@ -371,9 +428,9 @@ func (b *boundCluster) ask(i int, line string) (boundAnswer, error) {
 }
 
 // Count implements logbound.Cluster.
-func (b *boundCluster) Count(_ context.Context, i int) (logs, wal int64, err error) {
+func (b *boundCluster) Count(_ context.Context, i int) (logbound.Counted, error) {
 	a, err := b.ask(i, "count")
-	return a.Logs, a.WAL, err
+	return a.Counted, err
 }
 
 // Allowance implements logbound.Cluster.
@@ -413,11 +470,11 @@ func (b *boundCluster) Close() error {
 func newBenchLogBoundNode(a *app) *cobra.Command {
 	var o flotilla.Options
 	var id uint32
-	var splits string
+	var splits, policy string
 	cmd := &cobra.Command{
 		Use: "log-bound-node", Short: "A node of bench log-bound", Hidden: true, Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.NodeID, o.Bootstrap = id, len(o.Join)
+			o.NodeID, o.Bootstrap, o.Compaction.Policy = id, len(o.Join), flotilla.CompactionPolicy(policy)
 			if o.Shards > 1 {
 				text, err := os.ReadFile(splits)
 				if err != nil {
@@ -440,6 +497,7 @@ func newBenchLogBoundNode(a *app) *cobra.Command {
 	f.Int64Var(&o.Limits.Log, "log-limit", 0, "limits.log in bytes")
 	f.Int64Var(&o.Limits.LogKeep, "log-keep", 0, "log kept for a replica that is away, in bytes")
 	f.Int64Var(&o.Limits.Disk, "disk-limit", 0, "limits.disk in bytes")
+	f.StringVar(&policy, "policy", "", "compaction policy")
 	return cmd
 }
 
@@ -459,6 +517,8 @@ func (a *app) logBoundNode(ctx context.Context, o flotilla.Options) error {
 		question, arg, _ := strings.Cut(questions.Text(), " ")
 		switch question {
 		case "count":
+			ans.Work = logbound.WorkOf(node)
+			ans.Device = bench.ProcessBytes()
 			ans.Logs, ans.WAL, err = node.CountLog()
 		case "allowance":
 			var shard int64

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flotillakv/flotilla"
 	"github.com/flotillakv/flotilla/bench/logbound"
 )
 
@@ -193,7 +194,7 @@ func TestBenchLogBound(t *testing.T) {
 	dir, files := t.TempDir(), t.TempDir()
 	csv, chart := filepath.Join(files, "s.csv"), filepath.Join(files, "c.svg")
 	out, e, code := real(t, "bench", "log-bound", "--dir", dir, "--phase", "1s", "--keys", "500", "--shards", "2", "--clients", "8", "--crash-every", "100ms",
-		"--log-limit", "16MiB", "--memory-limit", "16MiB", "--csv", csv, "--chart", chart, "-o", "json")
+		"--log-limit", "16MiB", "--memory-limit", "16MiB", "--csv", csv, "--chart", chart, "--policy", "replica,in-log", "--rate", "2000", "-o", "json")
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, e)
 	}
@@ -201,14 +202,21 @@ func TestBenchLogBound(t *testing.T) {
 		t.Errorf("the allowance is not printed first: %.2000s", e)
 	}
 	var res []logbound.Result
-	if err := json.Unmarshal([]byte(out), &res); err != nil || len(res) != 1 {
+	if err := json.Unmarshal([]byte(out), &res); err != nil || len(res) != 2 {
 		t.Fatalf("%v: %.500s", err, out)
 	}
-	r := &res[0]
-	if len(r.Phases) != 6 || r.Violations > 0 || r.Restarts < 2 || r.Verified == 0 || r.DiskLimit <= r.DiskBound || r.DiskBound <= r.LogLimit {
-		t.Errorf("%.2000s", out)
+	for i, p := range []flotilla.CompactionPolicy{flotilla.CompactByReplica, flotilla.CompactInLog} {
+		r := &res[i]
+		if r.Policy != p || len(r.Phases) != 6 || r.Violations > 0 || r.Restarts < 2 || r.Verified == 0 || r.DiskLimit <= r.DiskBound || r.DiskBound <= r.LogLimit || r.Written == 0 {
+			t.Errorf("%s: %.2000s", p, out)
+		}
+		for _, p := range r.Phases {
+			if p.Writes > 2600 {
+				t.Errorf("%s: %.0f writes a second, for a rate of 2000", p.Phase, p.Writes)
+			}
+		}
 	}
-	for _, f := range []struct{ path, holds string }{{csv, "crash loop"}, {chart, "</svg>"}} {
+	for _, f := range []struct{ path, holds string }{{csv, "in-log,"}, {chart, "in-log: Raft logs"}} {
 		if b, err := os.ReadFile(f.path); err != nil || !strings.Contains(string(b), f.holds) {
 			t.Errorf("%s: %v, %.200s", f.path, err, b)
 		}

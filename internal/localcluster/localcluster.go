@@ -36,10 +36,12 @@ type Options struct {
 	LogKeep int64
 	Log     int64
 	// Limits are those of each node, but for what is given above.
-	Limits   flotilla.Limits
-	Timing   flotilla.Timing
-	Logger   *slog.Logger
-	Observer flotilla.Observer
+	Limits flotilla.Limits
+	Timing flotilla.Timing
+	// Compaction as in flotilla.Options.
+	Compaction flotilla.Compaction
+	Logger     *slog.Logger
+	Observer   flotilla.Observer
 }
 
 // Cluster is a running local cluster.
@@ -159,7 +161,7 @@ func (c *Cluster) options(i int, peer, client net.Listener) flotilla.Options {
 		Dir: filepath.Join(c.o.Dir, fmt.Sprintf("n%d", i+1)), NodeID: uint32(i + 1),
 		PeerListener: peer, ClientListener: client,
 		Shards: c.o.Shards, SplitAt: c.o.SplitAt, Cache: c.cache, Observer: c.o.Observer, Timing: c.o.Timing,
-		Limits: c.o.Limits, Bootstrap: c.o.Nodes,
+		Limits: c.o.Limits, Compaction: c.o.Compaction, Bootstrap: c.o.Nodes,
 	}
 	o.Limits.Memory = cmp.Or(c.o.MemoryPerNode, o.Limits.Memory)
 	o.Limits.LogKeep = cmp.Or(c.o.LogKeep, o.Limits.LogKeep)
