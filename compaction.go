@@ -42,7 +42,8 @@ const (
 // Compaction says when and by whom logs are cut. The zero value is the default. The leader's
 // Policy counts for CompactInLog, each node's own for CompactByReplica. The other
 // fields, the triggers, are for these two; each of them is enough. They follow from what
-// is in the log, so a restart does not put them off.
+// is in the log, so a restart does not put them off. Under every policy they also say when
+// a Machine is asked to make its state durable (External.Sync).
 type Compaction struct {
 	Policy  CompactionPolicy
 	Entries int           // so many entries can be cut. Zero: DefaultCompactEntries

@@ -71,6 +71,9 @@ func (n *Node) openCut(ctx context.Context, shardID uint64) (a cutAnswer, err er
 	if d.Keyspace != userKeyspace {
 		return a, &shard.ArgumentError{Field: "shard", Reason: fmt.Sprintf("shard %d is not of the user's keyspace", shardID)}
 	}
+	if n.hasMachine(d.Keyspace) {
+		return a, &shard.ArgumentError{Field: "shard", Reason: fmt.Sprintf("shard %d is served by a state machine of the program's own, whose state is not in the store and cannot be backed up from here", shardID)}
+	}
 	if err := n.cuts.room(); err != nil {
 		return a, err
 	}

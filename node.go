@@ -419,6 +419,9 @@ func (n *Node) openGroups() error {
 	if n.o.machine != nil {
 		machine = n.o.machine(machine)
 	}
+	if m := n.o.Machine; m != nil {
+		machine = machines{machine, multiraft.NewExternal(m.external)}
+	}
 	n.host, err = multiraft.New(multiraft.Config{
 		Node: self, Engine: n.eng, Net: &n.net, Liveness: n.live, Clock: n.clock, Machine: machine,
 		Snapshots: snapshotEvents{n}, Tuning: n.o.tuning(), CutAge: n.o.Compaction.Age, Seed: uint64(n.clock.Wall()), ProposalBytes: n.gov.plan.proposals, ProposalWait: n.o.Limits.Wait, LogBytes: n.o.Limits.log(),
@@ -461,7 +464,7 @@ func (n *Node) openGroups() error {
 	}
 	// Behind the replicas: receptions that a crash interrupted are held against them.
 	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log, Room: n.eng.RoomForSnapshots,
-		SmallBytes: smallSnapshot(n.o.Limits.Memory), MaxIn: snapshotsIn, Busy: n.busy})
+		SmallBytes: smallSnapshot(n.o.Limits.Memory), MaxIn: snapshotsIn, Busy: n.busy, External: n.saveMachine})
 	if err != nil {
 		return err
 	}
@@ -518,7 +521,7 @@ func (n *Node) openDoors(ctx context.Context) error {
 	if err := n.openRouter(self, form); err != nil {
 		return err
 	}
-	n.store = kv.NewStore(kv.Options{Host: n.host, Engine: n.eng, Addr: n.book.clientAddr, Growth: n.growth})
+	n.store = kv.NewStore(kv.Options{Host: n.host, Engine: n.eng, Addr: n.book.clientAddr, Growth: n.growth, Machine: n.hasMachine})
 	n.host.Start()
 	n.live.Start()
 	n.wg.Go(n.diskLoop)
@@ -1080,6 +1083,9 @@ func (n *Node) receiveSnapshot(from raft.NodeID, header []byte, next func() ([]b
 		return err
 	}
 	defer staged.Close()
+	if err := n.loadMachine(staged); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	err = n.host.InstallSnapshot(ctx, staged.Meta.Shard, staged.Meta.Index, staged.Meta.Term, staged.InstallOn)

@@ -94,6 +94,11 @@ type Options struct {
 	// Compaction says when and by whom the Raft logs are cut. The zero value will do.
 	Compaction Compaction
 
+	// Machine serves the user's shards in place of the key-value store: the methods of KV
+	// are refused with *ArgumentError then, Propose and Query take their place. It has to
+	// be the same on all nodes, from the first start of the cluster on. Nil: none.
+	Machine *Machine
+
 	// Logger receives what the node has to say. Nil: nothing.
 	Logger *slog.Logger
 	// Registerer receives the node's metrics. Nil: none.

@@ -176,6 +176,9 @@ func (c *checker) groupKeys() {
 		case KindQuarantine:
 			kind = FaultDescriptor
 			_, err = decodeQuarantine(v)
+		case KindSkipped:
+			kind = FaultLog
+			_, err = decodeSkipped(k.Index, v)
 		case KindApplied:
 			kind, g.hasState = FaultApplied, true
 			g.applied, err = raft.DecodeAppliedState(v)

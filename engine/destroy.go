@@ -125,9 +125,13 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 	}
 	e.journal.hold(s, true)
 	defer e.journal.hold(s, false)
+	left, err := e.hasKeys(skippedSpan(s))
+	if err != nil {
+		return err
+	}
 	pb := e.db.NewBatch()
 	write := func(errs ...error) error { return errors.Join(errs...) }
-	err := write(
+	err = write(
 		pb.Set(tombstoneKey(nil, s), encodeTombstone(nil, minReplica), nil),
 		pb.Set(intentKey(nil, s), in.encode(nil), nil),
 		pb.Delete(hardKey(nil, s), nil),
@@ -137,6 +141,9 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 	)
 	if !mutants.On("G14") {
 		err = write(err, pb.DeleteRange(LogPrefix(s), PrefixEnd(LogPrefix(s)), nil), pb.Set(voidKey(nil, s), e.journal.voidMark(), nil))
+	}
+	if left {
+		err = write(err, pb.DeleteRange(skippedSpan(s).Start, skippedSpan(s).End, nil))
 	}
 	if mutants.On("E-intent-early") {
 		err = write(err, pb.Delete(intentKey(nil, s), nil))

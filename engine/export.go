@@ -454,8 +454,9 @@ func (e *Engine) installSmall(in *Install) error {
 			{Start: LogPrefix(s), End: PrefixEnd(LogPrefix(s))},
 			{Start: truncKey(nil, s), End: PrefixEnd(truncKey(nil, s))},
 			{Start: quarantineKey(nil, s), End: PrefixEnd(quarantineKey(nil, s))},
+			skippedSpan(s),
 		} {
-			log := sp.Start[0] == prefixLog || sp.Start[0] == prefixHard && sp.Start[groupKeyLen] == suffixTrunc
+			log := sp.Start[0] == prefixLog || sp.Start[0] == prefixHard && (sp.Start[groupKeyLen] == suffixTrunc || sp.Start[groupKeyLen] == suffixSkipped)
 			if mutants.On("E11") && sp.Start[0] == prefixLog || in.KeepLog && log {
 				continue
 			}

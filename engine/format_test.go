@@ -35,6 +35,7 @@ func goldenKeys() []Key {
 		{Kind: KindVoid, Shard: 7},
 		{Kind: KindRecord, Epoch: 4, Seq: 0x1122334455667788},
 		{Kind: KindQuarantine, Shard: 7},
+		{Kind: KindSkipped, Shard: 7, Index: 300},
 	}
 }
 
@@ -61,6 +62,7 @@ func TestGolden(t *testing.T) {
 	line("trunc", encodeTrunc(nil, 9, 3))
 	line("void", encodeVoid(nil, recordID{4, 9}))
 	line("quarantine", Quarantine{Why: QuarantineUnreadable, Index: 9}.encode(nil))
+	line("skipped", (&Skipped{Index: 300, Slots: []uint32{0, 1, 130}}).encode(nil))
 	line("record", goldenRecord())
 	line("intent", intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
 	line("watermark", watermark{Seq: 100, BootEpoch: 4}.encode(nil))
@@ -153,6 +155,7 @@ func FuzzRecords(tf *testing.F) {
 	f.Add(encodeTrunc(nil, 9, 3))
 	f.Add(encodeVoid(nil, recordID{4, 9}))
 	f.Add(Quarantine{Why: QuarantineDiffers, Index: 9}.encode(nil))
+	f.Add((&Skipped{Slots: []uint32{0, 1, 130}}).encode(nil))
 	f.Add(watermark{Seq: 100, BootEpoch: 4}.encode(nil))
 	f.Add(manifestSum{Seq: 9, Number: 11, Length: 300, CRC: 0x01020304}.encode(nil))
 	f.Add(intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
@@ -183,6 +186,8 @@ func FuzzRecords(tf *testing.F) {
 		same("void mark", err, func() []byte { return encodeVoid(nil, id2) })
 		q, err := decodeQuarantine(b)
 		same("quarantine mark", err, func() []byte { return q.encode(nil) })
+		k, err := decodeSkipped(9, b)
+		same("skipped commands", err, func() []byte { return k.encode(nil) })
 		in, err := decodeIntent(b)
 		same("intent", err, func() []byte { return in.encode(nil) })
 	})

@@ -25,6 +25,7 @@ import (
 //	| 02 | shard(8) 't'                | how far the log is cut (if applying is deferred)  |
 //	| 02 | shard(8) 'v'                | void mark: log records before it do not count     |
 //	| 02 | shard(8) 'q'                | quarantine: the replica's state is not to be used |
+//	| 02 | shard(8) 'x' index(8)       | commands of an entry that were not carried out    |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 03 | shard(8) 'a'                | applied state: applied and truncated index, ...   |
 //	| 03 | shard(8) 'd'                | descriptor                                        |
@@ -59,6 +60,7 @@ const (
 	suffixTrunc   byte = 't'
 	suffixVoid    byte = 'v'
 	suffixQuar    byte = 'q'
+	suffixSkipped byte = 'x'
 	suffixApplied byte = 'a'
 	suffixDesc    byte = 'd'
 
@@ -162,6 +164,10 @@ func quarantineKey(dst []byte, s raft.ShardID) []byte {
 	return append(appendGroup(dst, prefixHard, s), suffixQuar)
 }
 
+func skippedKey(dst []byte, s raft.ShardID, i raft.Index) []byte {
+	return binary.BigEndian.AppendUint64(append(appendGroup(dst, prefixHard, s), suffixSkipped), uint64(i))
+}
+
 func appliedKey(dst []byte, s raft.ShardID) []byte {
 	return append(appendGroup(dst, prefixApplied, s), suffixApplied)
 }
@@ -211,6 +217,7 @@ const (
 	KindVoid                          // void mark: Shard
 	KindRecord                        // log record: Epoch, Seq
 	KindQuarantine                    // quarantine: Shard
+	KindSkipped                       // commands that were not carried out: Shard, Index
 )
 
 // Key is a raw key taken apart. Rest aliases the raw key.
@@ -264,6 +271,9 @@ func ParseKey(raw []byte) (Key, error) {
 		if len(raw) == groupKeyLen+1 && raw[9] == suffixQuar {
 			return Key{Kind: KindQuarantine, Shard: raft.ShardID(u64(1))}, nil
 		}
+		if len(raw) == groupKeyLen+9 && raw[9] == suffixSkipped {
+			return Key{Kind: KindSkipped, Shard: raft.ShardID(u64(1)), Index: raft.Index(u64(10))}, nil
+		}
 	case prefixRecord:
 		if len(raw) == logKeyLen {
 			return Key{Kind: KindRecord, Epoch: u64(1), Seq: u64(9)}, nil
@@ -313,6 +323,8 @@ func (k Key) Raw() []byte {
 		return voidKey(nil, k.Shard)
 	case KindQuarantine:
 		return quarantineKey(nil, k.Shard)
+	case KindSkipped:
+		return skippedKey(nil, k.Shard, k.Index)
 	case KindRecord:
 		raw := make([]byte, logKeyLen)
 		putRecordKey(raw, recordID{k.Epoch, k.Seq})

@@ -40,6 +40,9 @@ type cutImage struct {
 
 func (l *loop) carryCut(now raft.Time, t raft.CutTask) {
 	s, ok := l.h.snaps.(ImageSender)
+	if r := l.byID[t.Shard]; r != nil && r.out != nil {
+		ok = false // the state is outside of the store
+	}
 	switch {
 	case !ok:
 		l.proposeCut(now, t, cutImage{})

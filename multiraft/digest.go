@@ -209,8 +209,9 @@ func (l *loop) compare(now raft.Time, r *replica) {
 			}
 		})
 	} else if r.as.Applied == c.index {
-		c.known, c.mine = true, r.as.Digest
-		m.Flags, m.Round = raft.FlagGrant, uint64(c.mine)
+		if c.mine, c.known = l.digestOf(r); r.out == nil { // else it is no chain that could be joined
+			m.Flags, m.Round = raft.FlagGrant, uint64(c.mine)
+		}
 	} else {
 		r.want = c.index
 	}
@@ -233,7 +234,7 @@ func (l *loop) reached(now raft.Time, r *replica) {
 	r.want = 0
 	c := &r.cmp
 	if c.term != 0 && c.index == r.as.Applied {
-		c.known, c.mine = true, r.as.Digest
+		c.mine, c.known = l.digestOf(r)
 		l.maybeJudge(now, r)
 		return
 	}
@@ -250,14 +251,15 @@ func (l *loop) answerDigest(r *replica) {
 		r.as.Digest, r.as.DigestFrom, r.asDirty = c.theirs, c.chain, true
 		l.touch(r)
 	}
+	d, ok := l.digestOf(r)
 	m := raft.Msg{
 		Type: raft.MsgDigestResp, Shard: r.shard, From: l.h.node, To: c.to, FromReplica: r.self, ToReplica: c.replica,
-		Term: max(1, r.core.Status().Term), Index: r.as.Applied, Epoch: raft.Epoch(r.as.DigestFrom), Round: uint64(r.as.Digest),
+		Term: max(1, r.core.Status().Term), Index: r.as.Applied, Epoch: raft.Epoch(r.as.DigestFrom), Round: uint64(d),
 	}
-	if r.as.DigestFrom == raft.NoDigest {
+	if r.as.DigestFrom == raft.NoDigest || !ok {
 		m.Flags = raft.FlagReject
 	}
-	c.told, c.toldAt = digestAnswer{digest: r.as.Digest, from: r.as.DigestFrom}, r.as.Applied
+	c.told, c.toldAt = digestAnswer{digest: d, from: r.as.DigestFrom}, r.as.Applied
 	c.to = 0
 	l.out.Msgs = append(l.out.Msgs, m)
 }

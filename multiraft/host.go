@@ -171,6 +171,7 @@ type Host struct {
 	stop    chan struct{}
 	join    sync.Once
 
+	unsynced  unsynced
 	table     replicaTable // of replicas that are awake
 	descs     descCache    // of those that are not
 	idleAfter time.Duration
@@ -383,14 +384,18 @@ func (h *Host) newReplica(now raft.Time, self raft.ReplicaID, core *raft.Core, s
 		quest: quest{at: raft.Never}, flushFrom: h.engine.NextFlush(), doze: doze{active: now},
 		cmp: comparison{at: raft.Never}, ward: ward{at: raft.Never},
 	}
-	if h.engine.DefersApply() {
-		core.Hold(st.Applied.Applied)
-	}
 	q, err := h.engine.Quarantined(r.shard)
 	if err != nil {
 		return nil, err
 	}
 	r.remain(q)
+	if m := h.External(r.desc.Keyspace); m != nil {
+		if err := h.openOutside(now, r, m); err != nil {
+			return nil, err
+		}
+	} else if h.engine.DefersApply() {
+		core.Hold(st.Applied.Applied)
+	}
 	r.publish(now, time.Unix(0, int64(h.clock.Wall())))
 	return r, nil
 }
@@ -403,6 +408,13 @@ func (l *loop) adopt(now raft.Time, r *replica) {
 	}
 	r.place = len(l.order)
 	l.order = append(l.order, r)
+	if r.ward.dirt { // it was found faulty as it was loaded
+		l.wantSync = true
+		var err *DivergedError
+		if errors.As(r.fenced, &err) {
+			l.diverged(err)
+		}
+	}
 	r.stirredAt(now)
 	l.touch(r)
 	l.timers.set(r, r.core.Deadline())
@@ -441,6 +453,12 @@ func (h *Host) CreateGroups(descs []raft.Descriptor) error {
 			return fmt.Errorf("multiraft: create groups: %w", err)
 		} else if dead && me.ID < lowest && !mutants.On("G15b") {
 			continue
+		}
+		if m := h.External(d.Keyspace); m != nil { // what an earlier life left there
+			if err := safely(func() error { return m.Drop(d.Shard) }); err != nil {
+				b.Close()
+				return fmt.Errorf("multiraft: create groups: the state machine of shard %d: %w", d.Shard, err)
+			}
 		}
 		b.SetDescriptor(d)
 		b.SetApplied(d.Shard, raft.AppliedState{})
@@ -894,6 +912,9 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 	if !keepLog && !r.core.WantsSnapshot(index, term) && !mutants.On("E3") {
 		return fmt.Errorf("%w of shard %d, index %d", ErrSnapshotStale, shard, index)
 	}
+	if r.out != nil && (r.out.busy || r.out.at < index) {
+		return fmt.Errorf("multiraft: the state machine of shard %d has not loaded the snapshot of index %d", shard, index)
+	}
 	r.stirredAt(now)
 	st, err := install(r.core.HardState(), r.as, true, keepLog)
 	if err != nil {
@@ -906,6 +927,12 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 	r.fenced = nil
 	l.released(r)
 	r.core.Restore(now, st, &l.out)
+	if x := r.out; x != nil {
+		if x.held, x.look = nil, 0; !keepLog {
+			x.skips = nil
+		}
+		r.hold(r.as.Applied)
+	}
 	r.passOver(r.as.Applied, &l.done)
 	l.touch(r)
 	return nil

@@ -133,6 +133,9 @@ func (h *Host) admitLog(r *replica, vital bool) error {
 		if !c.waiting.Swap(true) {
 			h.loops[0].in.signal()
 		}
+		if e := h.unsynced.worst(); e != nil {
+			return e
+		}
 		return ErrLogBudget
 	}
 	if r != nil && r.slow.refuse() {
@@ -265,6 +268,9 @@ func (l *loop) press(groups []pressedGroup) {
 		if r := l.byID[g.Shard]; r != nil && !r.removed {
 			r.core.Press(g.pressure)
 			r.slow.share.Store(g.share)
+			if r.out != nil {
+				r.out.now = r.out.now || g.pressure == raft.PressureAll
+			}
 			l.touch(r)
 		}
 	}

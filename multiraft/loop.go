@@ -673,6 +673,9 @@ func (l *loop) commitRound(now raft.Time) {
 		l.watch(now, r)
 		l.planComparison(now, r)
 		l.cutOld(now, r, wall)
+		if r.out != nil {
+			l.tend(now, r, wall)
+		}
 		if r.retiring {
 			l.retire(r)
 			continue
@@ -697,7 +700,7 @@ func (l *loop) commitRound(now raft.Time) {
 func (l *loop) holdLogs() {
 	for _, r := range l.through {
 		if l.h.engine.DefersApply() {
-			r.core.Hold(r.as.Applied)
+			r.hold(r.as.Applied)
 		}
 	}
 	clear(l.through)
@@ -708,7 +711,7 @@ func (l *loop) holdLogs() {
 func (l *loop) onFlush(n uint64, groups []engine.Flushed) {
 	for _, g := range groups {
 		if r := l.byID[g.Shard]; r != nil && !r.removed && n >= r.flushFrom {
-			r.core.Hold(g.Index)
+			r.hold(g.Index)
 			l.touch(r)
 		}
 	}
@@ -749,6 +752,10 @@ func (l *loop) applyAll(now raft.Time) {
 		if r == nil || r.removed || r.fenced != nil && !(mutants.On("IG8") && r.quarantined()) {
 			continue
 		}
+		if r.out != nil && r.out.busy {
+			r.out.held = append(r.out.held, t.Entries...)
+			continue
+		}
 		for j := range t.Entries {
 			if !l.applyEntry(now, r, t.Entries[j]) {
 				break
@@ -781,6 +788,7 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	if mutants.On("F1d") {
 		ac.Header.GroupTs = l.h.clock.Wall()
 	}
+	ac.ahead = r.out != nil && e.Index <= r.out.at && !mutants.On("X2")
 	if len(dones) > 0 {
 		l.results = append(l.results[:0], make([][]byte, len(dones))...)
 		ac.Results = l.results
@@ -817,6 +825,9 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 		r.as.WrittenBytes += ac.WrittenBytes
 		r.as.WrittenKeys += ac.WrittenKeys
 		r.noteApplied(e, l.batch.Effects(mark), ac.answered)
+		if len(ac.skipped) > 0 {
+			l.skip(r, e.Index, ac.skipped)
+		}
 	default:
 		// Written by a newer release. To skip it would be to differ from it.
 		l.fence(r, e.Index, fmt.Errorf("multiraft: this version does not know entries of type %d; upgrade this node", e.Type), dones)
@@ -829,6 +840,9 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	r.as.GroupTs = max(r.as.GroupTs, hdr.GroupTs)
 	r.lastTs = max(r.lastTs, hdr.GroupTs)
 	r.asDirty = true
+	if r.out != nil {
+		r.out.applied(now, e, hdr.GroupTs)
+	}
 	l.touch(r)
 	r.core.Applied(e.Index, e.Term, len(e.Value), &l.out)
 	if e.Type == raft.EntryCut {
@@ -885,6 +899,9 @@ func (r *replica) due() raft.Time {
 	d := min(r.core.Deadline(), r.nextTalk(), r.cmp.at, r.ward.at)
 	if r.fenced != nil && r.core.Status().Role == raft.RoleLeader {
 		d = min(d, r.handOffAt)
+	}
+	if r.out != nil {
+		d = min(d, r.out.look)
 	}
 	return d
 }
@@ -1017,6 +1034,9 @@ func (l *loop) truncateAll() {
 			continue
 		}
 		l.batch.Truncate(t.Shard, r.as.TruncIndex, t.Index, t.Term)
+		if r.out != nil {
+			l.unskip(r, t.Index)
+		}
 		r.as.TruncIndex, r.as.TruncTerm = t.Index, t.Term
 		r.asDirty = !mutants.On("E4")
 		r.core.Truncated(t.Index, t.Term)

@@ -3,6 +3,7 @@ package multiraft
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -128,9 +129,11 @@ func NewCustom(m Machine) *Custom { return &Custom{m: m} }
 
 // The first byte of a result.
 const (
-	resultOK      = 0 // what the machine answered
-	resultError   = 1 // the text of its error
-	resultReplay  = 2 // cut u8, then the result of an earlier try (if cut, its first byte only)
+	resultOK    = 0 // what the machine answered
+	resultError = 1 // the text of its error
+	// cut u8, then the result of an earlier try (if cut, its first byte only, and perhaps
+	// where it was carried out: lineage, index, slot, uvarints)
+	resultReplay  = 2
 	resultSession = 3 // verdict u8, known u8, reason: not carried out
 )
 
@@ -143,6 +146,10 @@ type SessionError struct {
 	Verdict session.Verdict
 	Known   bool
 	Reason  string // of Invalid
+	// Of Replay, if it is known: where the command was carried out.
+	Lineage raft.ShardID
+	Index   raft.Index
+	Slot    uint32
 }
 
 // Error says what is known.
@@ -187,7 +194,17 @@ func decodeResult(b []byte) ([]byte, error) {
 		return nil, &MachineError{Text: string(b[1:])}
 	case b[0] == resultReplay && len(b) > 2 && b[2] != resultReplay:
 		if b[1] != 0 {
-			return nil, &SessionError{Verdict: session.Replay, Known: true}
+			e := &SessionError{Verdict: session.Replay, Known: true}
+			var at [3]uint64
+			for r, i := b[3:], 0; i < len(at); i++ {
+				v, n := binary.Uvarint(r)
+				if n <= 0 {
+					return nil, e
+				}
+				at[i], r = v, r[n:]
+			}
+			e.Lineage, e.Index, e.Slot = raft.ShardID(at[0]), raft.Index(at[1]), uint32(at[2])
+			return nil, e
 		}
 		return decodeResult(b[2:])
 	case b[0] == resultSession && len(b) > 2:

@@ -305,6 +305,10 @@ func (l *loop) retire(r *replica) {
 		r.failWaiting(ErrAmbiguous, &l.done)
 		r.failReads(ErrUnknownShard, &l.done)
 	}
+	if r.out != nil {
+		l.giveUp(0, r)
+		l.h.unsynced.set(r.shard, nil)
+	}
 	l.queued = slices.DeleteFunc(l.queued, func(o *replica) bool { return o == r })
 	l.dying[r.shard] = r
 	lowest := r.self + 1
@@ -317,6 +321,7 @@ func (l *loop) retire(r *replica) {
 		// First nobody finds it any more (a reader looks again after its read), then
 		// its data go.
 		h.forget(r)
+		r.dropOutside()
 		err := h.engine.Destroy(r.shard, &r.desc, lowest)
 		if err != nil {
 			h.fatal(err)

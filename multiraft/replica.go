@@ -150,6 +150,8 @@ type replica struct {
 	imageAt raft.Index // newest entry with an image that was applied since the boot; zero: none
 	ageAt   raft.Time  // when cutOld looks next
 
+	out *outside // its state outside of the store; nil: there is none
+
 	flights map[flightKey]*flight // commands of sessions that are queued or in the log
 
 	// flushFrom is the first flush that can hold anything of this replica.

@@ -24,6 +24,10 @@ type ApplyContext struct {
 	TimeBefore uint64
 
 	answered raft.Digest
+	// ahead: the machine outside of the store has applied the entry before.
+	ahead bool
+	// skipped are the commands that such a machine did not carry out.
+	skipped []uint32
 }
 
 // Answer notes what a command is answered, whether anybody waits for it or not: the

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/flotillakv/flotilla/multiraft/raft"
 	"github.com/flotillakv/flotilla/shard"
 )
 
@@ -63,6 +64,27 @@ func (s Space) Put(ctx context.Context, key, value []byte) (shard.Receipt, error
 		return shard.Receipt{}, err
 	}
 	return s.write(ctx, q, place{key: key}, nil)
+}
+
+// Propose carries cmd, which is about key, to the state machine that serves the
+// keyspace, and returns its encoded answer.
+func (s Space) Propose(ctx context.Context, key, cmd []byte) ([]byte, shard.Receipt, error) {
+	c, err := shard.KeyedCommand(key, cmd)
+	if err != nil {
+		return nil, shard.Receipt{}, err
+	}
+	q := &shard.Request{Keyspace: s.id, Kind: shard.KindWrite, Command: c}
+	resp := s.r.runIn(ctx, q, place{key: key}, nil, s.session)
+	return resp.Result, resp.Receipt, resp.Err
+}
+
+// Shard returns the shard that holds key.
+func (s Space) Shard(ctx context.Context, key []byte) (raft.ShardID, error) {
+	if err := shard.CheckKeySize(key); err != nil {
+		return 0, err
+	}
+	route, err := s.r.find(ctx, s.id, place{key: key})
+	return route.Desc.Shard, err
 }
 
 // smallPut is the length up to which the body of a put lies beside its request, in

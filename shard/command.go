@@ -48,6 +48,9 @@ const (
 
 	// OpUser is a command of an embedder's own state machine; its body is opaque here.
 	OpUser raft.Op = 128
+	// OpKeyed is a command of an embedder's own state machine about a key, by which it is routed.
+	//	keyLen uvarint, key, command...
+	OpKeyed raft.Op = 129
 )
 
 // Limits of keys, values and commands, in bytes unless said otherwise.
@@ -153,6 +156,18 @@ func CheckBounds(start, end []byte) error {
 		return &ArgumentError{Field: "range", Reason: "its start " + quoteKey(start) + " is after its end " + quoteKey(end)}
 	}
 	return nil
+}
+
+// KeyedCommand returns the OpKeyed with this key and command, of at most MaxValueBytes.
+// Its errors are those of CheckKeySize, and a *LimitError.
+func KeyedCommand(key, cmd []byte) (raft.Command, error) {
+	if err := CheckKeySize(key); err != nil {
+		return raft.Command{}, err
+	}
+	if len(cmd) > MaxValueBytes {
+		return raft.Command{}, &LimitError{What: "bytes of a command", Limit: MaxValueBytes, Got: len(cmd)}
+	}
+	return raft.Command{Op: OpKeyed, Body: AppendPut(make([]byte, 0, PutBytes(key, cmd)), key, cmd)}, nil
 }
 
 // AppendPut appends the body of OpPut to dst.
@@ -308,7 +323,7 @@ func VisitSpans(c raft.Command, visit func(Span) error) error {
 		visit = func(Span) error { return nil }
 	}
 	switch c.Op {
-	case OpPut:
+	case OpPut, OpKeyed:
 		key, _, err := DecodePut(c.Body)
 		return visitOne(Span{Start: key, Point: true}, err, visit)
 	case OpDelete, OpEndSession:

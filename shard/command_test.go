@@ -61,6 +61,11 @@ func TestCommandGolden(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	keyed := must(KeyedCommand([]byte("key"), []byte("value")))
+	g.check("keyed", keyed.Body)
+	if err := CheckCommand(keyed); err != nil {
+		t.Error(err)
+	}
 }
 
 // Shows that decoding gives back what was encoded.
@@ -207,6 +212,8 @@ func TestCheckCommandRefuses(t *testing.T) {
 		{"an admin command", raft.Command{Op: OpSplit}, &ArgumentError{Field: "operation"}},
 		{"a user command", raft.Command{Op: OpUser, Body: []byte("x")}, nil},
 		{"a big user command", raft.Command{Op: OpUser, Body: make([]byte, MaxUserBytes+1)}, &LimitError{"bytes of a command", MaxUserBytes, MaxUserBytes + 1}},
+		{"a keyed command", must(KeyedCommand([]byte("k"), nil)), nil},
+		{"a keyed command without its key", raft.Command{Op: OpKeyed, Body: []byte{5, 'k'}}, &ArgumentError{Field: "command body"}},
 		{"a cut body", raft.Command{Op: OpPut, Body: []byte{5, 'k'}}, &ArgumentError{Field: "command body"}},
 		{"a delete with more behind it", raft.Command{Op: OpDelete, Body: []byte{1, 'k', 0}}, &ArgumentError{Field: "command body"}},
 		{"a batch with more behind it", raft.Command{Op: OpBatch, Body: append(must(sampleBatch().Command()).Body, 0)}, &ArgumentError{Field: "command body"}},

@@ -132,7 +132,8 @@ type Response struct {
 	Receipt Receipt
 	// Txn answers OpTxn.
 	Txn *TxnResult
-	// Result holds the raw result of OpUser, and is nil for all other commands.
+	// Result holds the encoded result of OpKeyed (multiraft.Answer), and is nil for all
+	// other commands.
 	Result []byte
 	// Count answers KindStats.
 	Count int

@@ -189,7 +189,7 @@ func (s *Store) fitsLocked(r *reception, left, room int64) error {
 // expect keeps room for a file that was not foreseen. What came already counts again,
 // since it is not known whether the last look at the disk saw it.
 func (s *Store) expect(r *reception, f *File) error {
-	if f.Kind != FileTable || r.bytes.Load()+f.Size <= r.promised.Load() {
+	if !f.Kind.staged() || r.bytes.Load()+f.Size <= r.promised.Load() {
 		return nil
 	}
 	room := s.room()
@@ -341,7 +341,7 @@ func (s *Store) beginFile(r *reception, body reader, asks bool, reply func([]byt
 	o := offer{file: n, have: r.chunk}
 	if r.rotten = r.old.e2(n, f); r.rotten != nil {
 		o.have = len(f.Sums)
-	} else if f.Kind == FileTable && r.old != nil {
+	} else if f.Kind.staged() && r.old != nil {
 		if r.offered, err = r.old.find(s, f, r.chunk); err != nil {
 			return err
 		}
@@ -458,7 +458,7 @@ func (s *Store) takeChunk(r *reception, body reader) error {
 
 // put writes the next chunk of the file.
 func (s *Store) put(r *reception, payload []byte) error {
-	if r.rec.Kind != FileTable {
+	if !r.rec.Kind.staged() {
 		r.list = append(r.list, payload...)
 	} else {
 		if r.file == nil {
@@ -590,6 +590,7 @@ type Staged struct {
 	s       *Store
 	r       *reception
 	keepLog bool
+	loaded  atomic.Bool // what is outside of the store
 
 	// mu orders Install and Close, which may come from different goroutines: a
 	// caller that stops waiting for the loop closes while the installation is
@@ -634,6 +635,12 @@ func (g *Staged) install(eng *engine.Engine, hs raft.HardState) error {
 	in := engine.Install{Desc: g.Meta.Desc, Applied: g.Meta.Applied, Hard: hs, KeepLog: g.keepLog}
 	for i := range g.Meta.Files {
 		f := &g.Meta.Files[i]
+		if f.Kind == FileExternal { // it is in the machine
+			if !g.loaded.Load() {
+				return fmt.Errorf("snapshot: the state of the machine of shard %d was not loaded", g.Meta.Shard)
+			}
+			continue
+		}
 		if f.Kind == FileTable {
 			// The store fails if a table is not there: look while it is only us.
 			if info, err := g.s.fs.Stat(g.r.paths[i]); err != nil || info.Size() != f.Size {

@@ -52,7 +52,7 @@ type kept struct {
 
 // add takes in what came of a file: its first chunks.
 func (l *leftovers) add(path string, f *File, chunks int) {
-	if path == "" || chunks == 0 || f.Kind != FileTable {
+	if path == "" || chunks == 0 || !f.Kind.staged() {
 		return
 	}
 	size := min(f.Size, int64(chunks)*ChunkBytes)

@@ -44,7 +44,13 @@ const (
 	// FileState is a list of the group's other replicated records (sessions):
 	// suffixes below the state prefix, and values.
 	FileState FileKind = 3
+	// FileExternal is a piece of the state of a machine outside of the store. The pieces
+	// follow each other and come last; together they are a stream with a head (external.go).
+	FileExternal FileKind = 4
 )
+
+// staged reports whether files of the kind are kept on the receiver's disk, not in memory.
+func (k FileKind) staged() bool { return k == FileTable || k == FileExternal }
 
 // ID names one built snapshot. It is drawn at random, so two builds never
 // share one.
@@ -146,7 +152,7 @@ func (r *reader) file() *File {
 	f.First = append([]byte(nil), r.bytes(maxBoundBytes)...)
 	f.Last = append([]byte(nil), r.bytes(maxBoundBytes)...)
 	sums := r.take(4 * int((f.Size+ChunkBytes-1)/ChunkBytes))
-	if r.bad || f.Kind < FileTable || f.Kind > FileState || f.Size == 0 {
+	if r.bad || f.Kind < FileTable || f.Kind > FileExternal || f.Size == 0 {
 		return nil
 	}
 	for ; len(sums) > 0; sums = sums[4:] {
@@ -213,10 +219,19 @@ func (m *Meta) check() error {
 	if len(m.Files) > MaxFiles {
 		return corrupt("%d files", len(m.Files))
 	}
-	var tables, data, state int
+	var tables, data, state, external int
 	var last []byte
 	for i := range m.Files {
 		f := &m.Files[i]
+		if f.Kind == FileExternal {
+			if external++; len(f.First)+len(f.Last) != 0 {
+				return corrupt("piece %d of a machine's state has keys", i)
+			}
+			continue
+		}
+		if external > 0 {
+			return corrupt("file %d comes behind the machine's state", i)
+		}
 		if f.Kind != FileTable {
 			if f.Kind == FileData {
 				data++

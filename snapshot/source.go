@@ -35,8 +35,11 @@ type source struct {
 	meta Meta // without files until they are known
 
 	known []knownFile
-	// kinds of what comes behind known: data is over, all is over
-	tables, dataOver, over bool
+	// kinds of what comes behind known: data is over, the records are, all is over
+	tables, dataOver, stateOver, over bool
+
+	ext    *externalSource // nil: there is nothing outside of the store
+	pieces []*builtFile    // the last ones of it
 
 	now  *builtFile     // the last one that was asked for
 	next <-chan nextOne // the one behind it is being made; nil: it is not
@@ -103,12 +106,16 @@ func (c *source) pairBytes() (n int64, err error) {
 }
 
 // close lets go of the view.
-func (c *source) close() error {
+func (c *source) close() (err error) {
 	c.settle()
-	if c.view == nil {
-		return nil
+	if c.ext != nil {
+		err = c.ext.s.Close()
+		c.ext = nil
 	}
-	err := c.view.Close()
+	if c.view == nil {
+		return err
+	}
+	err = errors.Join(err, c.view.Close())
 	c.view = nil
 	return err
 }
@@ -190,6 +197,13 @@ func (c *source) build(ctx context.Context, n int) (f *builtFile, k knownFile, e
 		c.over = n+1 == len(c.made)
 		return c.made[n], k, nil
 	}
+	if n < len(c.known) && c.meta.Files[n].Kind == FileExternal || n == len(c.known) && c.stateOver {
+		if n == len(c.known) && c.over {
+			return nil, k, nil
+		}
+		f, err = c.piece(ctx, n)
+		return f, k, err
+	}
 	if n < len(c.known) && c.meta.Files[n].Kind != FileTable || n == len(c.known) && c.dataOver {
 		if n == len(c.known) && c.over {
 			return nil, k, nil
@@ -250,8 +264,12 @@ func (c *source) state(ctx context.Context, n int) (*builtFile, knownFile, error
 		}
 		return nil
 	})
-	c.over = err == nil
-	return listFile(n, FileState, list), knownFile{}, err
+	f := listFile(n, FileState, list)
+	c.stateOver = err == nil
+	if c.over = c.stateOver && c.ext == nil; c.stateOver && !c.over && f == nil {
+		f, err = c.piece(ctx, n)
+	}
+	return f, knownFile{}, err
 }
 
 func listFile(n int, kind FileKind, list []byte) *builtFile {

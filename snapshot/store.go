@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -59,6 +60,10 @@ type Options struct {
 	// Inline makes snapshots without goroutines of the package's own, and lets nothing in
 	// them depend on when Pebble's goroutines do their work. Simulators use it.
 	Inline bool
+	// External returns the state of a shard outside of the store as a stream, and the index
+	// as of which it is, which is at least what the store had applied before the call. Nil,
+	// or no stream and no error: all is in the store.
+	External func(ctx context.Context, desc *raft.Descriptor) (io.ReadCloser, raft.Index, error)
 	// Room returns how many bytes the snapshots that come in may take on the disk, all
 	// together and besides what of them is there already. It must not block. Nil: no
 	// bound.
@@ -156,7 +161,7 @@ func (s *Store) Send(ctx context.Context, desc *raft.Descriptor, to raft.NodeID,
 
 // send is Send; it tells of the progress through p.
 func (s *Store) send(ctx context.Context, desc *raft.Descriptor, to raft.NodeID, open OpenFunc, p *atomic.Pointer[transfer]) (raft.Index, raft.Term, error) {
-	return s.sendSource(ctx, to, open, p, func() (*source, error) { return s.source(desc) })
+	return s.sendSource(ctx, to, open, p, func() (*source, error) { return s.sourceOf(ctx, desc) })
 }
 
 // sendSource sends what the source has that take returns once there is a slot.

@@ -44,6 +44,7 @@ var layers = []struct {
 	{"router/catalog", 4, "multiraft/raft shard internal/invariants internal/mutants", ""},
 	{"multiraft", 4, "multiraft/raft multiraft/session multiraft/liveness engine snapshot internal/invariants internal/mutants", "golang.org/x/sync"},
 	{"shard/kv", 5, "multiraft/raft multiraft/session shard engine multiraft internal/invariants internal/mutants", ""},
+	{"internal/filemachine", 5, "multiraft/raft engine multiraft", ""},
 	{"", 6, "all", "github.com/prometheus/client_golang"},
 	{"internal/sim/...", 6, "all", "github.com/cockroachdb/pebble/v2 github.com/anishathalye/porcupine"},
 	{"flotillatest", 7, "all", ""},

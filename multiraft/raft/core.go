@@ -616,6 +616,9 @@ func (c *Core) Hold(idx Index) {
 	}
 }
 
+// HeldBehind returns about how many bytes the entries of the log behind idx take.
+func (c *Core) HeldBehind(idx Index) int64 { return int64(c.log.heldBytes(idx)) }
+
 // TailBytes returns about how much memory the entries take that the core holds: those
 // that are not applied and durable, and Tuning.TailBytes of the others for slow peers.
 func (c *Core) TailBytes() int { return c.log.memory() }

@@ -3,6 +3,7 @@ package kv
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,9 @@ type Options struct {
 	// (shard.Grows): the error, one of package shard that says that nothing was applied,
 	// refuses it. Nil: none is refused. It must be quick.
 	Growth func(d *raft.Descriptor, c raft.Command) error
+	// Machine reports whether a state machine of the embedder's serves a keyspace: its
+	// commands are OpKeyed, and there is nothing to be read in the store. Nil: none.
+	Machine func(keyspace uint32) bool
 	// Go runs a read of DoAsync aside from the loop that allowed it. Nil: on one of
 	// a few goroutines of the store. Simulators run it later by themselves.
 	Go func(read func())
@@ -71,12 +75,13 @@ type Options struct {
 
 // Store executes requests on the shards of this node. It is safe for concurrent use.
 type Store struct {
-	host   Host
-	engine *engine.Engine
-	addr   func(raft.NodeID) string
-	growth func(d *raft.Descriptor, c raft.Command) error
-	goDo   func(read func()) // of Options
-	aside  *readers          // nil if goDo was given
+	host    Host
+	engine  *engine.Engine
+	addr    func(raft.NodeID) string
+	growth  func(d *raft.Descriptor, c raft.Command) error
+	machine func(keyspace uint32) bool
+	goDo    func(read func()) // of Options
+	aside   *readers          // nil if goDo was given
 	// granter is host, if it is one; nil: there is no short way.
 	granter granter
 	doubter doubter
@@ -108,7 +113,10 @@ func (s *Store) Stats() Stats {
 
 // NewStore returns a store over a host and its engine.
 func NewStore(o Options) *Store {
-	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr, growth: o.Growth, goDo: o.Go}
+	s := &Store{host: o.Host, engine: o.Engine, addr: o.Addr, growth: o.Growth, machine: o.Machine, goDo: o.Go}
+	if s.machine == nil {
+		s.machine = func(uint32) bool { return false }
+	}
 	s.granter, _ = o.Host.(granter)
 	s.doubter, _ = o.Host.(doubter)
 	s.proposer, _ = o.Host.(proposer)
@@ -285,7 +293,7 @@ func (c *call) check() bool {
 	if r.Keyspace != d.Keyspace {
 		c.resp.Err = epochError(&d)
 	} else {
-		c.resp.Err = checkAgainst(&d, r)
+		c.resp.Err = c.s.checkAgainst(&d, r)
 	}
 	if c.resp.Err == nil && c.s.growth != nil && r.Kind == shard.KindWrite {
 		// Before anything is proposed: what is in the log is applied everywhere alike.
@@ -295,9 +303,15 @@ func (c *call) check() bool {
 }
 
 // checkAgainst judges a request by the shard's descriptor.
-func checkAgainst(d *raft.Descriptor, r *shard.Request) error {
+func (s *Store) checkAgainst(d *raft.Descriptor, r *shard.Request) error {
 	if err := shard.CheckVersion(d, r.DescVersion); err != nil {
 		return err
+	}
+	if r.Kind != shard.KindStats && s.machine(d.Keyspace) {
+		if op := r.Command.Op; r.Kind != shard.KindWrite || op != shard.OpKeyed && op != shard.OpEndSession {
+			return &shard.ArgumentError{Field: "operation", Reason: "this shard is served by a state machine of the program's own, not by the key-value store; use Propose and Query"}
+		}
+		return shard.CheckCommandSpan(d, r.Command)
 	}
 	switch r.Kind {
 	case shard.KindGet:
@@ -348,6 +362,10 @@ func (c *call) Proposed(data []byte, index raft.Index, slot uint32, err error) {
 }
 
 func (c *call) setResult(data []byte, at shard.Version) {
+	if c.req.Command.Op == shard.OpKeyed {
+		c.resp.Result, c.resp.Receipt = data, shard.Receipt{Version: at}
+		return
+	}
 	res, err := shard.DecodeResult(data, at)
 	if err != nil {
 		// Applied or rejected, but nobody here can tell which.
@@ -502,6 +520,7 @@ func (s *Store) translate(r *shard.Request, err error) error {
 		overloaded *multiraft.OverloadedError
 		tooLarge   *multiraft.TooLargeError
 		refused    *multiraft.RefusedError
+		unsynced   *multiraft.SyncError
 	)
 	switch {
 	case errors.Is(err, multiraft.ErrAmbiguous):
@@ -519,6 +538,8 @@ func (s *Store) translate(r *shard.Request, err error) error {
 		return &shard.NoQuorumError{Shard: r.Shard, Down: noQuorum.Down, Forgot: noQuorum.Forgot, Since: noQuorum.Since, Voters: noQuorum.Voters}
 	case errors.As(err, &overloaded):
 		return &shard.OverloadedError{RetryAfter: overloaded.RetryAfter, Why: overloaded.Why}
+	case errors.As(err, &unsynced):
+		return fmt.Errorf("%w (%w)", shard.ErrLogBudget, unsynced)
 	case errors.Is(err, multiraft.ErrLogBudget):
 		return shard.ErrLogBudget
 	case errors.As(err, &tooLarge):

@@ -31,7 +31,7 @@ func (s *Store) readNear(id raft.ShardID, keyspace uint32, version uint64, key [
 		return shard.Value{}, false, false
 	}
 	have := g.Desc()
-	if have.Version != version || have.Keyspace != keyspace || !shard.HoldsKey(have, key) || s.isClosed() {
+	if have.Version != version || have.Keyspace != keyspace || s.machine(keyspace) || !shard.HoldsKey(have, key) || s.isClosed() {
 		return shard.Value{}, false, false
 	}
 	s.yielder.read()
