@@ -335,17 +335,30 @@ func (s *script) destroy(shard raft.ShardID) {
 
 // install replaces (or makes) a group by a snapshot that is ahead of it.
 func (s *script) install(shard raft.ShardID, tables bool) {
+	s.installAs(shard, tables, func(*raft.Descriptor, raft.Index) {})
+}
+
+// installAs is install of a snapshot of another span: change makes the descriptor. The
+// subsumed shards have become parts of it.
+func (s *script) installAs(shard raft.ShardID, tables bool, change func(d *raft.Descriptor, idx raft.Index), subsumed ...raft.ShardID) {
+	for _, o := range subsumed {
+		s.m.tombs[o] = s.m.groups[o].desc.Replicas[0].ID + 1
+		delete(s.m.groups, o)
+	}
 	g := s.m.groups[shard]
 	if g == nil {
 		g = &modelGroup{desc: testDesc(shard), hard: raft.HardState{Term: 1}}
 		g.desc.Replicas[0].ID = max(1, s.m.tombs[shard])
 		s.m.groups[shard] = g
 	}
-	for k := range s.m.data {
-		if k >= string(g.desc.Start) && k < string(g.desc.End) {
-			delete(s.m.data, k)
+	clearData := func() {
+		for k := range s.m.data {
+			if k >= string(g.desc.Start) && k < string(g.desc.End) {
+				delete(s.m.data, k)
+			}
 		}
 	}
+	clearData()
 	g.hard.Term++
 	idx := g.last() + 10
 	if at := g.as.Applied + 1; at < g.last() { // a leader's log took the place of the rest of this one
@@ -353,13 +366,18 @@ func (s *script) install(shard raft.ShardID, tables bool) {
 	}
 	g.as = raft.AppliedState{Applied: idx, AppliedTerm: g.hard.Term, TruncIndex: idx, TruncTerm: g.hard.Term}
 	g.log, g.sess, g.flushed = nil, fmt.Sprint("snap", idx), idx
+	change(&g.desc, idx)
+	clearData()
 	var kvs []KV
 	for i := idx - 3; i <= idx; i++ {
 		k, v := userKey(shard, i), fmt.Sprintf("snap%d", i)
+		if k < string(g.desc.Start) {
+			continue
+		}
 		s.m.data[k] = v
 		kvs = append(kvs, KV{[]byte(k), []byte(v)})
 	}
-	in := Install{Desc: g.desc, Applied: g.as, Hard: g.hard, State: []KV{{[]byte("sess"), []byte(g.sess)}}}
+	in := Install{Desc: g.desc, Applied: g.as, Hard: g.hard, State: []KV{{[]byte("sess"), []byte(g.sess)}}, Subsumed: subsumed}
 	s.add(fmt.Sprintf("install %d tables=%v", shard, tables), true, func(e *Engine) error {
 		in := in
 		if !tables {
@@ -702,6 +720,48 @@ func ingestScript(seed uint64) *script {
 // it, though the tables do not go through the log.
 func TestI4Ingest(t *testing.T) {
 	s := ingestScript(4)
+	seen, n, err := crashEverywhere(s, simfs.Modes, 2, crashOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d images, %d different steps", n, len(seen))
+}
+
+// reshapeScript installs snapshots whose span is not that of the replica they replace:
+// narrower ones, since the rest became another shard, which may live here already, and
+// wider ones, of which other replicas here became parts.
+func reshapeScript(seed uint64) *script {
+	s := newScript(seed)
+	for shard := raft.ShardID(1); shard <= 4; shard++ {
+		s.create(shard)
+	}
+	for i, tables := range []bool{true, false, true, false} {
+		s.round()
+		if i == 2 {
+			s.flush()
+		}
+		shard := raft.ShardID(1 + 2*(i%2))
+		if i < 2 { // one becomes a part of the other
+			s.installAs(shard, tables, func(d *raft.Descriptor, _ raft.Index) {
+				d.End, d.Version = testDesc(shard+1).End, d.Version+1
+			}, shard+1)
+		} else { // what was the other is given away again, and a part of its own
+			s.installAs(shard, tables, func(d *raft.Descriptor, idx raft.Index) {
+				d.Start, d.End, d.Version = []byte(userKey(shard, idx-1)), testDesc(shard).End, d.Version+1
+			})
+		}
+		s.round()
+	}
+	s.install(2, true) // a newer replica where the subsumed one was
+	s.round()
+	return s
+}
+
+// TestReshape: a snapshot of another span is there as a whole or not at all: none of the
+// data outside of it remain, none of another replica's go, and those it subsumes are gone
+// for good in the same step.
+func TestReshape(t *testing.T) {
+	s := reshapeScript(7)
 	seen, n, err := crashEverywhere(s, simfs.Modes, 2, crashOptions)
 	if err != nil {
 		t.Fatal(err)

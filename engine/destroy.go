@@ -125,26 +125,13 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 	}
 	e.journal.hold(s, true)
 	defer e.journal.hold(s, false)
-	left, err := e.hasKeys(skippedSpan(s))
-	if err != nil {
-		return err
-	}
 	pb := e.db.NewBatch()
 	write := func(errs ...error) error { return errors.Join(errs...) }
-	err = write(
+	err := write(
 		pb.Set(tombstoneKey(nil, s), encodeTombstone(nil, minReplica), nil),
 		pb.Set(intentKey(nil, s), in.encode(nil), nil),
-		pb.Delete(hardKey(nil, s), nil),
-		pb.Delete(truncKey(nil, s), nil),
-		pb.Delete(quarantineKey(nil, s), nil),
-		pb.DeleteRange(StatePrefix(s), PrefixEnd(StatePrefix(s)), nil),
+		e.clearRaft(pb, s),
 	)
-	if !mutants.On("G14") {
-		err = write(err, pb.DeleteRange(LogPrefix(s), PrefixEnd(LogPrefix(s)), nil), pb.Set(voidKey(nil, s), e.journal.voidMark(), nil))
-	}
-	if left {
-		err = write(err, pb.DeleteRange(skippedSpan(s).Start, skippedSpan(s).End, nil))
-	}
 	if mutants.On("E-intent-early") {
 		err = write(err, pb.Delete(intentKey(nil, s), nil))
 	}
@@ -172,6 +159,24 @@ func (e *Engine) Destroy(s raft.ShardID, desc *raft.Descriptor, minReplica raft.
 		e.journal.voided(s, 0)
 	}
 	return e.carryOut(s, in)
+}
+
+// clearRaft adds the removal of a group's promises, log and applied side to pb.
+func (e *Engine) clearRaft(pb *pebble.Batch, s raft.ShardID) error {
+	err := errors.Join(
+		pb.Delete(hardKey(nil, s), nil),
+		pb.Delete(truncKey(nil, s), nil),
+		pb.Delete(quarantineKey(nil, s), nil),
+		pb.DeleteRange(StatePrefix(s), PrefixEnd(StatePrefix(s)), nil),
+	)
+	if !mutants.On("G14") {
+		err = errors.Join(err, pb.DeleteRange(LogPrefix(s), PrefixEnd(LogPrefix(s)), nil), pb.Set(voidKey(nil, s), e.journal.voidMark(), nil))
+	}
+	left, lookErr := e.hasKeys(skippedSpan(s))
+	if left {
+		err = errors.Join(err, pb.DeleteRange(skippedSpan(s).Start, skippedSpan(s).End, nil))
+	}
+	return errors.Join(err, lookErr)
 }
 
 // takeWith takes a group out of memory in the same step in which commit takes it out of

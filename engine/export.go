@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -324,6 +326,14 @@ type Install struct {
 	// KeepLog: the log, which holds the entry at Applied.Applied, stays as it is, cut
 	// as far as it was. It is for a quarantined replica, which needs its state anew.
 	KeepLog bool
+	// Subsumed are shards that, by the history of Desc, became parts of it: each of their
+	// replicas here, whose span lies in that of Desc, is destroyed in the same step, and
+	// none of them may live here again. Those without a replica here are left out.
+	Subsumed []raft.ShardID
+
+	// What checkInstall found: the spans whose data are to go (of the shard, if it was
+	// wider, and of those it subsumes), and since when none of them may live here.
+	dead map[raft.ShardID]intent
 }
 
 // InstallSnapshot replaces everything this node holds of the group by the
@@ -347,6 +357,10 @@ func (e *Engine) InstallSnapshot(in Install) error {
 	if err := e.checkInstall(&in, node); err != nil {
 		return err
 	}
+	for _, o := range in.Subsumed {
+		e.journal.hold(o, true)
+		defer e.journal.hold(o, false)
+	}
 	in.KeepLog = in.KeepLog && !mutants.On("IG6")
 	if in.KeepLog {
 		i, t, err := e.cutOf(in.Desc.Shard)
@@ -369,10 +383,42 @@ func (e *Engine) InstallSnapshot(in Install) error {
 	} else {
 		err = e.installTables(&in)
 	}
-	if err != nil || in.KeepLog {
+	if err != nil {
 		return err
 	}
-	e.journal.voided(in.Desc.Shard, in.Applied.Applied)
+	if !in.KeepLog {
+		e.journal.voided(in.Desc.Shard, in.Applied.Applied)
+	}
+	for _, s := range in.Subsumed {
+		e.journal.voided(s, 0)
+	}
+	for _, s := range in.others() {
+		if err := e.carryOut(s, in.dead[s]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// others are the shards whose data are to go apart from what is replaced, ascending.
+func (in *Install) others() []raft.ShardID { return slices.Sorted(maps.Keys(in.dead)) }
+
+// buryOthers writes the records by which the data of Install.others go, now or at the next
+// start (Destroy, I6), in the order of their keys: intents, then tombstones.
+func (in *Install) buryOthers(set func(key, val []byte) error) error {
+	for _, s := range in.others() {
+		if mutants.On("E-narrow-kept") {
+			continue
+		}
+		if err := set(intentKey(nil, s), in.dead[s].encode(nil)); err != nil {
+			return err
+		}
+	}
+	for _, s := range in.Subsumed {
+		if err := set(tombstoneKey(nil, s), encodeTombstone(nil, in.dead[s].Replica)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -407,9 +453,21 @@ func (e *Engine) checkInstall(in *Install, node raft.NodeID) error {
 	}
 	lo, hi := DataSpan(in.Desc.Keyspace, in.Desc.Start, in.Desc.End)
 	var other raft.ShardID
+	in.dead = make(map[raft.ShardID]intent)
 	err := e.eachDescriptor(func(d *raft.Descriptor) {
 		l, h := DataSpan(d.Keyspace, d.Start, d.End)
-		if d.Shard != s && !mutants.On("B0-A6b") && bytes.Compare(l, hi) < 0 && bytes.Compare(lo, h) < 0 {
+		inside := bytes.Compare(lo, l) <= 0 && bytes.Compare(h, hi) <= 0
+		gone := intent{Keyspace: d.Keyspace, Start: bytes.Clone(d.Start), End: bytes.Clone(d.End)}
+		switch {
+		case d.Shard == s:
+			if !inside {
+				in.dead[s] = gone
+			}
+		case slices.Contains(in.Subsumed, d.Shard) && inside:
+			here, _ := d.ReplicaOn(node)
+			gone.Replica = here.ID + 1
+			in.dead[d.Shard] = gone
+		case !mutants.On("B0-A6b") && bytes.Compare(l, hi) < 0 && bytes.Compare(lo, h) < 0:
 			other = d.Shard
 		}
 	})
@@ -418,6 +476,15 @@ func (e *Engine) checkInstall(in *Install, node raft.NodeID) error {
 	}
 	if other != 0 {
 		return fmt.Errorf("%w: shard %d overlaps shard %d", ErrOverlap, s, other)
+	}
+	in.Subsumed = slices.DeleteFunc(in.others(), func(o raft.ShardID) bool { return o == s || mutants.On("E-subsumed-stays") })
+	for _, o := range in.Subsumed {
+		if have, ok, err := e.tombstone(o); err != nil {
+			return err
+		} else if gone := in.dead[o]; ok && have > gone.Replica {
+			gone.Replica = have
+			in.dead[o] = gone
+		}
 	}
 	as, ok, err := e.readApplied(e.getRaw, s)
 	if err != nil {
@@ -493,6 +560,14 @@ func (e *Engine) installSmall(in *Install) error {
 				return err
 			}
 		}
+		if err := in.buryOthers(func(k, v []byte) error { return pb.Set(k, v, nil) }); err != nil {
+			return err
+		}
+		for _, o := range in.Subsumed {
+			if err := e.clearRaft(pb, o); err != nil {
+				return err
+			}
+		}
 		return in.state(func(k, v []byte) error { return pb.Set(k, v, nil) },
 			func(k, v []byte) error { return pb.Set(k, v, nil) })
 	}()
@@ -502,16 +577,16 @@ func (e *Engine) installSmall(in *Install) error {
 	if mutants.On("B0-A7") {
 		return e.db.Apply(pb, pebble.NoSync)
 	}
-	return e.applyTaking(pb, &in.Desc)
+	return e.applyTaking(pb, in)
 }
 
 // applyTaking commits pb durably, and takes what memory holds of the group out in
 // the same step: nobody sees the one without the other. Called with flushMu held.
-func (e *Engine) applyTaking(pb *pebble.Batch, desc *raft.Descriptor) error {
+func (e *Engine) applyTaking(pb *pebble.Batch, in *Install) error {
 	if e.def == nil {
 		return e.applySynced(pb)
 	}
-	err := e.taking(desc, func() error { return e.commitUnsynced(pb) })
+	err := e.taking(in, func() error { return e.commitUnsynced(pb) })
 	if err != nil {
 		return err
 	}
@@ -522,8 +597,9 @@ func (e *Engine) applyTaking(pb *pebble.Batch, desc *raft.Descriptor) error {
 }
 
 // taking runs f, which replaces the applied side of a group in Pebble, and takes
-// what memory holds of it out, as one step. Called with flushMu held.
-func (e *Engine) taking(desc *raft.Descriptor, f func() error) error {
+// what memory holds of it, and of those it subsumes, out, as one step. Called with
+// flushMu held.
+func (e *Engine) taking(in *Install, f func() error) error {
 	if e.def == nil {
 		return f()
 	}
@@ -532,8 +608,11 @@ func (e *Engine) taking(desc *raft.Descriptor, f func() error) error {
 	if err := f(); err != nil {
 		return err
 	}
-	sp := groupSpans(desc)
+	sp := groupSpans(&in.Desc)
 	e.def.takeLocked(sp[:]...)
+	for _, o := range in.Subsumed {
+		e.def.takeLocked(pebble.KeyRange{Start: StatePrefix(o), End: PrefixEnd(StatePrefix(o))})
+	}
 	return nil
 }
 
@@ -589,40 +668,43 @@ func (e *Engine) installTables(in *Install) error {
 	}
 	defer func() { _ = e.fs.RemoveAll(dir) }()
 	paths := append([]string(nil), in.Data...)
-	table := func(name string, prefix []byte, fill func(w *SSTWriter) error) error {
+	file := func(name string, fill func(w *SSTWriter) error) error {
 		w, err := e.NewSSTWriter(e.fs.PathJoin(dir, name))
 		if err != nil {
 			return err
 		}
-		start := prefix
-		if in.KeepLog && prefix[0] == prefixHard {
-			start = quarantineKey(nil, s)
-			prefix = start
-		}
-		if err := w.DeleteRange(start, PrefixEnd(prefix)); err != nil {
+		if err := fill(w); err != nil {
 			w.Abort()
 			return err
-		}
-		if fill != nil {
-			if err := fill(w); err != nil {
-				w.Abort()
-				return err
-			}
 		}
 		paths = append(paths, w.path)
 		_, err = w.Finish()
 		return err
 	}
+	table := func(name string, prefix []byte, fill func(w *SSTWriter) error) error {
+		start := prefix
+		if in.KeepLog && prefix[0] == prefixHard {
+			start = quarantineKey(nil, s)
+			prefix = start
+		}
+		return file(name, func(w *SSTWriter) error {
+			err := w.DeleteRange(start, PrefixEnd(prefix))
+			if err == nil && fill != nil {
+				err = fill(w)
+			}
+			return err
+		})
+	}
 	var hk, hv []byte
 	if len(in.SmallKVs) > 0 { // in place of a batch: what is below must go, and cannot be read
-		w, err := e.NewSSTWriter(e.fs.PathJoin(dir, "10"))
-		for i := 0; err == nil && i < len(in.SmallKVs); i++ {
-			err = w.Set(DataKey(in.Desc.Keyspace, in.SmallKVs[i].Key), in.SmallKVs[i].Value)
-		}
-		if err == nil {
-			paths = append(paths, w.path)
-			_, err = w.Finish()
-		}
+		err := file("10", func(w *SSTWriter) error {
+			for i := range in.SmallKVs {
+				if err := w.Set(DataKey(in.Desc.Keyspace, in.SmallKVs[i].Key), in.SmallKVs[i].Value); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			return e.fail(fmt.Errorf("write tables of shard %d: %w", s, err))
 		}
@@ -647,6 +729,22 @@ func (e *Engine) installTables(in *Install) error {
 	if err == nil && !mutants.On("E-ingest-keeps-log") && !in.KeepLog {
 		err = table("01", LogPrefix(s), nil)
 	}
+	if err == nil && len(in.dead) > 0 {
+		err = file("00", func(w *SSTWriter) error { return in.buryOthers(w.Set) })
+	}
+	for _, o := range in.Subsumed {
+		for _, prefix := range [...][]byte{LogPrefix(o), HardPrefix(o), StatePrefix(o)} {
+			if err == nil {
+				err = file(fmt.Sprintf("%02x-%d", prefix[0], o), func(w *SSTWriter) error {
+					err := w.DeleteRange(prefix, PrefixEnd(prefix))
+					if err == nil && prefix[0] == prefixHard {
+						err = w.Set(voidKey(nil, o), e.journal.voidMark())
+					}
+					return err
+				})
+			}
+		}
+	}
 	if err != nil {
 		return e.fail(fmt.Errorf("write tables of shard %d: %w", s, err))
 	}
@@ -663,7 +761,7 @@ func (e *Engine) installTables(in *Install) error {
 	}
 	e.hurry.Add(1) // what the ingest waits for, commits wait for
 	defer e.hurry.Add(-1)
-	err = e.taking(&in.Desc, func() error {
+	err = e.taking(in, func() error {
 		_, err := e.db.IngestAndExcise(context.Background(), paths, nil, nil, pebble.KeyRange{Start: lower, End: upper})
 		return err
 	})

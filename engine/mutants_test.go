@@ -23,6 +23,8 @@ func TestMutants(t *testing.T) {
 		"E-destroy-unsynced": everywhere(destroyScript(5)),
 		"E-ingest-unsynced":  everywhere(ingestScript(4)),
 		"E-ingest-keeps-log": everywhere(ingestScript(4)),
+		"E-narrow-kept":      everywhere(reshapeScript(7)),
+		"E-subsumed-stays":   everywhere(reshapeScript(7)),
 		"LR3":                func(t *testing.T) error { return journalModelRun(t, 3) },
 		"LR3b":               cutsInOrder,
 		"LR4": func(t *testing.T) error {

@@ -108,6 +108,7 @@ func (e *flotillaEngine) Fill(ctx context.Context, node int) error {
 			ids = append(ids, s.ID)
 		}
 	}
+	e.arrived.Clear() // followers got some while the shards were loaded
 	e.wanted.Store(&ids)
 	for _, id := range ids {
 		_, err := e.c.Node(0).ChangeReplicas(ctx, id, flotilla.ReplicaChange{Node: e.c.Node(node).ID(), Role: flotilla.RoleVoter},

@@ -25,6 +25,8 @@ func enginePlants() []plant {
 		in("LR4", "E6", "entries are moved out of a record after its deletion", "S18"),
 		in("B18", "B18", "a log whose synced end is missing opens as if nothing had happened", "F1"),
 		in("B18c", "B18", "a store found amnesiac once opens the next time", "F1"),
+		in("E-narrow-kept", "found here", "a narrower snapshot leaves the rows of the wider replica", "S12"),
+		in("E-subsumed-stays", "found here", "a replica whose shard became a part of the snapshot's lives on", "S12"),
 		in("E-no-reopen", "B18", "a fresh store is not opened again: damage in its first log goes unseen", "F1"),
 		in("E-old-format", "B18", "the log is written without sync chunks: damage in the middle of it goes unseen", "F1"),
 		in("E-fatalf-returns", "H4", "Pebble goes on after it asked to be killed", "F1"),
