@@ -41,6 +41,8 @@ type (
 	OverloadedError = shard.OverloadedError
 	// DiskFullError: which nodes have no room for what the write would add. It is ErrDiskFull.
 	DiskFullError = shard.DiskFullError
+	// UnsyncedError: a Machine has not made its state durable, so that a log cannot be cut. It is ErrLogBudget.
+	UnsyncedError = shard.UnsyncedError
 	// CrossShardError: the keys lie in several shards; At is the first boundary between them.
 	CrossShardError = shard.CrossShardError
 	// ConflictError: CAS found another version, Have.

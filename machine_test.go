@@ -216,6 +216,33 @@ func TestMachine(t *testing.T) {
 	}
 }
 
+// TestNoMachine: without a machine, and with one that is none, the calls say so.
+func TestNoMachine(t *testing.T) {
+	ctx := testContext(t)
+	var bad *OptionError
+	if _, err := Open(ctx, Options{InMemory: true, Machine: ExternalMachine(nil)}); !errors.As(err, &bad) || bad.Field != "Machine" {
+		t.Errorf("no machine at all: %v", err)
+	}
+	n, err := Open(ctx, Options{InMemory: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	var arg *ArgumentError
+	for what, f := range map[string]func() error{
+		"propose": func() error { _, _, err := n.Propose(ctx, []byte("k"), []byte("c")); return err },
+		"query":   func() error { _, err := n.Query(ctx, []byte("k"), nil); return err },
+		"sync":    func() error { _, err := n.SyncMachine(ctx, 2); return err },
+	} {
+		if err := f(); !errors.As(err, &arg) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := n.Put(ctx, []byte("k"), []byte("v")); err != nil {
+		t.Errorf("the key-value store goes on: %v", err)
+	}
+}
+
 // TestMachineKilled: nodes are killed again and again, in the middle of syncs and loads
 // too, while clients with and without sessions write. Nothing that was acknowledged is lost,
 // nothing comes twice, and the machines are the same at the end.
@@ -360,8 +387,9 @@ func TestMachineDoesNotSync(t *testing.T) {
 	if !errors.Is(refused, ErrLogBudget) || !strings.Contains(refused.Error(), "the state machine of shard") || !strings.Contains(refused.Error(), "the machine's disk is full") {
 		t.Fatalf("refused with: %v", refused)
 	}
-	if Outcome(refused) != NotApplied {
-		t.Error("the outcome of a refusal is not known")
+	var unsynced *UnsyncedError
+	if Outcome(refused) != NotApplied || !errors.As(refused, &unsynced) || unsynced.Since.IsZero() {
+		t.Errorf("not typed: %#v", refused)
 	}
 	broken.Store(false)
 	until(t, "writes go on", func() bool {

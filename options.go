@@ -96,7 +96,8 @@ type Options struct {
 
 	// Machine serves the user's shards in place of the key-value store: the methods of KV
 	// are refused with *ArgumentError then, Propose and Query take their place. It has to
-	// be the same on all nodes, from the first start of the cluster on. Nil: none.
+	// be the same on all nodes, from the first start of the cluster on. What it keeps does
+	// not count in Limits. Nil: none.
 	Machine *Machine
 
 	// Logger receives what the node has to say. Nil: nothing.
@@ -303,6 +304,9 @@ func (o *Options) Validate() error {
 		bad("Limits.Ballast", o.Limits.Ballast, "must be between 0 (none) and 1 TiB")
 	}
 	o.Compaction.validate(bad)
+	if o.Machine != nil && o.Machine.external == nil {
+		bad("Machine", "nil", "ExternalMachine was given none")
+	}
 	t := o.Timing.withDefaults()
 	if t.Heartbeat < time.Millisecond || t.Heartbeat > time.Minute {
 		bad("Timing.Heartbeat", t.Heartbeat, "must be between 1ms and 1m")

@@ -40,6 +40,7 @@ const (
 
 	CodeNoQuorumOf Code = 21 // voters (not zero), code, payload of an error without quorum
 	CodeDiskFull   Code = 22 // shard, n, nodes
+	CodeUnsynced   Code = 23 // shard, since u64, why
 )
 
 // errVersion is the first byte of every error payload.
@@ -79,6 +80,7 @@ func encodeError(err error, p []byte) (Code, []byte) {
 		full        *SessionsFullError
 		gone        *ResultGoneError
 		diskFull    *DiskFullError
+		unsynced    *UnsyncedError
 	)
 	switch {
 	// What is unknown goes first: nothing it wraps may turn it into a definite error.
@@ -163,6 +165,9 @@ func encodeError(err error, p []byte) (Code, []byte) {
 		return CodeDiskFull, p
 	case errors.Is(err, ErrDiskFull):
 		return CodeDiskFull, appendUvarints(p, 0, 0)
+	case errors.As(err, &unsynced):
+		p = binary.BigEndian.AppendUint64(appendUvarints(p, uint64(unsynced.Shard)), uint64(unsynced.Since.UnixNano()))
+		return CodeUnsynced, appendText(p, unsynced.Why)
 	case errors.Is(err, ErrLogBudget):
 		return CodeLogBudget, p
 	case errors.Is(err, ErrClosed):
@@ -290,6 +295,8 @@ func (r *reader) error(code Code) error {
 			e.Nodes = append(e.Nodes, r.node())
 		}
 		return e
+	case CodeUnsynced:
+		return &UnsyncedError{Shard: raft.ShardID(r.uvarint()), Since: r.time(), Why: r.text()}
 	case CodeLogBudget:
 		return ErrLogBudget
 	case CodeClosed:

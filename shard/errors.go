@@ -236,6 +236,24 @@ func (e *OverloadedError) Error() string {
 
 func (e *OverloadedError) notApplied() {}
 
+// UnsyncedError says why the logs of the leader's node may not grow: the state machine of a
+// shard, which keeps its state outside of the store, has not made it durable, so the log of
+// that shard cannot be cut. Nothing was applied. It is ErrLogBudget.
+type UnsyncedError struct {
+	Shard raft.ShardID // whose machine it is
+	Since time.Time    // when it failed first
+	Why   string       // what the machine said last
+}
+
+// Error says what to look at.
+func (e *UnsyncedError) Error() string {
+	return fmt.Sprintf("flotilla: the logs of the node have used up their disk budget (Limits.Log), since the state machine of shard %d has not made its state durable after %s (%s), so that the shard's log cannot be cut; the write was not applied; writes go on when it has",
+		e.Shard, e.Since.UTC().Format(time.RFC3339Nano), e.Why)
+}
+
+// Is reports whether target is ErrLogBudget.
+func (e *UnsyncedError) Is(target error) bool { return target == ErrLogBudget }
+
 // DiskFullError says that a write that adds data was refused, because the disk of
 // the shard's leader is full, or so many other ones are that no majority could
 // take it. Nothing was applied. Reads, deletes and administration go on; so do

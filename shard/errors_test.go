@@ -50,6 +50,7 @@ func sampleErrors() []struct {
 		{"partial", &PartialError{Applied: 1, Shards: 3, Err: &NoQuorumError{Shard: 7}}, MaybeApplied, "1 of 3 shards"},
 		{"diskfull", &DiskFullError{Shard: 7, Nodes: []raft.NodeID{1, 3}}, NotApplied, "in shard 7: full is the disk of node 1, 3;"},
 		{"logbudget", ErrLogBudget, NotApplied, "disk budget"},
+		{"unsynced", &UnsyncedError{Shard: 7, Since: since, Why: "its disk is full"}, NotApplied, "the state machine of shard 7 has not made its state durable"},
 		{"closed", ErrClosed, NotApplied, "closed"},
 		{"notfound", ErrNotFound, NotApplied, "not found"},
 		{"unknownop", ErrUnknownOp, MaybeApplied, "upgrade this node"},

@@ -155,7 +155,12 @@ const idle = 20 * time.Millisecond
 
 // open opens the node with its store and its machine on one file system.
 func open(fs engine.FS, id raft.NodeID, eager bool) (n *node, err error) {
-	n = &node{id: id, now: raft.Time(time.Hour)}
+	return openAt(raft.Time(time.Hour), fs, id, eager, func(*multiraft.Config) {})
+}
+
+// openAt is open at a time, with changes to the host's configuration.
+func openAt(now raft.Time, fs engine.FS, id raft.NodeID, eager bool, with func(*multiraft.Config)) (n *node, err error) {
+	n = &node{id: id, now: now}
 	n.e, err = engine.Open(engine.Options{Dir: "/n", FS: fs, Create: true, NoDiskWatch: true, Node: id, Cluster: [16]byte{1}, CacheBytes: 1 << 20,
 		MemTableBytes: 1 << 20, DeferBytes: 1 << 20, OnFatal: func(err error) { n.err = err }})
 	if err != nil {
@@ -164,9 +169,10 @@ func open(fs engine.FS, id raft.NodeID, eager bool) (n *node, err error) {
 	if n.m, err = New(fs, "/machine", eager); err != nil {
 		return nil, err
 	}
-	n.h, err = multiraft.New(multiraft.Config{Node: id, Engine: n.e, Net: n, Liveness: n, Clock: n, Machine: multiraft.NewExternal(n.m), Loops: 1, Seed: 1,
-		StateEvery: -1, DigestEvery: -1, IdleAfter: -1, Tuning: raft.Tuning{IdleTruncate: idle, CutEntries: 6}, OnFatal: func(err error) { n.err = err }})
-	if err != nil {
+	c := multiraft.Config{Node: id, Engine: n.e, Net: n, Liveness: n, Clock: n, Machine: multiraft.NewExternal(n.m), Loops: 1, Seed: 1,
+		StateEvery: -1, DigestEvery: -1, IdleAfter: -1, Tuning: raft.Tuning{IdleTruncate: idle, CutEntries: 6}, OnFatal: func(err error) { n.err = err }}
+	with(&c)
+	if n.h, err = multiraft.New(c); err != nil {
 		return nil, err
 	}
 	if n.st, err = n.h.Stepper(); err != nil {

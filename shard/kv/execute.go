@@ -3,7 +3,6 @@ package kv
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -539,7 +538,7 @@ func (s *Store) translate(r *shard.Request, err error) error {
 	case errors.As(err, &overloaded):
 		return &shard.OverloadedError{RetryAfter: overloaded.RetryAfter, Why: overloaded.Why}
 	case errors.As(err, &unsynced):
-		return fmt.Errorf("%w (%w)", shard.ErrLogBudget, unsynced)
+		return &shard.UnsyncedError{Shard: unsynced.Shard, Since: unsynced.Since, Why: unsynced.Err.Error()}
 	case errors.Is(err, multiraft.ErrLogBudget):
 		return shard.ErrLogBudget
 	case errors.As(err, &tooLarge):
