@@ -757,11 +757,17 @@ func (n *Node) openRouter(self raft.NodeID, form *formation) error {
 	n.table = &keptCatalog{KV: n.router.Space(0).Plain()}
 	n.router.SetSource(nodeSource{n})
 	var descs []raft.Descriptor // so that a node without the catalog can serve what it has; of many shards see nodeSource
-	for _, v := range n.host.Views() {
+	for _, v := range n.host.AwakeViews() {
 		if len(descs) < electAtOnce {
 			descs = append(descs, v.Desc)
 		}
 	}
+	n.host.EachAsleep(func(shard raft.ShardID) bool {
+		if d, ok := n.host.Descriptor(shard); ok && len(descs) < electAtOnce {
+			descs = append(descs, d)
+		}
+		return len(descs) < electAtOnce
+	})
 	n.router.Table().Merge(descs...)
 	n.space = n.router.Space(userKeyspace)
 	return nil

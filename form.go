@@ -69,8 +69,10 @@ type formation struct {
 	Written bool `json:"written,omitempty"`
 }
 
-// formationVersion is that of formations with a Layout; others keep version 1.
-const formationVersion = 2
+// Versions of formations: those with a Layout have layoutVersion, others 1. From
+// dealtVersion on, replicas beyond the first electAtOnce shards have no record in the
+// store before they are used (engine.SetDealt).
+const layoutVersion, dealtVersion, formationVersion = 2, 3, 3
 
 // check says what is wrong with a formation that was read or received.
 func (f *formation) check() error {
@@ -158,8 +160,12 @@ func planFormation(cluster [16]byte, members []member, o *Options) (*formation, 
 	if err != nil {
 		return nil, err
 	}
+	version := layoutVersion // what older releases know, if they can do with it
+	if plan.Len() > electAtOnce {
+		version = dealtVersion
+	}
 	return &formation{
-		Version: formationVersion, Cluster: hex.EncodeToString(cluster[:]), Members: members,
+		Version: version, Cluster: hex.EncodeToString(cluster[:]), Members: members,
 		Meta: plan.Meta.Desc.Encode(nil), Leads: uint32(plan.Meta.Leader), Layout: plan.Layout.Encode(nil),
 	}, nil
 }

@@ -168,7 +168,7 @@ func FuzzJoin(tf *testing.F) {
 // TestGatherBetweenOthers: a node that is not the lowest finds a higher one that
 // has the formation already, and waits for its own copy.
 func TestGatherBetweenOthers(t *testing.T) {
-	form := &formation{Version: formationVersion, Cluster: "c", Members: []member{{ID: 1, Addr: "n1"}, {ID: 2, Addr: "n2"}, {ID: 3, Addr: "n3"}}}
+	form := &formation{Version: layoutVersion, Cluster: "c", Members: []member{{ID: 1, Addr: "n1"}, {ID: 2, Addr: "n2"}, {ID: 3, Addr: "n3"}}}
 	for _, tc := range []struct {
 		self uint32
 		ok   bool

@@ -577,13 +577,15 @@ func (n *Node) planRemoval(ctx context.Context, node raft.NodeID, shrink bool) (
 		}
 	}
 	reps := n.collect(ctx, nodeQuery{})
-	for i := range all { // the catalog may lag behind the shards
-		for _, rep := range reps {
-			for _, p := range rep.Replicas {
-				if p.Shard == uint64(all[i].Shard) {
-					if d, err := raft.DecodeDescriptor(p.Desc); err == nil && d.ConfVer > all[i].ConfVer {
-						all[i] = d
-					}
+	at := make(map[uint64]int, len(all))
+	for i := range all {
+		at[uint64(all[i].Shard)] = i
+	}
+	for _, rep := range reps { // the catalog may lag behind the shards
+		for _, p := range rep.Replicas {
+			if i, ok := at[p.Shard]; ok {
+				if d, err := raft.DecodeDescriptor(p.Desc); err == nil && d.ConfVer > all[i].ConfVer {
+					all[i] = d
 				}
 			}
 		}

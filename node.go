@@ -445,25 +445,36 @@ func (n *Node) openGroups() error {
 		return err
 	}
 	n.syncing.Store(n.host)
-	states, err := n.eng.Boot()
+	some := make([]raft.State, 0, createAtOnce)
+	add := func() error {
+		err := n.host.AddGroups(some)
+		clear(some)
+		some = some[:0]
+		return err
+	}
+	err = n.eng.BootEach(func(s raft.State) error {
+		if some = append(some, s); len(some) == cap(some) {
+			return add()
+		}
+		return nil
+	})
+	if err == nil {
+		err = add()
+	}
 	if err != nil {
 		return err
 	}
-	loaded := make([]raft.State, 0, len(states))
-	for _, s := range states {
-		loaded = append(loaded, s.State)
-	}
-	if err := n.host.AddGroups(loaded); err != nil {
-		return err
-	}
-	n.eng.OnDamage(n.host.Damaged)
 	if form.first() && !form.Created {
 		if err := n.createShards(form); err != nil {
 			return err
 		}
 	}
+	if err := n.addUntouched(); err != nil {
+		return err
+	}
+	n.eng.OnDamage(n.host.Damaged)
 	// Behind the replicas: receptions that a crash interrupted are held against them.
-	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptors, Logger: n.log, Room: n.eng.RoomForSnapshots,
+	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptorsNear, Logger: n.log, Room: n.eng.RoomForSnapshots,
 		SmallBytes: smallSnapshot(n.o.Limits.Memory), MaxIn: snapshotsIn, Busy: n.busy, External: n.saveMachine})
 	if err != nil {
 		return err
@@ -475,11 +486,12 @@ func (n *Node) openGroups() error {
 	return nil
 }
 
-// createAtOnce bounds the replicas that are made with one batch.
+// createAtOnce bounds the replicas that are made with one batch, or loaded together.
 const createAtOnce = 4096
 
 // createShards makes this node's replicas of the first shards, and notes that in the
-// formation: from then on one that is missing was destroyed.
+// formation: from then on one that is missing was destroyed. Those of a large layout are
+// noted all together, but for the first of them, which elect leaders at once.
 func (n *Node) createShards(form *formation) error {
 	plan, err := form.plan()
 	if err != nil {
@@ -487,7 +499,14 @@ func (n *Node) createShards(form *formation) error {
 	}
 	self := raft.NodeID(form.Node)
 	batch := make([]raft.Descriptor, 0, createAtOnce)
+	left := plan.Len()
+	if form.Version >= dealtVersion {
+		left = electAtOnce
+	}
 	for r := range plan.All {
+		if left--; left < 0 {
+			break
+		}
 		if _, here := r.Desc.ReplicaOn(self); here {
 			batch = append(batch, r.Desc)
 		}
@@ -501,6 +520,11 @@ func (n *Node) createShards(form *formation) error {
 	if err := n.host.CreateGroups(batch); err != nil {
 		return err
 	}
+	if form.Version >= dealtVersion {
+		if err := n.eng.SetDealt(form.Layout); err != nil {
+			return err
+		}
+	}
 	f := *form
 	f.Created = true
 	if err := writeFormation(n.o.FS, n.dir, &f); err != nil {
@@ -509,6 +533,40 @@ func (n *Node) createShards(form *formation) error {
 	n.form.Store(&f)
 	n.former.set(&f)
 	return nil
+}
+
+// addUntouched adds the replicas that the store holds without a record of their own.
+func (n *Node) addUntouched() error {
+	v, ok, err := n.eng.Dealt()
+	if err != nil || !ok {
+		return err
+	}
+	l, err := catalog.DecodeLayout(v)
+	if err != nil {
+		return &OpenError{Path: n.dir, Reason: engine.Corrupt, Err: fmt.Errorf("its record of how the shards were dealt: %w", err)}
+	}
+	return n.host.AddUntouched(dealt{&l})
+}
+
+// dealt tells package multiraft how the shards were dealt.
+type dealt struct{ *catalog.Layout }
+
+// Each implements multiraft.Dealt.
+func (d dealt) Each(f func(raft.ShardID, []raft.Replica) bool) {
+	for i := range d.Count {
+		if !f(d.First+raft.ShardID(i), d.Members(i)) {
+			return
+		}
+	}
+}
+
+// Descriptor implements multiraft.Dealt.
+func (d dealt) Descriptor(shard raft.ShardID) (raft.Descriptor, bool) {
+	i, ok := d.Index(shard)
+	if !ok {
+		return raft.Descriptor{}, false
+	}
+	return d.Range(i).Desc, true
 }
 
 // openDoors lets messages and requests in, and completes the formation.
@@ -1056,12 +1114,42 @@ func (b *addressBook) peers(self raft.NodeID) func() []raft.NodeID {
 }
 
 // descriptors lists the replicas of this node.
-func (n *Node) descriptors() []raft.Descriptor {
-	views := n.host.Views()
-	out := make([]raft.Descriptor, 0, len(views))
-	for _, v := range views {
+func (n *Node) descriptors() (out []raft.Descriptor) {
+	for _, v := range n.host.Views() {
 		out = append(out, v.Desc)
 	}
+	return out
+}
+
+// descriptorsNear lists the replicas of this node that may hold keys of d. Of those that
+// sleep it reads the descriptors of the few that the layout dealt keys of d to, and of such as
+// the layout does not know: a range does not grow.
+func (n *Node) descriptorsNear(d *raft.Descriptor) (out []raft.Descriptor) {
+	l := n.table.KnownLayout(d.Keyspace)
+	if l == nil || n.host.Census().Replicas <= manyReplicas {
+		return n.descriptors()
+	}
+	for _, v := range n.host.AwakeViews() {
+		out = append(out, v.Desc)
+	}
+	near := func(shard raft.ShardID) {
+		if other, ok := n.host.Descriptor(shard); ok {
+			out = append(out, other)
+		}
+	}
+	last := l.Count - 1
+	if len(d.End) > 0 {
+		last = l.Find(d.End)
+	}
+	for i := l.Find(d.Start); i <= last; i++ {
+		near(l.First + raft.ShardID(i))
+	}
+	n.host.EachAsleep(func(shard raft.ShardID) bool {
+		if _, ok := l.Index(shard); !ok {
+			near(shard)
+		}
+		return true
+	})
 	return out
 }
 

@@ -33,6 +33,7 @@ type Batch struct {
 	// through are the descriptors written: with them goes the whole group.
 	through    []raft.Descriptor
 	throughSet map[raft.ShardID]bool // of through
+	around     bool                  // something of the applied side is in b (CreateGroup)
 
 	// What it says of logs: the record of its entries, which lacks the checksum, the
 	// runs in it, groups whose log it overwrites from an index on, and which it cuts.
@@ -252,6 +253,9 @@ func (b *Batch) Commit(sync bool) (err error) {
 		b.e.def.mu.Lock()
 		defer b.e.def.mu.Unlock()
 	}
+	if b.around && b.e.def != nil {
+		b.e.through.Store(true)
+	}
 	b.e.stats.batches.Add(1)
 	if !sync || mutants.On("E-ack-unsynced") || mutants.On("H3") && b.e.seq.Add(1)%4 == 0 {
 		err = b.e.db.Apply(b.b, pebble.NoSync)
@@ -338,6 +342,6 @@ func (b *Batch) Close() {
 	if cap(b.arena) > batchRetain {
 		b.arena = nil
 	}
-	b.committed, b.flushed = false, false
+	b.committed, b.flushed, b.around = false, false, false
 	b.e.batches.Put(b)
 }

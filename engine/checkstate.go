@@ -120,6 +120,12 @@ func (c *checker) storeKeys() {
 	c.scan([]byte{prefixStore}, []byte{prefixStore + 1}, func(k Key, raw, v []byte) {
 		switch k.Kind {
 		case KindStore:
+			if len(raw) == 2 && raw[1] == tagDealt {
+				if _, err := decodeDealt(v); err != nil {
+					bad(k, err)
+				}
+				return
+			}
 			if len(raw) != 2 || raw[1] != tagIdent {
 				return
 			}

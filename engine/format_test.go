@@ -39,6 +39,9 @@ func goldenKeys() []Key {
 	}
 }
 
+// goldenDealt stands for a layout, of which the engine knows nothing.
+var goldenDealt = []byte("a layout")
+
 func goldenIdent() identRecord {
 	return identRecord{
 		Ident: Ident{Cluster: [16]byte{1, 2, 3, 15: 16}, Node: 5, Layout: LayoutVersion, CreatedAt: 1700000000000000000},
@@ -63,6 +66,8 @@ func TestGolden(t *testing.T) {
 	line("void", encodeVoid(nil, recordID{4, 9}))
 	line("quarantine", Quarantine{Why: QuarantineUnreadable, Index: 9}.encode(nil))
 	line("skipped", (&Skipped{Index: 300, Slots: []uint32{0, 1, 130}}).encode(nil))
+	line("dealt-key", dealtKey(nil))
+	line("dealt", encodeDealt(nil, goldenDealt))
 	line("record", goldenRecord())
 	line("intent", intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
 	line("watermark", watermark{Seq: 100, BootEpoch: 4}.encode(nil))
@@ -156,6 +161,7 @@ func FuzzRecords(tf *testing.F) {
 	f.Add(encodeVoid(nil, recordID{4, 9}))
 	f.Add(Quarantine{Why: QuarantineDiffers, Index: 9}.encode(nil))
 	f.Add((&Skipped{Slots: []uint32{0, 1, 130}}).encode(nil))
+	f.Add(encodeDealt(nil, goldenDealt))
 	f.Add(watermark{Seq: 100, BootEpoch: 4}.encode(nil))
 	f.Add(manifestSum{Seq: 9, Number: 11, Length: 300, CRC: 0x01020304}.encode(nil))
 	f.Add(intent{Keyspace: 1, Replica: 6, Start: []byte("a"), End: []byte("b")}.encode(nil))
@@ -188,6 +194,8 @@ func FuzzRecords(tf *testing.F) {
 		same("quarantine mark", err, func() []byte { return q.encode(nil) })
 		k, err := decodeSkipped(9, b)
 		same("skipped commands", err, func() []byte { return k.encode(nil) })
+		dealt, err := decodeDealt(b)
+		same("dealt groups", err, func() []byte { return encodeDealt(nil, dealt) })
 		in, err := decodeIntent(b)
 		same("intent", err, func() []byte { return in.encode(nil) })
 	})

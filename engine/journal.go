@@ -61,6 +61,7 @@ type journal struct {
 	sweeping  bool
 	flushMark uint64 // number of the first record behind the last flush's beginning
 	groups    map[raft.ShardID]groupLog
+	pruned    int                          // how many were left by prune
 	overs     map[raft.ShardID][]overwrite // overwritten ends of logs
 	index     *logIndex                    // nil: nobody asked lately
 
@@ -516,6 +517,7 @@ func (j *journal) flushBegun() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.flushMark = j.head + uint64(len(j.recs))
+	j.prune()
 }
 
 // swept reports whether all was looked at that may be deleted.
@@ -554,18 +556,51 @@ func (j *journal) voided(s raft.ShardID, trunc raft.Index) {
 	}
 }
 
-// orphaned says which groups are here: nobody needs the entries of others.
-func (j *journal) orphaned(here []GroupState) {
+// shards returns the groups of which it knows something.
+func (j *journal) shards() map[raft.ShardID]bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	known := make(map[raft.ShardID]bool, len(here))
-	for i := range here {
-		known[here[i].Desc.Shard] = true
+	all := make(map[raft.ShardID]bool, len(j.groups))
+	for s := range j.groups {
+		all[s] = true
 	}
-	for s, g := range j.groups {
-		if !known[s] {
-			g.void = j.head + uint64(len(j.recs))
-			j.groups[s] = g
+	return all
+}
+
+// orphaned says which groups are not here: nobody needs their entries.
+func (j *journal) orphaned(gone map[raft.ShardID]bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for s := range gone {
+		g := j.groups[s]
+		g.void = j.head + uint64(len(j.recs))
+		j.groups[s] = g
+	}
+}
+
+// pruneFrom is from how many groups on it is looked whose may be forgotten, if they are
+// twice as many as were left the last time.
+const pruneFrom = 4096
+
+// prune forgets groups that have no entries: what is known of their logs is of no use, and
+// of a million groups that rest it would fill the memory. Called with mu held.
+func (j *journal) prune() {
+	if len(j.groups) < pruneFrom || len(j.groups) < 2*j.pruned {
+		return
+	}
+	keep := make(map[raft.ShardID]groupLog)
+	for i := range j.recs {
+		for k := range j.recs[i].runs {
+			s := j.recs[i].runs[k].shard
+			if g, ok := j.groups[s]; ok {
+				keep[s] = g
+			}
 		}
 	}
+	for s, g := range j.groups {
+		if g.hi != 0 || g.busy {
+			keep[s] = g
+		}
+	}
+	j.groups, j.pruned = keep, len(keep)
 }

@@ -16,7 +16,7 @@ import (
 //	| 00 | 'D' shard(8)                | destroy intent {span, replica}: carried out at boot |
 //	| 00 | 'L' 'R'                     | liveness requester {boot epoch}                   |
 //	| 00 | 'L' 'S' node(4)             | liveness supporter {epoch, withdrawn}             |
-//	| 00 | 'N' ...                     | reserved: checkpoint of group stubs               |
+//	| 00 | 'N'                         | groups that were dealt and have no record yet     |
 //	| 00 | 'T' shard(8)                | tombstone {lowest replica id that may live here}  |
 //	+----+-----------------------------+---------------------------------------------------+
 //	| 01 | shard(8) index(8)           | log entry that has moved out of its record        |
@@ -55,6 +55,7 @@ const (
 	tagRequester byte = 'R'
 	tagSupporter byte = 'S'
 	tagTombstone byte = 'T'
+	tagDealt     byte = 'N'
 
 	suffixHard    byte = 'h'
 	suffixTrunc   byte = 't'
@@ -191,6 +192,8 @@ func tombstoneKey(dst []byte, s raft.ShardID) []byte {
 	dst = append(dst, prefixStore, tagTombstone)
 	return binary.BigEndian.AppendUint64(dst, uint64(s))
 }
+
+func dealtKey(dst []byte) []byte { return append(dst, prefixStore, tagDealt) }
 
 func intentKey(dst []byte, s raft.ShardID) []byte {
 	dst = append(dst, prefixStore, tagIntent)

@@ -1,8 +1,6 @@
 package engine
 
 import (
-	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -106,103 +104,6 @@ type GroupState struct{ raft.State }
 // getter reads a raw key; the value is the caller's.
 type getter func(key []byte) ([]byte, bool, error)
 
-// Boot carries out destroy intents, then reads the state of every group that
-// has a descriptor, ordered by shard. It is called once, before any batch.
-// A store whose records are damaged, or do not belong together, is refused with an
-// *OpenError, which wraps a *GroupError if it is about one group; nothing was changed.
-func (e *Engine) Boot() (out []GroupState, err error) {
-	if err = e.enter(); err == nil {
-		defer e.leave()
-		out, err = e.boot()
-	}
-	if err != nil && (e.usable() == nil || pebble.IsCorruptionError(err)) {
-		return nil, e.openErr(Corrupt, e.replaceHint(), err)
-	}
-	return out, err
-}
-
-func (e *Engine) boot() ([]GroupState, error) {
-	if err := e.carryOutIntents(); err != nil {
-		return nil, err
-	}
-	// One iterator per prefix, all of one view, merged by shard.
-	state, err := e.newRawIter([]byte{prefixApplied}, []byte{prefixApplied + 1})
-	if err != nil {
-		return nil, err
-	}
-	defer state.Close()
-	hard, err := state.Clone(pebble.CloneOptions{IterOptions: bounds([]byte{prefixHard}, []byte{prefixHard + 1})})
-	if err != nil {
-		return nil, err
-	}
-	defer hard.Close()
-	logs, err := state.Clone(pebble.CloneOptions{IterOptions: bounds([]byte{prefixLog}, []byte{prefixLog + 1})})
-	if err != nil {
-		return nil, err
-	}
-	defer logs.Close()
-	var recs [][]byte // all of them are read once, not one for each of its groups
-	err = e.eachRecord(func(_ recordID, val []byte) error {
-		recs = append(recs, slices.Clone(val))
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer e.journal.dropIndex()
-	head := e.journal.oldest()
-	record := func(rec uint64, _ recordID) ([]byte, error) { return recs[rec-head], nil }
-	var out []GroupState
-	var kb [logKeyLen]byte
-	for ok := state.First(); ok; {
-		k, err := ParseKey(state.Key())
-		if err != nil {
-			return nil, err
-		}
-		st, live, err := e.loadGroup(k.Shard, itGetter(state), itGetter(hard), logs, record)
-		if err != nil {
-			return nil, err
-		}
-		if live {
-			out = append(out, GroupState{st})
-		} else {
-			e.log.Warn("state of a group without a descriptor; it is ignored", "shard", k.Shard)
-		}
-		if k.Shard == ^raft.ShardID(0) {
-			break
-		}
-		ok = state.SeekGE(appendGroup(kb[:0], prefixApplied, k.Shard+1))
-	}
-	if err := e.checkOverlap(out); err != nil {
-		return nil, err
-	}
-	e.journal.orphaned(out)
-	return out, e.iterError(errors.Join(state.Error(), hard.Error(), logs.Error()))
-}
-
-// checkOverlap refuses two replicas of this node that hold the same keys: both
-// would write them. A group that has no replica here any more only waits for
-// its end.
-func (e *Engine) checkOverlap(groups []GroupState) error {
-	var live []*raft.Descriptor
-	for i := range groups {
-		d := &groups[i].Desc
-		if _, here := d.ReplicaOn(e.identRec.Node); here || e.identRec.Node == 0 {
-			live = append(live, d)
-		}
-	}
-	slices.SortFunc(live, func(x, y *raft.Descriptor) int {
-		return cmp.Or(cmp.Compare(x.Keyspace, y.Keyspace), bytes.Compare(x.Start, y.Start))
-	})
-	for i := 1; i < len(live); i++ {
-		a, b := live[i-1], live[i]
-		if a.Keyspace == b.Keyspace && (len(a.End) == 0 || bytes.Compare(a.End, b.Start) > 0) && !mutants.On("H-overlap") {
-			return &GroupError{Shard: b.Shard, Err: fmt.Errorf("descriptor: its keys from %.64q on are those of shard %d too: %w", b.Start, a.Shard, raft.ErrCorrupt)}
-		}
-	}
-	return nil
-}
-
 // Load reads the state of one group. ok is false if it has no descriptor here.
 func (e *Engine) Load(s raft.ShardID) (st raft.State, ok bool, err error) {
 	if err := e.enter(); err != nil {
@@ -265,6 +166,60 @@ func (e *Engine) Load(s raft.ShardID) (st raft.State, ok bool, err error) {
 	return st, ok, err
 }
 
+// LoadCut is Load for a group whose whole log is known to be applied and cut through last:
+// it looks for no entries. ok is false if that is not so, or the group not here. The caller is
+// the owner of the group, and nothing of it is being written.
+func (e *Engine) LoadCut(s raft.ShardID, last raft.Index) (st raft.State, ok bool, err error) {
+	if err := e.enter(); err != nil {
+		return st, false, err
+	}
+	defer e.leave()
+	bad := func(what string, err error) (raft.State, bool, error) {
+		return raft.State{}, false, &GroupError{Shard: s, Err: fmt.Errorf("%s: %w", what, err)}
+	}
+	if st.Applied, ok, err = e.readApplied(e.getRaw, s); err != nil || !ok || st.Applied.Applied != last {
+		return raft.State{}, false, err
+	}
+	var kb [logKeyLen]byte
+	if as := &st.Applied; as.TruncIndex != last {
+		b, ok, err := e.getRaw(truncKey(kb[:0], s))
+		if err != nil || !ok {
+			return raft.State{}, false, err
+		}
+		i, term, err := decodeTrunc(b)
+		if err != nil {
+			return bad("truncation", err)
+		}
+		if i != last {
+			return raft.State{}, false, nil
+		}
+		as.TruncIndex, as.TruncTerm = i, term
+	}
+	b, ok, err := e.getRaw(descKey(kb[:0], s))
+	if err != nil || !ok {
+		return raft.State{}, false, err
+	}
+	d, err := raft.DecodeDescriptor(b) // of memory of its own
+	if err != nil {
+		return bad("descriptor", err)
+	}
+	if st.Desc = d; d.Shard != s {
+		return bad("descriptor", fmt.Errorf("it is of shard %d: %w", d.Shard, raft.ErrCorrupt))
+	}
+	if b, ok, err = e.getRaw(hardKey(kb[:0], s)); err != nil {
+		return raft.State{}, false, err
+	} else if ok {
+		if st.Hard, err = raft.DecodeHardState(b); err != nil {
+			return bad("hard state", err)
+		}
+	}
+	if st.Hard.Commit > last {
+		return raft.State{}, false, nil // Load says what is wrong
+	}
+	st.Last = last
+	return st, true, nil
+}
+
 // itGetter reads single keys through an iterator, so that all reads are of one view.
 func itGetter(it *pebble.Iterator) getter {
 	return func(key []byte) ([]byte, bool, error) {
@@ -282,6 +237,7 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 	bad := func(i raft.Index, format string, args ...any) (raft.State, bool, error) {
 		return raft.State{}, false, &GroupError{Shard: s, Index: i, Err: fmt.Errorf(format, args...)}
 	}
+	as, _, applErr := e.readApplied(state, s) // keys are asked for in their order: see walker
 	b, ok, err := state(descKey(kb[:0], s))
 	if err != nil || !ok {
 		return st, false, err
@@ -290,11 +246,11 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 	if err != nil {
 		return bad(0, "descriptor: %w", err)
 	}
-	if st.Desc = d.Clone(); st.Desc.Shard != s {
+	if st.Desc = d; d.Shard != s { // of memory of its own
 		return bad(0, "descriptor of shard %d: %w", st.Desc.Shard, raft.ErrCorrupt)
 	}
-	if st.Applied, _, err = e.readApplied(state, s); err != nil {
-		return st, false, err
+	if st.Applied = as; applErr != nil {
+		return st, false, applErr
 	}
 	if b, ok, err = hard(hardKey(kb[:0], s)); err != nil {
 		return st, false, err
@@ -317,8 +273,7 @@ func (e *Engine) loadGroup(s raft.ShardID, state, hard getter, logs *pebble.Iter
 			st.Applied.TruncIndex, st.Applied.TruncTerm = i, term
 		}
 	}
-	as := st.Applied
-	if as.TruncIndex > as.Applied {
+	if as = st.Applied; as.TruncIndex > as.Applied {
 		return bad(0, "truncated through %d, applied only through %d: %w", as.TruncIndex, as.Applied, raft.ErrCorrupt)
 	}
 	st.Last = as.TruncIndex

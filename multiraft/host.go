@@ -174,6 +174,7 @@ type Host struct {
 	unsynced  unsynced
 	table     replicaTable // of replicas that are awake
 	descs     descCache    // of those that are not
+	dealt     Dealt        // nil: none; see AddUntouched
 	idleAfter time.Duration
 	awake     int // how many more are awake from the start
 	startedAt raft.Time
@@ -415,6 +416,7 @@ func (l *loop) adopt(now raft.Time, r *replica) {
 			l.diverged(err)
 		}
 	}
+	l.peak = max(l.peak, len(l.order))
 	r.stirredAt(now)
 	l.touch(r)
 	l.timers.set(r, r.core.Deadline())
@@ -639,6 +641,30 @@ func (h *Host) AwakeViews() []View {
 	}
 	sortViews(out)
 	return out
+}
+
+// EachAsleep calls f with the shards whose replicas sleep, in no order, until it reports
+// false. One that wakes or falls asleep meanwhile may be left out.
+func (h *Host) EachAsleep(f func(raft.ShardID) bool) {
+	for _, l := range h.loops {
+		for from, some := 0, [256]raft.ShardID{}; ; from += len(some) {
+			l.stubs.mu.RLock()
+			n := 0
+			for n < len(some) && from+n < l.stubs.n {
+				some[n] = l.stubs.at(from + n).shard
+				n++
+			}
+			l.stubs.mu.RUnlock()
+			for _, s := range some[:n] {
+				if !f(s) {
+					return
+				}
+			}
+			if n < len(some) {
+				break
+			}
+		}
+	}
 }
 
 func sortViews(out []View) {

@@ -296,6 +296,15 @@ func (b *inbox) takeAcks(spare []ack) []ack {
 	return got
 }
 
+// shed gives back memory that is not in use.
+func (b *inbox) shed() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.in.empty() {
+		b.in = items{}
+	}
+}
+
 // close refuses everything from now on and returns what was waiting.
 func (b *inbox) close() items {
 	b.mu.Lock()

@@ -33,10 +33,13 @@ type loop struct {
 	byID      map[raft.ShardID]*replica
 	order     []*replica
 	unordered bool
+	peak      int // most of them since shed
 	// Those that sleep; scanLeft of them, from scanNext on, are to be looked at.
 	stubs              stubs
 	scanAt             raft.Time
 	scanNext, scanLeft int
+	scanRank           int      // electRank of those that are woken
+	scanMore           bool     // some have a higher one
 	rousing            sync.Map // shards that the loop was told to wake
 	maxRound, maxAsked uint64   // highest numbers of all naps, see raft.Nap
 	napBuf, memberBuf  []raft.NapMember
@@ -692,6 +695,9 @@ func (l *loop) commitRound(now raft.Time) {
 	l.carryCuts()
 	o.Reset()
 	l.done.flush()
+	if l.peak > shedFrom && len(l.order) < l.peak/shedShare {
+		l.shed()
+	}
 }
 
 // holdLogs says of the replicas that were written as a whole that their logs are

@@ -39,13 +39,20 @@ const (
 	// after less than two of them (wokenSoon) stays awake for twice as long the next
 	// time, up to 1<<napMost times IdleAfter.
 	napAgain, napSecond, wokenSoon, napMost = 5, 50, 2, 4
+	// One without a leader sleeps after napLost times IdleAfter, if no majority is alive:
+	// nobody can elect one then, and to try costs as much as to work.
+	napLost = 6
 	// wakeBytes is what waking one counts in a round's payload.
 	wakeBytes = maxRoundBytes / 256
 	// Every scanEvery, while there is a reason, scanStubs stubs are looked at and
-	// scanWakes of them are woken at most.
-	scanEvery = 100 * time.Millisecond
-	scanStubs = 16384
-	scanWakes = 200
+	// scanWakes of them are woken at most. One that sleeps since the start of the node
+	// counts scanUnsure times: perhaps its group needs nothing, and there may be very many.
+	scanEvery  = 100 * time.Millisecond
+	scanStubs  = 16384
+	scanWakes  = 200
+	scanUnsure = 20
+	// scanAgain is how long after all were looked at the next node has its turn.
+	scanAgain = time.Second
 	// DefaultAwake is how many replicas are awake from the start.
 	DefaultAwake = 1024
 )
@@ -94,6 +101,10 @@ func (l *loop) nap(now raft.Time, r *replica) bool {
 	if l.mayNap(r) {
 		n, ok = r.core.Nap(l.napBuf[:0])
 	}
+	if lostAt := d.active.Add(napLost * l.h.idleAfter); ok && n.Lost && now < lostAt {
+		d.looked, d.tryAt = false, lostAt
+		return false
+	}
 	if !ok || n.Term>>32 != 0 {
 		d.looked, d.tryAt = false, now.Add(l.h.idleAfter/napAgain)
 		return false
@@ -108,10 +119,17 @@ func (l *loop) nap(now raft.Time, r *replica) bool {
 	}
 	g := ground{kind: kindLeader, flag: n.Leased, members: n.Members}
 	if !n.Leads {
-		g = ground{kind: kindFollower, lead: n.Members[0], members: membersOf(l.memberBuf[:0], &r.desc)}
+		g = ground{kind: kindLost, flag: n.Restarted, members: membersOf(l.memberBuf[:0], &r.desc)}
 		l.memberBuf = g.members
+		if !n.Lost {
+			g.kind, g.flag, g.lead = kindFollower, false, n.Members[0]
+		}
 	} else {
 		l.napBuf = n.Members
+	}
+	if n.Lost && l.h.needsWaking(&g) && !mutants.On("Z7") {
+		d.looked, d.tryAt = false, now.Add(l.h.idleAfter)
+		return false
 	}
 	l.maxRound, l.maxAsked = max(l.maxRound, n.Round), max(l.maxAsked, n.Asked)
 	l.stubs.put(stub{
@@ -147,6 +165,35 @@ func (l *loop) dismiss(r *replica) {
 	l.timers.remove(r)
 }
 
+// When of more than shedFrom replicas a loop had awake all but one in shedShare fell
+// asleep, it gives back the memory that their work left with it.
+const shedFrom, shedShare = 1024, 4
+
+// shed is called at the end of a round.
+func (l *loop) shed() {
+	l.peak = len(l.order)
+	byID := make(map[raft.ShardID]*replica, len(l.byID))
+	for _, r := range l.order {
+		byID[r.shard] = r
+	}
+	l.byID, l.order, l.timers = byID, append([]*replica(nil), l.order...), append(timerHeap(nil), l.timers...)
+	l.out, l.spare, l.spareAcks, l.peers, l.touched = raft.Out{}, items{}, nil, nil, nil
+	l.cmds, l.results = nil, nil
+	l.dones, l.held, l.marks = spares[Waiter]{}, spares[raft.Msg]{}, spares[shardMark]{}
+	l.done.props, l.done.reads = nil, nil
+	if l.backlog.empty() {
+		l.backlog = backlog{}
+	}
+	if len(l.queued) == 0 {
+		l.queued = nil
+	}
+	if len(l.heldLater) == 0 {
+		l.heldLater = nil
+	}
+	l.in.shed()
+	l.h.table.shed()
+}
+
 // get returns the replica of shard, which wakes if it sleeps; nil: there is none, or
 // the node has failed.
 func (l *loop) get(now raft.Time, shard raft.ShardID) *replica {
@@ -172,14 +219,23 @@ func (l *loop) wake(now raft.Time, shard raft.ShardID) *replica {
 	l.h.table.put(r)
 	l.stubs.remove(shard)
 	l.adopt(now, r)
-	l.roundBytes += wakeBytes
+	if !mutants.On("Z6") {
+		l.roundBytes += wakeBytes
+	}
 	l.h.stats.wakes.Add(1)
 	return r
 }
 
 // awaken makes a replica of its stub and what the disk says.
 func (h *Host) awaken(l *loop, now raft.Time, st *stub, g *ground) (*replica, error) {
-	state, ok, err := h.engine.Load(st.shard)
+	var state raft.State
+	var ok bool
+	var err error
+	if st.fresh {
+		state, ok, err = h.begin(st.shard)
+	} else if state, ok, err = h.engine.LoadCut(st.shard, st.last); err == nil && !ok {
+		state, ok, err = h.engine.Load(st.shard)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -196,8 +252,8 @@ func (h *Host) awaken(l *loop, now raft.Time, st *stub, g *ground) (*replica, er
 		cfg.Restarted = g.flag
 		core, err = raft.NewCore(cfg, state, now)
 	} else {
-		n := raft.Nap{Leads: g.kind == kindLeader, Leased: g.flag, Term: raft.Term(st.term), Last: st.last, Members: g.members, Round: l.maxRound, Asked: l.maxAsked}
-		if !n.Leads {
+		n := raft.Nap{Leads: g.kind == kindLeader, Leased: g.flag, Lost: g.kind == kindLost, Restarted: g.kind == kindLost && g.flag, Term: raft.Term(st.term), Last: st.last, Members: g.members, Round: l.maxRound, Asked: l.maxAsked}
+		if g.kind == kindFollower {
 			n.Members = []raft.NapMember{g.lead}
 		}
 		core, err = raft.WakeCore(cfg, state, &n, now, &l.out)
@@ -299,7 +355,7 @@ func (l *loop) scanFrom(now raft.Time) {
 	if l.scanLeft == 0 {
 		l.scanAt = now
 	}
-	l.scanLeft = l.stubs.count()
+	l.scanLeft, l.scanRank, l.scanMore = l.stubs.count(), 0, false
 }
 
 // nextScan returns when the loop goes on with looking through its stubs.
@@ -310,13 +366,16 @@ func (l *loop) nextScan() raft.Time {
 	return l.scanAt
 }
 
-// scan looks at some stubs, and wakes those that need it.
+// scan looks at some stubs, and wakes those that need it. A group without a leader is
+// woken on one node; should it have none when all were looked at, on the next one: the
+// replica on the first may never have been used, and not know that others were.
 func (l *loop) scan(now raft.Time) {
 	l.scanAt = now.Add(scanEvery)
 	verdict := make(map[uint32]bool) // of grounds: whether to look closer
 	var wake []raft.ShardID
 	l.stubs.mu.RLock()
-	for n := min(scanStubs, l.scanLeft); n > 0 && len(wake) < scanWakes && l.stubs.n > 0; n-- {
+	cost := 0
+	for n := min(scanStubs, l.scanLeft); n > 0 && cost < scanWakes && l.stubs.n > 0; n-- {
 		l.scanLeft--
 		if l.scanNext >= l.stubs.n {
 			l.scanNext = 0
@@ -329,12 +388,26 @@ func (l *loop) scan(now raft.Time) {
 			look = l.h.needsWaking(g)
 			verdict[st.ground] = look
 		}
-		if look && (g.kind == kindLeader || l.h.elects(st.shard, g)) {
-			wake = append(wake, st.shard)
+		if !look || st.fresh {
+			continue // who was never used elects a leader when it is
+		}
+		if g.kind != kindLeader {
+			if rank := l.h.electRank(st.shard, g); rank != l.scanRank {
+				l.scanMore = l.scanMore || rank > l.scanRank
+				continue
+			}
+		}
+		wake = append(wake, st.shard)
+		if cost++; g.kind == kindUnsure {
+			cost += scanUnsure - 1
 		}
 	}
 	if l.stubs.n == 0 {
 		l.scanLeft = 0
+	} else if l.scanLeft == 0 && l.scanMore && !mutants.On("Z5") {
+		l.scanLeft, l.scanMore = l.stubs.n, false
+		l.scanRank++
+		l.scanAt = now.Add(scanAgain)
 	}
 	l.stubs.mu.RUnlock()
 	for _, s := range wake {
@@ -374,21 +447,18 @@ func (h *Host) hears(n raft.NodeID) bool {
 	return live || n == h.node
 }
 
-// elects reports whether it is for this node to have a group without a leader elect
-// one: of the nodes that are alive the same one on all of them, another one for
-// another group.
-func (h *Host) elects(shard raft.ShardID, g *ground) bool {
-	best, most := raft.NodeID(0), uint64(0)
+// electRank returns when it is this node's turn to have a group without a leader elect
+// one: after how many others of the nodes that are alive. The order is the same on all
+// of them, and another one for another group.
+func (h *Host) electRank(shard raft.ShardID, g *ground) (rank int) {
+	order := func(n raft.NodeID) uint64 { return mix(uint64(shard) ^ uint64(n)<<40) }
+	mine := order(h.node)
 	for i := range g.members {
-		m := &g.members[i]
-		if !m.Role.IsVoter() || !h.hears(m.Node) {
-			continue
-		}
-		if x := mix(uint64(shard) ^ uint64(m.Node)<<40); best == 0 || x > most {
-			best, most = m.Node, x
+		if m := &g.members[i]; m.Role.IsVoter() && m.Node != h.node && h.hears(m.Node) && order(m.Node) > mine {
+			rank++
 		}
 	}
-	return best == h.node
+	return rank
 }
 
 // descCache keeps descriptors of sleeping groups that were asked for lately.
@@ -408,6 +478,9 @@ const descCacheSize = 2048
 
 // descOf returns the descriptor of a sleeping group. It is read-only.
 func (h *Host) descOf(st *stub) (raft.Descriptor, bool) {
+	if st.fresh {
+		return h.dealtDesc(st.shard)
+	}
 	c := &h.descs
 	c.mu.Lock()
 	d, ok := c.cur[st.shard]

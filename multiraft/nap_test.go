@@ -95,7 +95,7 @@ func TestNap(t *testing.T) {
 var napCases = []struct {
 	name string
 	run  func(*testing.T) error
-}{{"lease", napLease}, {"held", napHeld}, {"unsure", napUnsure}}
+}{{"lease", napLease}, {"held", napHeld}, {"unsure", napUnsure}, {"lost", napNobody}}
 
 func TestNapRules(t *testing.T) {
 	for _, c := range napCases {
@@ -205,5 +205,42 @@ func napUnsure(t *testing.T) error {
 	if v, _ := r.h.View(8); v.Asleep || asked != 2 {
 		return fmt.Errorf("%+v, sent %v", v, r.sent)
 	}
+	return nil
+}
+
+// napNobody: a replica without a leader sleeps when nobody could elect one, as long as that
+// is so, and not before.
+func napNobody(t *testing.T) error {
+	r := newRig(t)
+	idle := func() {
+		for range 4 * napLost * napSecond {
+			r.now = r.now.Add(DefaultIdleAfter / napSecond)
+			r.turn()
+		}
+	}
+	if idle(); r.asleep() {
+		return errors.New("it sleeps though others are alive")
+	}
+	r.deaf = true
+	r.h.LivenessChanged(2)
+	r.h.LivenessChanged(3)
+	if idle(); !r.asleep() {
+		return fmt.Errorf("it goes on to campaign: %+v", r.rep().core.Status())
+	}
+	r.sent = nil
+	if idle(); len(r.sent) > 0 || !r.asleep() {
+		return fmt.Errorf("asleep it sends %v", r.sent)
+	}
+	r.deaf = false
+	r.h.LivenessChanged(2)
+	r.now = r.now.Add(scanEvery)
+	for range 30 {
+		r.now = r.now.Add(scanEvery)
+		r.turn()
+	}
+	if r.asleep() {
+		return errors.New("it sleeps on")
+	}
+	r.lead(2)
 	return nil
 }

@@ -24,7 +24,8 @@ type stub struct {
 	ground uint32 // what it rests on, in stubs.grounds
 	since  uint32 // when it fell asleep: the clock's low bits, milliseconds
 	nap    uint8  // how often it was woken soon after it fell asleep
-	_      [3]byte
+	fresh  bool   // the store has no record of it: see untouched.go
+	_      [2]byte
 }
 
 // kind is what a sleeping replica was when it fell asleep.
@@ -35,13 +36,16 @@ const (
 	kindUnsure kind = iota
 	kindFollower
 	kindLeader
+	// kindLost had no leader, and no majority could be reached.
+	kindLost
 )
 
 // ground is what many stubs have in common: who their members are and what was
 // promised. It never changes.
 type ground struct {
 	kind kind
-	// flag: a leader may claim leases; one that is unsure was here before this boot.
+	// flag: a leader may claim leases; one that is unsure was here before this boot; one
+	// that is lost still has to be answered by others (raft.Config.Restarted).
 	flag    bool
 	lead    raft.NapMember   // kindFollower
 	members []raft.NapMember // all of them; what was promised, of kindLeader

@@ -98,6 +98,15 @@ func (t *replicaTable) rebuild() {
 	t.used = t.live
 }
 
+// shed gives back memory that is not in use.
+func (t *replicaTable) shed() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if slots := t.cur.Load(); slots != nil && len(*slots) > 64 && 16*t.live < len(*slots) {
+		t.rebuild()
+	}
+}
+
 // count returns how many replicas are awake.
 func (t *replicaTable) count() int {
 	t.mu.Lock()

@@ -14,7 +14,7 @@ import (
 func TestB0_A6(t *testing.T) {
 	run := func(t *testing.T) error {
 		p := newPair(t, 3)
-		p.recv.o.Live = func() []raft.Descriptor { return []raft.Descriptor{descOf(8, "p", "")} }
+		p.recv.o.Live = func(*raft.Descriptor) []raft.Descriptor { return []raft.Descriptor{descOf(8, "p", "")} }
 		meta := Meta{ID: ID{1}, Shard: p.desc.Shard, Index: 9, Term: 5, Desc: p.desc, Applied: raft.AppliedState{Applied: 9, AppliedTerm: 5}}
 		asked := errors.New("asked for data")
 		_, err := p.recv.Handle(1, meta.Encode(nil), func() ([]byte, error) { return nil, asked }, deaf)

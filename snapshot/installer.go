@@ -215,7 +215,7 @@ func (s *Store) wanted(m *Meta) error {
 		return fmt.Errorf("%w: replica %d of shard %d was destroyed here", ErrNotMember, rep.ID, m.Shard)
 	}
 	if s.o.Live != nil && !mutants.On("B0-A6") {
-		if err := CheckOverlap(&m.Desc, s.o.Live()); err != nil {
+		if err := CheckOverlap(&m.Desc, s.o.Live(&m.Desc)); err != nil {
 			return err
 		}
 	}

@@ -591,7 +591,7 @@ func TestRefused(t *testing.T) {
 		{name: "another shard lives there", setup: func(t *testing.T, p *pair) {
 			d := descOf(9, "p", "")
 			fill(t, p.to, d, 1, 2)
-			p.recv.o.Live = func() []raft.Descriptor { return []raft.Descriptor{d} }
+			p.recv.o.Live = func(*raft.Descriptor) []raft.Descriptor { return []raft.Descriptor{d} }
 		}, want: &OverlapError{}},
 		{name: "another shard lives there, seen by the engine", setup: func(t *testing.T, p *pair) {
 			fill(t, p.to, descOf(9, "p", ""), 1, 2)

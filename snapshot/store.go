@@ -44,9 +44,10 @@ type Clock interface {
 type Options struct {
 	Engine *engine.Engine
 	Node   raft.NodeID
-	// Live lists the descriptors of all replicas of this node, for the overlap
-	// check before data is taken in. Nil: only the engine checks, when installing.
-	Live func() []raft.Descriptor
+	// Live lists the descriptors of the replicas of this node, or at least of those that
+	// may hold keys of d, for the overlap check before data is taken in. Nil: only the
+	// engine checks, when installing.
+	Live func(d *raft.Descriptor) []raft.Descriptor
 	// BytesPerSecond bounds what all outgoing snapshots send together. Zero: no limit.
 	BytesPerSecond int64
 	// MaxOut and MaxIn bound the snapshots under way. Zero: 2 each.

@@ -30,6 +30,8 @@ type Config struct {
 	// Memory bounds the resident memory of the process in bytes. Beyond it the
 	// measurement is given up with *MemoryError.
 	Memory int64
+	// Used is how many shards are written to before the cluster is left alone, at least sample.
+	Used int
 	// Awake is how many shards are written to before a node is killed.
 	Awake int
 	// Hot is the number of busy shards, Clients how many clients keep them busy, for

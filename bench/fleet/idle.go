@@ -18,6 +18,10 @@ type IdleRow struct {
 	// CreateSeconds: from nothing until all nodes serve, and a sample of shards all over
 	// the keyspace has accepted a write. Shards may elect a leader only then.
 	CreateSeconds float64 `json:"create_s"`
+	// Used shards hold something, the others nothing. UsedSeconds: until those beyond the
+	// sample had accepted a write.
+	Used        int     `json:"used"`
+	UsedSeconds float64 `json:"used_s,omitempty"`
 	// SettleSeconds: until the cluster came to rest after that, at most Config.Settle.
 	SettleSeconds float64 `json:"settle_s"`
 	Memory
@@ -65,7 +69,18 @@ func Idle(ctx context.Context, c Config) (row IdleRow, err error) {
 		return row, err
 	}
 	row.CreateSeconds = time.Since(began).Seconds()
-	c.step("created in %.2f s; coming to rest", row.CreateSeconds)
+	c.step("created in %.2f s", row.CreateSeconds)
+	if row.Used = len(keys); c.Used > len(keys) {
+		keys = c.keys(c.Used)
+		row.Used = len(keys)
+		c.step("writing to %d shards", len(keys))
+		began = time.Now()
+		if err := s.guard(ctx, "writing to the shards", func(ctx context.Context) error { return s.put(ctx, keys) }); err != nil {
+			return row, err
+		}
+		row.UsedSeconds = time.Since(began).Seconds()
+	}
+	c.step("coming to rest")
 	began = time.Now()
 	if err := s.guard(ctx, "coming to rest", s.settle); err != nil {
 		return row, err
@@ -118,8 +133,8 @@ const restShare, restChange = 0.02, 0.05
 // fall asleep a few seconds after their last message.
 const restAfter = 8 * time.Second
 
-// settle waits until the process takes next to no processor time, or always the
-// same, but not longer than Config.Settle.
+// settle waits until no replica has anything to do any more and the process takes next to
+// no processor time, or always the same, but not longer than Config.Settle.
 func (s *site) settle(ctx context.Context) error {
 	began, last := time.Now(), -1.0
 	for time.Since(began) < s.c.Settle {
@@ -128,12 +143,24 @@ func (s *site) settle(ctx context.Context) error {
 			return err
 		}
 		share := float64(bench.CPUTime()-cpu) / float64(time.Since(at))
-		if time.Since(began) > restAfter && (share < restShare || last >= 0 && max(share, last)-min(share, last) < restChange*max(share, last)) {
+		if time.Since(began) > restAfter && s.awake() <= restAwake && (share < restShare || last >= 0 && max(share, last)-min(share, last) < restChange*max(share, last)) {
 			return nil
 		}
 		last = share
 	}
 	return nil
+}
+
+// restAwake is how many replicas of a cluster at rest may be awake: those of the catalog.
+const restAwake = Nodes
+
+// awake counts the replicas that are not asleep.
+func (s *site) awake() (n int) {
+	for _, node := range s.fleet.Nodes() {
+		m := node.Metrics()
+		n += m.Replicas - m.Asleep
+	}
+	return n
 }
 
 // glance is a reading of what only grows.

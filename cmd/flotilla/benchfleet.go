@@ -46,6 +46,9 @@ memory per replica, the processor time of the whole process and what went over t
 network and was synced while nobody did anything, and how long a restart of all
 three nodes takes until the first key is read.
 
+A shard that nobody used yet takes less on the disk, and at a start, than one that holds
+something: --used says how many are written to before the cluster is left alone.
+
 Each number is measured in a process of its own. What a cluster of one shard takes is
 measured first and left out of the figures per replica. A number that would not fit
 into the memory is not begun, and one that outgrows --memory is given up.`,
@@ -66,6 +69,7 @@ into the memory is not begun, and one that outgrows --memory is given up.`,
 	}
 	f := cmd.Flags()
 	f.DurationVar(&b.Settle, "settle", 30*time.Second, "longest time to wait for a cluster to come to rest")
+	f.IntVar(&b.Used, "used", 256, "most shards that hold something; the others were never used")
 	f.DurationVar(&b.Window, "window", 20*time.Second, "how long to watch a cluster at rest")
 	b.flags(cmd)
 	return cmd
@@ -133,7 +137,7 @@ func (b *fleetFlags) check() error {
 	if len(b.counts) == 0 || len(b.counts) > 64 {
 		return usageError("--counts: give 1 to 64 numbers of shards")
 	}
-	for _, n := range append(slices.Clone(b.counts), b.Awake, b.Hot, b.one) {
+	for _, n := range append(slices.Clone(b.counts), b.Used, b.Awake, b.Hot, b.one) {
 		if n < 0 || n > maxFleet {
 			return usageError("%d shards: must lie between 1 and %d", n, maxFleet)
 		}
@@ -212,7 +216,7 @@ func (a *app) measure(ctx context.Context, b *fleetFlags, what string, count int
 	defer os.RemoveAll(dir)
 	args := []string{"bench", what, "--one", fmt.Sprint(count), "--dir", dir, "--memory", fmt.Sprint(b.bound()), "--settle", b.Settle.String()}
 	if what == "idle" {
-		args = append(args, "--window", b.Window.String())
+		args = append(args, "--window", b.Window.String(), "--used", fmt.Sprint(b.Used))
 	} else {
 		args = append(args, "--awake", fmt.Sprint(b.Awake), "--hot", fmt.Sprint(b.Hot), "--clients", fmt.Sprint(max(b.Clients, 1)),
 			"--duration", b.Duration.String(), "--warmup", b.Warmup.String())
@@ -324,13 +328,13 @@ func sweepFailure(why string) error {
 }
 
 func printIdle(w io.Writer, r *idleReport) error {
-	t := newTable("", "SHARDS", "CREATE(s)", "HEAP/REPLICA", "RSS/REPLICA", "HEAP(MiB)", "RSS(MiB)", "CPU(%)", "PEERS(B/s)", "LO(B/s)", "FSYNC/s", "DISK/REPLICA", "CLOSE(s)", "RESTART(s)")
+	t := newTable("", "SHARDS", "USED", "CREATE(s)", "HEAP/REPLICA", "RSS/REPLICA", "HEAP(MiB)", "RSS(MiB)", "CPU(%)", "PEERS(B/s)", "LO(B/s)", "FSYNC/s", "DISK/REPLICA", "CLOSE(s)", "RESTART(s)")
 	for i, x := range append([]fleet.IdleRow{r.One}, r.Rows...) {
 		heap, rss, disk := "-", "-", "-"
 		if i > 0 {
 			heap, rss, disk = countText(int64(x.HeapPerReplica)), countText(int64(x.RSSPerReplica)), countText(int64(x.DiskPerReplica))
 		}
-		t.add(countText(int64(x.Shards)), fmt.Sprintf("%.2f", x.CreateSeconds), heap, rss, fmt.Sprint(x.Heap>>20), fmt.Sprint(x.RSS>>20), fmt.Sprintf("%.2f", x.CPUPercent),
+		t.add(countText(int64(x.Shards)), countText(int64(x.Used)), fmt.Sprintf("%.2f", x.CreateSeconds), heap, rss, fmt.Sprint(x.Heap>>20), fmt.Sprint(x.RSS>>20), fmt.Sprintf("%.2f", x.CPUPercent),
 			countText(int64(x.PeerBytes)), countText(int64(x.LoopbackBytes)), fmt.Sprintf("%.1f", x.FsyncsPerS), disk, fmt.Sprintf("%.2f", x.CloseSeconds), fmt.Sprintf("%.2f", x.RestartSeconds))
 	}
 	_, err := fmt.Fprint(w, t)

@@ -659,7 +659,7 @@ func (c *Core) Flush(now Time, o *Out) {
 	c.flushCut(now, o)
 	c.flushTruncate(now, o)
 	c.checkAsked(o)
-	if c.log.commit < c.log.last && c.role == RoleFollower && c.lead != 0 {
+	if c.log.commit < c.log.last && c.role == RoleFollower && c.lead != 0 && !mutants.On("N6") {
 		if c.lagAt == Never {
 			c.lagAt = now.Add(c.tun.LagQuery)
 		}

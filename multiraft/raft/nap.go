@@ -15,6 +15,8 @@ import "github.com/flotillakv/flotilla/internal/mutants"
 //	N3  A follower naps only under a leader to which its durable promise stands. When
 //	    it wakes it looks whether the promise stands still, since nobody told it of
 //	    what changed meanwhile.
+//	    One that has no leader naps only while its owner knows that no majority can be
+//	    reached; the owner wakes it when that changes.
 //	N4  A round of reads, or a question to the leader, has a number that was never
 //	    used before in its term by this replica, over naps too: what was answered to
 //	    an earlier one must not count. The owner keeps the highest numbers of all its
@@ -28,11 +30,13 @@ import "github.com/flotillakv/flotilla/internal/mutants"
 type Nap struct {
 	// Leads: it leads in Term, and Members are all members, itself included. Else it
 	// follows, and Members is the leader alone, at the epoch of the promise to it.
-	Leads   bool
-	Leased  bool // leads, and may claim leases
-	Term    Term
-	Last    Index // end of the log, which is of Term
-	Members []NapMember
+	Leads  bool
+	Leased bool // leads, and may claim leases
+	// Lost: it has no leader. There are no Members; Restarted as in Config.
+	Lost, Restarted bool
+	Term            Term
+	Last            Index // end of the log, which is of Term
+	Members         []NapMember
 	// Round and Asked are the numbers of N4.
 	Round, Asked uint64
 }
@@ -57,12 +61,20 @@ type NapMember struct {
 func (c *Core) Nap(dst []NapMember) (n Nap, ok bool) {
 	l := &c.log
 	whole := l.trunc == l.last && l.applied == l.last && l.commit == l.last && l.stable == l.last
+	if mutants.On("N5") { // what is not known to be committed does not count
+		whole = l.trunc == l.applied && l.applied == l.commit
+	}
+	lost := c.lead == 0 && !c.suspect && (c.role == RoleFollower || c.role == RolePreCandidate)
 	switch {
 	case !whole && !(mutants.On("N1") && l.applied == l.last):
 		return n, false
-	case c.due, c.stirred, c.restarted, c.forgotten, c.leadOver, c.released, c.quorumLost, c.pressure != PressureNone,
+	case c.due, c.stirred, c.forgotten, c.leadOver, c.released, c.pressure != PressureNone,
 		c.redoes && c.redo < l.last, len(c.drops) > 0, len(c.asking.reads) > 0, c.confIndex > l.applied,
-		c.self < 0, c.desc.IsJoint(), l.last == 0, l.lastTerm != c.hs.Term, l.accTerm != c.hs.Term:
+		c.self < 0, c.desc.IsJoint():
+		return n, false
+	case lost:
+		return Nap{Lost: true, Restarted: c.restarted, Term: c.hs.Term, Last: l.last, Round: c.readRound, Asked: c.asking.seq}, true
+	case c.restarted, c.quorumLost, l.last == 0, l.lastTerm != c.hs.Term, l.accTerm != c.hs.Term:
 		return n, false
 	}
 	for i := range c.peers {
@@ -76,7 +88,7 @@ func (c *Core) Nap(dst []NapMember) (n Nap, ok bool) {
 		n.Members, ok = c.napMembers(dst)
 		return n, ok
 	}
-	if c.role != RoleFollower || c.lead == 0 || c.lead != c.hs.Lead || c.suspect || c.lagAt != Never || !c.fortified() {
+	if c.role != RoleFollower || c.lead == 0 || c.lead != c.hs.Lead || c.suspect || c.lagAt != Never && !mutants.On("N5") || !c.fortified() {
 		return n, false
 	}
 	n.Members = append(dst, NapMember{Node: c.hs.LeadNode, ID: c.hs.Lead, Epoch: c.hs.LeadEpoch})
@@ -119,13 +131,16 @@ func WakeCore(cfg Config, st State, n *Nap, now Time, o *Out) (*Core, error) {
 		return nil, err
 	}
 	l := &c.log
-	if l.last != n.Last || l.applied != n.Last || l.trunc != n.Last || hard.Term != n.Term || len(n.Members) == 0 {
+	if l.last != n.Last || l.applied != n.Last || l.trunc != n.Last || hard.Term != n.Term || len(n.Members) == 0 && !n.Lost {
 		return nil, corrupt("state", "it is not as it was when the replica was put away")
 	}
-	c.restarted = false
+	c.restarted = n.Restarted
 	c.readRound, c.asking.seq = n.Round, n.Asked
 	if mutants.On("N4") {
 		c.readRound, c.asking.seq = 0, 0
+	}
+	if n.Lost {
+		return c, nil
 	}
 	if !n.Leads {
 		m := &n.Members[0]

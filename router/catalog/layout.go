@@ -108,6 +108,9 @@ func dealAround(nodes []raft.NodeID, replicas int) []deal {
 	return deals
 }
 
+// Members returns who got range i, ascending by node. They are shared, and read-only.
+func (l *Layout) Members(i int) []raft.Replica { return l.deals[(l.Turn+i)%len(l.deals)].replicas }
+
 // end returns the end of range i (empty: it is open).
 func (l *Layout) end(i int) []byte {
 	switch {

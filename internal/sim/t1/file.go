@@ -286,8 +286,8 @@ func (s *Schedule) Validate() error {
 		return nil
 	}
 	for _, err := range []error{
-		in("nodes", p.Nodes, 3, maxNodes), in("replicas", p.Replicas, 1, p.Nodes), in("shards", p.Shards, 1, 24),
-		in("groups", p.Groups, p.Shards, 1000), in("loops", p.Loops, 1, 16), in("clients", p.Clients, 1, 1000),
+		in("nodes", p.Nodes, 3, maxNodes), in("replicas", p.Replicas, 1, p.Nodes), in("shards", p.Shards, 1, maxShards),
+		in("groups", p.Groups, p.Shards, maxShards), in("loops", p.Loops, 1, 16), in("clients", p.Clients, 1, 1000),
 		in("payload", p.Payload, 1, 1<<20), in("images", len(p.Images), 1, 100), in("actions", len(s.Actions), 0, 1_000_000),
 		in("duration, in ms", int(s.Duration/time.Millisecond), 1, 3_600_000), in("support, in ms", int(p.Support/time.Millisecond), 10, 60_000),
 		in("beat, in us", int(p.Beat/time.Microsecond), 1000, int(p.Support/time.Microsecond)/2),

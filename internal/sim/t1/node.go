@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -256,7 +257,7 @@ func (n *node) boot() {
 		w.res.Reopens++
 	}
 	n.boots++
-	n.shadow.booted(n, states)
+	n.shadow.booted(n, n.withUntouched(states))
 	n.up = true
 	n.yields = 0
 	n.pausedUntil, n.manAt, n.diskAt, n.sending, n.queue, n.tasks = 0, 0, false, 0, nil, nil
@@ -317,13 +318,13 @@ func (n *node) boot() {
 	if err := n.host.AddGroups(load); err != nil {
 		n.bootFail("S8", "node %d: %v", n.id, err)
 	}
-	var mine []raft.Descriptor
-	for _, d := range w.descriptors() {
-		if _, ok := d.ReplicaOn(n.id); ok {
-			mine = append(mine, d)
-		}
+	mine := w.dealtTo(n.id)
+	if w.p.Untouched {
+		err = n.host.AddUntouched(mine)
+	} else {
+		err = n.host.CreateGroups(mine) // as at every start: those that exist are left alone
 	}
-	if err := n.host.CreateGroups(mine); err != nil { // as at every start: those that exist are left alone
+	if err != nil {
 		n.bootFail("F1", "node %d: %v", n.id, err)
 	}
 	n.disk.Settle(n.disk.Syncs())
@@ -336,7 +337,7 @@ func (n *node) boot() {
 		}
 	}
 	n.snaps, err = snapshot.New(snapshot.Options{
-		Engine: n.eng, Node: n.id, Live: n.descriptors, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes, Inline: true,
+		Engine: n.eng, Node: n.id, Live: func(*raft.Descriptor) []raft.Descriptor { return n.descriptors() }, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes, Inline: true,
 		NewID: func() (id snapshot.ID) {
 			for i := range id {
 				id[i] = byte(n.rng.Uint32())
@@ -353,6 +354,55 @@ func (n *node) boot() {
 	}
 	w.net.booted(n)
 	n.settleDown()
+}
+
+// dealt are the first descriptors of the replicas of a node.
+type dealt []raft.Descriptor
+
+func (w *World) dealtTo(node raft.NodeID) (mine dealt) {
+	for _, d := range w.descriptors() {
+		if _, ok := d.ReplicaOn(node); ok {
+			mine = append(mine, d)
+		}
+	}
+	return mine
+}
+
+// Each implements multiraft.Dealt.
+func (d dealt) Each(f func(raft.ShardID, []raft.Replica) bool) {
+	for i := range d {
+		if !f(d[i].Shard, d[i].Replicas) {
+			return
+		}
+	}
+}
+
+// Descriptor implements multiraft.Dealt.
+func (d dealt) Descriptor(s raft.ShardID) (raft.Descriptor, bool) {
+	for i := range d {
+		if d[i].Shard == s {
+			return d[i], true
+		}
+	}
+	return raft.Descriptor{}, false
+}
+
+// withUntouched returns what a store holds, and the replicas that it holds without a record.
+func (n *node) withUntouched(states []engine.GroupState) []engine.GroupState {
+	if !n.w.p.Untouched {
+		return states
+	}
+	out := slices.Clone(states)
+	for _, d := range n.w.dealtTo(n.id) {
+		if slices.ContainsFunc(states, func(s engine.GroupState) bool { return s.Desc.Shard == d.Shard }) {
+			continue
+		}
+		if _, dead, err := n.eng.Tombstone(d.Shard); err != nil || dead {
+			continue
+		}
+		out = append(out, engine.GroupState{State: raft.State{Desc: d}})
+	}
+	return out
 }
 
 func (n *node) descriptors() []raft.Descriptor {

@@ -76,6 +76,8 @@ type Params struct {
 	// never. Awake is how many do not sleep from the start, below zero: none.
 	IdleAfter time.Duration `json:"idle_after,omitempty"`
 	Awake     int           `json:"awake,omitempty"`
+	// Untouched: replicas have no record in the store before they are used.
+	Untouched bool `json:"untouched,omitempty"`
 
 	Payload    int           `json:"payload"` // bytes of a value, at most
 	Timeout    time.Duration `json:"timeout"` // of a client's operation, mean
@@ -161,6 +163,11 @@ type Action struct {
 // order no seed decides: two runs of one seed may differ there ([Counts.Loose]).
 var Profiles = []string{"swarm", "calm", "crash", "net", "snap", "disk", "conf", "many", "rot"}
 
+// Fleet is a profile besides: thousands of shards that sleep most of the time, on three nodes
+// that crash, alone and together, so that elections of all of them at once, wakes of all of
+// them at once, and sleep while nodes come and go, are frequent. A run takes seconds.
+const Fleet = "fleet"
+
 // Draw draws the schedule of a seed. Zero duration: drawn.
 func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 	rng := rand.New(rand.NewPCG(seed, 0x7e57ed))
@@ -186,8 +193,13 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 	}
 	p.IdleAfter = []time.Duration{5, 20, -1, 60, 200}[seed/7%5] * time.Millisecond
 	p.Awake = []int{0, -1, 1}[seed/11%3]
+	p.Untouched = seed/5%2 == 1
 	if p.Stray > 0 && seed%2 == 1 {
 		p.IdleAfter = -1 // what a sleeping replica holds is compared when it was woken
+	}
+	if profile == Fleet {
+		p.IdleAfter, p.Awake = []time.Duration{20, 60, 200}[seed/7%3]*time.Millisecond, -1
+		p.Compare, p.Stray, p.LogBytes = 0, 0, 0
 	}
 	n := p.Nodes
 	// Each fault is off in half of the seeds.
@@ -246,8 +258,10 @@ func Draw(seed uint64, profile string, duration time.Duration) Schedule {
 			src.perSec = max(src.perSec, 0.5*boost)
 		case profile == "snap" && (src.kind == ActCrash || src.kind == ActIsolate || src.kind == ActCutBoth):
 			src.perSec, src.dur = max(src.perSec, 0.8*boost), 1400*time.Millisecond
-		case profile == "snap" && src.kind == ActOp:
+		case (profile == "snap" || profile == Fleet) && src.kind == ActOp:
 			src.perSec = 350
+		case profile == Fleet && (src.kind == ActCrash || src.kind == ActStop || src.kind == ActIsolate || src.kind == ActCrashAll):
+			src.perSec, src.dur = max(src.perSec, 0.5*boost), 500*time.Millisecond
 		case profile == "conf" && src.kind == ActConf:
 			src.perSec = 8 * boost
 		case profile == "disk" && src.kind == ActDiskFault:
@@ -301,6 +315,9 @@ func drawParams(rng *rand.Rand, profile string) Params {
 	if profile == "snap" {
 		p.Shards = 1 + rng.IntN(4)
 	}
+	if profile == Fleet {
+		p.Nodes, p.Replicas, p.Shards = 3, 3, 1000+rng.IntN(2000)
+	}
 	if profile == "conf" {
 		p.Nodes = max(p.Nodes, 5)
 		p.Shards = min(p.Shards, 3)
@@ -308,6 +325,9 @@ func drawParams(rng *rand.Rand, profile string) Params {
 	p.Groups = p.Shards * (1 + rng.IntN(3))
 	if profile == "snap" {
 		p.Groups = p.Shards * 6
+	}
+	if profile == Fleet {
+		p.Groups = p.Shards
 	}
 	p.Loops = 1 + rng.IntN(3)*rng.IntN(2)
 	p.Clients = 4 + rng.IntN(8)

@@ -135,3 +135,23 @@ func TestRegress(t *testing.T) {
 		})
 	}
 }
+
+// TestT1Fleet runs thousands of shards that sleep, wake and elect while nodes crash.
+func TestT1Fleet(t *testing.T) {
+	seeds := 4
+	if testing.Short() {
+		seeds = 1
+	}
+	var sum Counts
+	for seed := range uint64(seeds) {
+		r := Run(Options{Seed: 3 + seed, Profile: Fleet, Duration: 2 * time.Second})
+		if r.Failure != nil {
+			report(t, r)
+		}
+		t.Log(r.Summary())
+		sum.Add(&r.Counts)
+	}
+	if sum.Naps < 1000 || sum.Wakes < 1000 || sum.Leaders < 1000 || sum.Reopens == 0 {
+		t.Errorf("the runs reached too little: %s", fmt.Sprint(sum))
+	}
+}

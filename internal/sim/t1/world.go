@@ -330,4 +330,13 @@ func (w *World) descriptors() []raft.Descriptor {
 }
 
 // shardKey is the first key of the s-th part of the keyspace, counted from 0.
-func shardKey(s int) []byte { return []byte{byte('a' + s)} }
+func shardKey(s int) []byte {
+	if s < 24 {
+		return []byte{byte('a' + s)}
+	}
+	s -= 24
+	return []byte{byte('a' + 24 + s/200), byte(1 + s%200)}
+}
+
+// maxShards bounds the shards of a run.
+const maxShards = 4096

@@ -10,7 +10,9 @@ import (
 
 // TestNapMutants plants one bug at a time and shows that it is found.
 func TestNapMutants(t *testing.T) {
-	for id, run := range map[string]func() error{"N4": napReads, "N1": napUncut} {
+	for id, run := range map[string]func() error{
+		"N4": napReads, "N1": napUncut, "N5": napCommitBelowLast, "N6": napLostCommit,
+	} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)
 			defer mutants.Set("")

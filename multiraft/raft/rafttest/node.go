@@ -74,7 +74,7 @@ func (n *node) sleep() {
 	if n.core == nil || n.nap != nil || len(n.pending) > 0 {
 		return
 	}
-	if nap, ok := n.core.Nap(nil); ok {
+	if nap, ok := n.core.Nap(nil); ok && !nap.Lost { // nobody here knows whether a majority is alive
 		n.rounds, n.asked = max(n.rounds, nap.Round), max(n.asked, nap.Asked)
 		n.nap = &nap
 		n.env.naps++
