@@ -475,7 +475,7 @@ func (n *Node) openGroups() error {
 	n.eng.OnDamage(n.host.Damaged)
 	// Behind the replicas: receptions that a crash interrupted are held against them.
 	n.snaps, err = snapshot.New(snapshot.Options{Engine: n.eng, Node: self, Live: n.descriptorsNear, Logger: n.log, Room: n.eng.RoomForSnapshots,
-		SmallBytes: smallSnapshot(n.o.Limits.Memory), MaxIn: snapshotsIn, Busy: n.busy, External: n.saveMachine})
+		SmallBytes: smallSnapshot(n.o.Limits.Memory), MaxIn: snapshotsIn, KeepBytes: n.o.images(), Busy: n.busy, External: n.saveMachine})
 	if err != nil {
 		return err
 	}
@@ -1224,6 +1224,22 @@ func (s snapshotEvents) Image(desc *raft.Descriptor) ([]byte, raft.Index, error)
 
 func (s snapshotEvents) SendImage(image []byte, shard raft.ShardID, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
 	s.n.sending.SendImage(image, shard, to, rep, s.told(shard, to, done))
+}
+
+func (s snapshotEvents) KeepImage(desc raft.Descriptor, done func(raft.Index, int64, bool, error)) {
+	s.n.sending.KeepImage(desc, done)
+}
+
+func (s snapshotEvents) KeptImage(shard raft.ShardID) (raft.Index, int64, bool) {
+	return s.n.sending.KeptImage(shard)
+}
+
+func (s snapshotEvents) DropImage(shard raft.ShardID, below raft.Index) bool {
+	return s.n.sending.DropImage(shard, below)
+}
+
+func (s snapshotEvents) SendKept(shard raft.ShardID, index raft.Index, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
+	s.n.sending.SendKept(shard, index, to, rep, s.told(shard, to, done))
 }
 
 func (s snapshotEvents) SendSnapshot(desc raft.Descriptor, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {

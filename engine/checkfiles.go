@@ -269,8 +269,12 @@ func (c *checker) staged() {
 	if err != nil || len(names) == 0 {
 		return
 	}
-	files, size := 0, int64(0)
+	files, size, kept := 0, int64(0), 0
 	for _, n := range names {
+		if strings.HasPrefix(n, KeptPrefix) {
+			kept++
+			continue
+		}
 		in, err := c.fs.List(c.path(stagingName, n))
 		if err != nil {
 			in = []string{"."}
@@ -285,6 +289,9 @@ func (c *checker) staged() {
 				files, size = files+1, size+info.Size()
 			}
 		}
+	}
+	if kept > 0 {
+		c.note("%d images of shards are kept in %s, for replicas that lag; each is held against its checksums when it is sent", kept, stagingName)
 	}
 	if files > 0 {
 		c.note("%d files of %d bytes in %s are of transfers that did not end; the node removes them as it starts", files, size, stagingName)

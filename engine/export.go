@@ -780,8 +780,12 @@ func (e *Engine) installTables(in *Install) error {
 // StagingDir returns the directory for files under way: snapshots being
 // received, tables being built. It exists while the store is open. What is in
 // it survives a restart, as far as its owner synced it; CleanStaging removes
-// what nobody will continue. Names that start with "install-" are the engine's.
+// what nobody will continue. Names that start with "install-" are the engine's; those that
+// start with KeptPrefix are not under way, but images that are kept.
 func (e *Engine) StagingDir() string { return e.fs.PathJoin(e.dir, stagingName) }
+
+// KeptPrefix begins the names of images of shards in StagingDir.
+const KeptPrefix = "image-"
 
 // Smooth returns f with its writes on their way to the disk all along, so that a sync
 // finds little left to do. It is for large files in StagingDir.

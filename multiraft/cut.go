@@ -39,6 +39,10 @@ type cutImage struct {
 }
 
 func (l *loop) carryCut(now raft.Time, t raft.CutTask) {
+	if l.h.tuning.Cut == raft.CutLeaderImage {
+		l.keepImage(now, t)
+		return
+	}
 	s, ok := l.h.snaps.(ImageSender)
 	if r := l.byID[t.Shard]; r != nil && r.out != nil {
 		ok = false // the state is outside of the store
@@ -129,24 +133,24 @@ func (l *loop) applyCut(r *replica, e raft.Entry) {
 	}
 }
 
-// image returns the newest image in the log of r, if the log goes on behind it. nil:
-// there is none.
-func (h *Host) image(r *replica) []byte {
+// image returns the newest image in the log of r, if the log goes on behind it, and the
+// index of the cut that it came with. nil: there is none.
+func (h *Host) image(r *replica) ([]byte, raft.Index) {
 	if r.imageAt <= r.as.TruncIndex {
-		return nil
+		return nil, 0
 	}
 	ents, err := h.engine.Entries(nil, r.shard, r.imageAt, r.imageAt, raft.MaxEntryBytes)
 	if err != nil || len(ents) != 1 {
-		return nil
+		return nil, 0
 	}
 	cut, err := ents[0].Cut()
 	if err != nil || cut.Index < r.as.TruncIndex {
-		return nil // what lies between is gone
+		return nil, 0 // what lies between is gone
 	}
 	if cut.Index < r.as.ConfIndex {
-		return nil // its descriptor may not know the one who needs it
+		return nil, 0 // its descriptor may not know the one who needs it
 	}
-	return cut.Image
+	return cut.Image, cut.Index
 }
 
 // cutOld has the log of r cut if its oldest entry is old: it looks at it now and then,

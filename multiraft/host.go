@@ -130,6 +130,7 @@ type Host struct {
 	clock   Clock
 	machine StateMachine
 	snaps   SnapshotSender
+	keeper  ImageKeeper // nil: no images are kept
 	cutAge  time.Duration
 	tuning  raft.Tuning
 	seed    uint64
@@ -200,7 +201,7 @@ type Stats struct {
 	Compared                                  uint64 // times that replicas were compared, by leaders here
 	Diverged                                  uint64 // replicas found to differ, or that could not be read
 	Rebuilt                                   uint64 // replicas of this node that were rebuilt after that
-	Images                                    uint64 // snapshots sent from images in the log
+	Images                                    uint64 // snapshots sent from images that were there, in the log or beside it
 	PendingBytes                              int64  // of proposals not yet resolved
 	PendingReads                              int64  // not yet answered
 	Naps, Wakes                               uint64 // of replicas that had nothing to do
@@ -230,6 +231,9 @@ func New(c Config) (*Host, error) {
 		maxBytes: c.ProposalBytes, stop: make(chan struct{}), roundMax: cmp.Or(c.RoundBytes, maxRoundBytes), tailMax: c.TailBytes / int64(c.Loops),
 	}
 	h.logCap.limit = c.LogBytes
+	if k, ok := c.Snapshots.(ImageKeeper); ok && c.Tuning.Cut == raft.CutLeaderImage {
+		h.keeper = k
+	}
 	h.leaseClock = noLeaseClock{}
 	if lc, ok := c.Liveness.(LeaseClock); ok && c.Leases {
 		h.leases, h.leaseClock = true, lc
@@ -951,6 +955,7 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 	}
 	r.lastTs = max(r.lastTs, st.Applied.GroupTs)
 	r.fenced = nil
+	l.voidImage(r)
 	l.released(r)
 	r.core.Restore(now, st, &l.out)
 	if x := r.out; x != nil {
@@ -995,9 +1000,13 @@ func (h *Host) sendSnapshot(l *loop, r *replica, t raft.SnapshotTask) {
 		finish(0, 0, errors.New("multiraft: this host sends no snapshots"))
 		return
 	}
+	if l.sendKept(r, t, finish) {
+		return
+	}
 	if s, ok := h.snaps.(ImageSender); ok && r.imageAt > 0 && !t.Fresh {
-		if image := h.image(r); image != nil {
+		if image, at := h.image(r); image != nil {
 			h.stats.images.Add(1)
+			r.core.SnapshotFrom(t.ToReplica, at)
 			s.SendImage(image, t.Shard, t.To, t.ToReplica, func(index raft.Index, term raft.Term, err error) {
 				if err != nil {
 					l.in.put(func(it *items) {

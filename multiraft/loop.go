@@ -950,6 +950,7 @@ func (l *loop) applyConf(now raft.Time, r *replica, e raft.Entry, results [][]by
 		next = r.desc
 	} else {
 		l.noteConf(now, r, &next)
+		l.voidImage(r) // it has the old descriptor
 		r.desc = next
 		r.as.ConfIndex = e.Index
 		l.through = append(l.through, r)
@@ -1046,6 +1047,7 @@ func (l *loop) truncateAll() {
 		r.as.TruncIndex, r.as.TruncTerm = t.Index, t.Term
 		r.asDirty = !mutants.On("E4")
 		r.core.Truncated(t.Index, t.Term)
+		l.dropImage(r, t.Index)
 		l.touch(r)
 	}
 }

@@ -130,6 +130,7 @@ func (l *loop) quarantine(r *replica, err *DivergedError, unreadable bool) {
 	}
 	r.ward = ward{mark: q, dirt: true}
 	l.wantSync = true
+	l.voidImage(r)
 	l.fence(r, r.as.Applied, err, nil)
 	l.diverged(err)
 }

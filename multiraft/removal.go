@@ -296,6 +296,7 @@ func (r *replica) mayGo(now raft.Time) bool {
 // messages for it find nothing from here on.
 func (l *loop) retire(r *replica) {
 	r.removed = true
+	l.dropImage(r, anyIndex)
 	l.dismiss(r)
 	if mutants.On("F7") {
 		l.byID[r.shard] = r

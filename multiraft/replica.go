@@ -149,6 +149,10 @@ type replica struct {
 
 	imageAt raft.Index // newest entry with an image that was applied since the boot; zero: none
 	ageAt   raft.Time  // when cutOld looks next
+	// Of images outside the log: the index that the core was told, zero for none; and what is
+	// counted up when those made so far became void.
+	imageKept raft.Index
+	imageLife uint32
 
 	out *outside // its state outside of the store; nil: there is none
 

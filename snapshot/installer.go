@@ -108,7 +108,7 @@ func (s *Store) admit(from raft.NodeID, header []byte) (*reception, error) {
 		return nil, err
 	}
 	now := s.o.Clock.Now()
-	s.Sweep(false)
+	s.sweep(false)
 	r, old, err := s.enlist(&m, from, now, s.room())
 	if err == nil && old != nil { // another snapshot: what came of that is of use
 		r.adopt(s, old)
@@ -179,6 +179,9 @@ func (s *Store) fitsLocked(r *reception, left, room int64) error {
 		if o != r && (o.busy || o.meta.Shard != r.meta.Shard) {
 			promised += o.toCome()
 		}
+	}
+	for _, k := range s.mu.keeping {
+		promised += k.bytes
 	}
 	if left > room-promised && !mutants.On("H2i") {
 		return fmt.Errorf("%w: %d bytes of shard %d are to come, there is room for %d", ErrNoSpace, left, r.meta.Shard, max(0, room-promised))

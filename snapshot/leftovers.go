@@ -248,8 +248,8 @@ func (s *Store) writeHead(r *reception) error {
 }
 
 // restore takes up what an earlier life of the node left behind: the chunks in it
-// need not be sent again. At most MaxIn shards' are kept. Everything else in the
-// staging directory is removed.
+// need not be sent again. At most MaxIn shards' are kept. So are whole images
+// (restoreKept). Everything else in the staging directory is removed.
 func (s *Store) restore() error {
 	dir := s.o.Engine.StagingDir()
 	names, err := s.fs.List(dir)
@@ -257,7 +257,7 @@ func (s *Store) restore() error {
 		return fmt.Errorf("snapshot: list staging directory: %w", err)
 	}
 	slices.Sort(names)
-	kept := map[string]bool{}
+	kept := s.restoreKept(names)
 	for _, name := range names {
 		if !strings.HasPrefix(name, "in-") || len(s.mu.in) == s.o.MaxIn {
 			continue

@@ -42,3 +42,20 @@ func damagedChunk() error {
 	}
 	return nil
 }
+
+// TestKeptMutants plants one bug at a time and shows that a case of TestKept finds it.
+func TestKeptMutants(t *testing.T) {
+	for _, id := range []string{"CI2", "CI3", "CI4", "CI5"} {
+		t.Run(id, func(t *testing.T) {
+			mutants.Set(id)
+			defer mutants.Set("")
+			for _, c := range keptCases {
+				if err := c.run(t); err != nil {
+					t.Logf("found by %q: %v", c.name, err)
+					return
+				}
+			}
+			t.Fatal("not found")
+		})
+	}
+}

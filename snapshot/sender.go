@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -24,7 +25,8 @@ type Sender struct {
 		jobs   map[*job]struct{} // waiting or sent
 		closed bool
 	}
-	wg sync.WaitGroup
+	wg      sync.WaitGroup
+	keeping chan struct{} // holds one while an image is made
 }
 
 // NewSender returns a Sender that opens its streams with open.
@@ -32,6 +34,7 @@ func NewSender(s *Store, open func(ctx context.Context, to raft.NodeID, header [
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Sender{store: s, open: open, ctx: ctx, cancel: cancel}
 	n.mu.jobs = map[*job]struct{}{}
+	n.keeping = make(chan struct{}, 1)
 	return n
 }
 
@@ -52,6 +55,48 @@ func (s *Sender) Image(desc *raft.Descriptor) ([]byte, raft.Index, error) { retu
 func (s *Sender) SendImage(image []byte, shard raft.ShardID, to raft.NodeID, rep raft.ReplicaID, done func(index raft.Index, term raft.Term, err error)) {
 	s.start(shard, to, done, func(j *job, open OpenFunc) (raft.Index, raft.Term, error) {
 		return s.store.sendImage(s.ctx, image, to, rep, open, &j.t)
+	})
+}
+
+// KeepImage has an image of desc's shard made and kept (Store.Keep), one at a time, and
+// returns at once. done is called exactly once, from any goroutine. later: an image is being
+// made or sent, so this was no time for it.
+func (s *Sender) KeepImage(desc raft.Descriptor, done func(index raft.Index, bytes int64, later bool, err error)) {
+	var bytes int64
+	end := func(index raft.Index, _ raft.Term, err error) { done(index, bytes, errors.Is(err, ErrBusy), err) }
+	s.mu.Lock()
+	many := len(s.mu.jobs) >= maxWaiting/2
+	s.mu.Unlock()
+	if many { // the other half is for those that are sent
+		end(0, 0, ErrBusy)
+		return
+	}
+	s.start(desc.Shard, 0, end, func(*job, OpenFunc) (index raft.Index, _ raft.Term, err error) {
+		select {
+		case s.keeping <- struct{}{}:
+		case <-s.ctx.Done():
+			return 0, 0, ErrClosed
+		}
+		defer func() { <-s.keeping }()
+		index, bytes, err = s.store.Keep(s.ctx, &desc)
+		return index, 0, err
+	})
+}
+
+// KeptImage is Store.Kept.
+func (s *Sender) KeptImage(shard raft.ShardID) (index raft.Index, bytes int64, ok bool) {
+	return s.store.Kept(shard)
+}
+
+// DropImage is Store.DropKept.
+func (s *Sender) DropImage(shard raft.ShardID, below raft.Index) bool {
+	return s.store.DropKept(shard, below)
+}
+
+// SendKept is SendSnapshot of the image that is kept of a shard, if it is of index.
+func (s *Sender) SendKept(shard raft.ShardID, index raft.Index, to raft.NodeID, rep raft.ReplicaID, done func(index raft.Index, term raft.Term, err error)) {
+	s.start(shard, to, done, func(j *job, open OpenFunc) (raft.Index, raft.Term, error) {
+		return s.store.sendKept(s.ctx, shard, index, to, rep, open, &j.t)
 	})
 }
 

@@ -32,7 +32,8 @@ type source struct {
 	s    *Store
 	view *engine.View // nil: all files are made
 	made []*builtFile
-	meta Meta // without files until they are known
+	kept *keptImage // files are read from it; nil: they are not
+	meta Meta       // without files until they are known
 
 	known []knownFile
 	// kinds of what comes behind known: data is over, the records are, all is over
@@ -190,6 +191,18 @@ func (c *source) make(ctx context.Context, n int) (*builtFile, error) {
 }
 
 func (c *source) build(ctx context.Context, n int) (f *builtFile, k knownFile, err error) {
+	if c.kept != nil {
+		if n == len(c.kept.meta.Files) {
+			return nil, k, nil
+		}
+		c.over = n+1 == len(c.kept.meta.Files)
+		var buf []byte
+		if m := len(c.free); m > 0 {
+			buf, c.free = c.free[m-1], c.free[:m-1]
+		}
+		f, err = c.kept.read(c.s, n, buf)
+		return f, k, err
+	}
 	if c.view == nil {
 		if n == len(c.made) {
 			return nil, k, nil

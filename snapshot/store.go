@@ -58,6 +58,9 @@ type Options struct {
 	// TableBytes is about the size of one table, before compression, on average; a
 	// sender holds up to four times as much in memory for each snapshot. Zero: 8 MiB.
 	TableBytes int
+	// KeepBytes bounds what the images take together that are kept of shards (Store.Keep),
+	// those being made included. Zero: none are kept.
+	KeepBytes int64
 	// Inline makes snapshots without goroutines of the package's own, and lets nothing in
 	// them depend on when Pebble's goroutines do their work. Simulators use it.
 	Inline bool
@@ -93,7 +96,12 @@ type Store struct {
 		limiter *Limiter
 		in      []*reception
 		closed  bool
+		kept    map[raft.ShardID]*keptImage
+		keeping map[raft.ShardID]*keeping
+		tight   bool         // no images are made
+		leaving []*keptImage // on no list any more, and still being sent
 	}
+	aside sync.WaitGroup // removes files
 }
 
 // New returns a Store. It cleans the engine's staging directory, but for
@@ -129,6 +137,7 @@ func New(o Options) (*Store, error) {
 	}
 	s := &Store{o: o, fs: o.Engine.FS(), slots: make(chan struct{}, o.MaxOut)}
 	s.mu.limiter = NewLimiter(o.BytesPerSecond)
+	s.mu.kept, s.mu.keeping = map[raft.ShardID]*keptImage{}, map[raft.ShardID]*keeping{}
 	return s, s.restore()
 }
 
@@ -360,8 +369,19 @@ func (s *Store) pace(ctx context.Context, n int) error {
 }
 
 // Sweep drops what is left of interrupted receptions that nobody went on with for
-// RetainFor, or of all of them. Its owner calls it from time to time.
+// RetainFor, or of all of them, and then all kept images as well, and none is made until
+// the next call. Its owner calls it from time to time.
 func (s *Store) Sweep(all bool) {
+	s.mu.Lock()
+	s.mu.tight = all
+	s.mu.Unlock()
+	if all {
+		s.dropAllKept()
+	}
+	s.sweep(all)
+}
+
+func (s *Store) sweep(all bool) {
 	now := s.o.Clock.Now()
 	s.dropIdle(func(r *reception) bool { return all || now.Sub(r.since) >= RetainFor })
 }
@@ -432,6 +452,7 @@ func (s *Store) discard(r *reception) {
 // which the caller ends. What came of interrupted ones stays on the disk, for the next
 // life of the node. It is idempotent.
 func (s *Store) Close() {
+	defer s.aside.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.closed = true

@@ -43,6 +43,8 @@ type Counters struct {
 	SentSpared, ReceivedSpared uint64 // bytes of chunks that were there already
 	Sent, Received, Failed     uint64 // transfers that ended; Failed: of both
 	PacedNanos                 uint64 // that sending waited for its pace
+	Kept, KeptBytes            uint64 // images that were made to be kept, and what they took
+	KeptNow                    int64  // bytes that kept images take now
 }
 
 // transfer is the progress of one. Any goroutine may read it.
@@ -119,13 +121,17 @@ func (t *transfer) end(err error) {
 // counters are the sums behind Counters.
 type counters struct {
 	sent, received, sentSpared, receivedSpared atomic.Uint64
-	outs, ins, failed, paced                   atomic.Uint64
+	outs, ins, failed, paced, kept, keptBytes  atomic.Uint64
 }
 
 // Counters returns the sums since the Store was made.
 func (s *Store) Counters() Counters {
 	c := &s.count
+	s.mu.Lock()
+	now := s.keptBytesLocked()
+	s.mu.Unlock()
 	return Counters{
+		Kept: c.kept.Load(), KeptBytes: c.keptBytes.Load(), KeptNow: now,
 		SentBytes: c.sent.Load(), ReceivedBytes: c.received.Load(), SentSpared: c.sentSpared.Load(), ReceivedSpared: c.receivedSpared.Load(),
 		Sent: c.outs.Load(), Received: c.ins.Load(), Failed: c.failed.Load(), PacedNanos: c.paced.Load(),
 	}
@@ -166,6 +172,9 @@ func (s *Sender) Transfers() []Transfer {
 	s.mu.Lock()
 	out := make([]Transfer, 0, len(s.mu.jobs))
 	for j := range s.mu.jobs {
+		if j.to == 0 {
+			continue // it makes an image
+		}
 		if t := j.t.Load(); t != nil {
 			out = append(out, t.look(TransferSending))
 		} else {

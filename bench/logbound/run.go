@@ -56,12 +56,16 @@ type Work struct {
 	Snapshots int64 `json:"snapshots_sent"`
 	Images    int64 `json:"images_sent"`
 	SentBytes int64 `json:"snapshot_bytes_sent"`
+	// Kept images of shards were made, to be kept beside the log.
+	Kept      int64 `json:"images_kept"`
+	KeptBytes int64 `json:"image_bytes_kept"`
 }
 
 // WorkOf reads what n did; Device is left out.
 func WorkOf(n *flotilla.Node) Work {
 	m := n.Metrics()
-	return Work{Snapshots: int64(m.Snapshots.Sent), Images: int64(m.Host.Images), SentBytes: int64(m.Snapshots.SentBytes)}
+	return Work{Snapshots: int64(m.Snapshots.Sent), Images: int64(m.Host.Images), SentBytes: int64(m.Snapshots.SentBytes),
+		Kept: int64(m.Snapshots.Kept), KeptBytes: int64(m.Snapshots.KeptBytes)}
 }
 
 func (w *Work) add(v Work) {
@@ -69,6 +73,8 @@ func (w *Work) add(v Work) {
 	w.Snapshots += v.Snapshots
 	w.Images += v.Images
 	w.SentBytes += v.SentBytes
+	w.Kept += v.Kept
+	w.KeptBytes += v.KeptBytes
 }
 
 // Config says what to do. All fields but the functions are needed.

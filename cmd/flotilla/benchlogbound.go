@@ -262,15 +262,15 @@ func (a *app) printBounds(runs []*logbound.Result) error {
 		return err
 	}
 	if len(runs) > 1 {
-		t := newTable("WRITTEN DIRECTORY LOGS OF DEVICE PER SNAPSHOTS FROM SENT", "POLICY", "WRITTEN (MiB)", "DIRECTORY most (MiB)", "OF BOUND", "LOGS most (MiB)", "OF LIMIT",
-			"DEVICE (MiB)", "PER BYTE", "SNAPSHOTS", "FROM IMAGES", "SENT (MiB)")
+		t := newTable("WRITTEN DIRECTORY LOGS OF DEVICE PER SNAPSHOTS FROM SENT IMAGES", "POLICY", "WRITTEN (MiB)", "DIRECTORY most (MiB)", "OF BOUND", "LOGS most (MiB)", "OF LIMIT",
+			"DEVICE (MiB)", "PER BYTE", "SNAPSHOTS", "FROM IMAGES", "SENT (MiB)", "IMAGES KEPT (MiB)")
 		for _, r := range runs {
 			disk, logs := r.Most()
 			w := &r.Work
 			t.add(string(r.Policy), fmt.Sprintf("%.0f", mibs(r.Written)), fmt.Sprintf("%.1f", mibs(disk)), fmt.Sprintf("%.0f%%", 100*float64(disk)/float64(r.DiskBound)),
 				fmt.Sprintf("%.1f", mibs(logs)), fmt.Sprintf("%.0f%%", 100*float64(logs)/float64(r.LogLimit)),
 				fmt.Sprintf("%.0f", mibs(w.Device)), fmt.Sprintf("%.2f", float64(w.Device)/float64(max(1, r.Written))),
-				countText(w.Snapshots), countText(w.Images), fmt.Sprintf("%.1f", mibs(w.SentBytes)))
+				countText(w.Snapshots), countText(w.Images), fmt.Sprintf("%.1f", mibs(w.SentBytes)), fmt.Sprintf("%s (%.1f)", countText(w.Kept), mibs(w.KeptBytes)))
 		}
 		if _, err := fmt.Fprintf(a.out, "\n%s", t); err != nil {
 			return err

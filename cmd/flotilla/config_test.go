@@ -147,7 +147,7 @@ func TestFaultsOfOptions(t *testing.T) {
 
 // The node gets the compaction policy and each of its triggers, from wherever they are set.
 func TestCompactionSettings(t *testing.T) {
-	env := map[string]string{"FLOTILLA_COMPACTION": "in-log", "FLOTILLA_COMPACTION_BYTES": "3MiB"}
+	env := map[string]string{"FLOTILLA_COMPACTION_IMAGES": "32MiB", "FLOTILLA_COMPACTION": "in-log", "FLOTILLA_COMPACTION_BYTES": "3MiB"}
 	file := writeFile(t, "flotilla.toml", "[compaction]\npolicy = \"replica\"\nentries = 7\nage = \"5m\"\n")
 	fs := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	addSettings(fs)
@@ -159,7 +159,7 @@ func TestCompactionSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	o, err := r.options()
-	if want := (flotilla.Compaction{Policy: flotilla.CompactInLog, Entries: 7, Bytes: 3 << 20, Age: 5 * time.Minute, Idle: 9 * time.Second}); err != nil || o.Compaction != want {
+	if want := (flotilla.Compaction{Policy: flotilla.CompactInLog, Entries: 7, Bytes: 3 << 20, Age: 5 * time.Minute, Idle: 9 * time.Second, ImageBytes: 32 << 20}); err != nil || o.Compaction != want {
 		t.Errorf("%+v, %v; want %+v", o.Compaction, err, want)
 	}
 }

@@ -123,10 +123,11 @@ type config struct {
 		Drain          duration `toml:"drain" flag:"drain" help:"time to hand leaderships over when stopped"`
 	} `toml:"limits"`
 	Compaction struct {
-		Policy  string   `toml:"policy" flag:"compaction" help:"who decides how far the Raft logs are cut: piggybacked, in-log or replica; best the same on all nodes"`
+		Policy  string   `toml:"policy" flag:"compaction" help:"who decides how far the Raft logs are cut: piggybacked, in-log, replica or leader-image; best the same on all nodes"`
 		Entries int      `toml:"entries" flag:"compaction-entries" help:"cut a shard's log once so many entries can go; piggybacked does not ask"`
 		Bytes   size     `toml:"bytes" flag:"compaction-bytes" help:"cut a shard's log once entries of so many bytes can go; piggybacked does not ask"`
 		Age     duration `toml:"age" flag:"compaction-age" help:"cut a shard's log once its oldest entry is so old; piggybacked does not ask"`
+		Images  size     `toml:"images" flag:"compaction-images" help:"what the images of shards may take together that leader-image keeps; 0: as much as limits.log"`
 		Idle    duration `toml:"idle" flag:"compaction-idle" help:"cut a shard's log once nothing was written to the shard for so long; for every policy"`
 	} `toml:"compaction"`
 	Log struct {
@@ -306,7 +307,7 @@ func resolve(fs *pflag.FlagSet, env func(string) (string, bool)) (*resolved, err
 // else is checked by flotilla.Options.Validate.
 func (r *resolved) check() error {
 	for _, s := range settings { // zero in Options would mean the default
-		if v := r.field(s); !slices.Contains([]string{"limits.drain", "limits.proposals", "limits.disk", "limits.ballast"}, s.path()) && (v.Type() == reflect.TypeFor[duration]() || v.Type() == reflect.TypeFor[size]()) && v.IsZero() {
+		if v := r.field(s); !slices.Contains([]string{"limits.drain", "limits.proposals", "limits.disk", "limits.ballast", "compaction.images"}, s.path()) && (v.Type() == reflect.TypeFor[duration]() || v.Type() == reflect.TypeFor[size]()) && v.IsZero() {
 			return usageError("%s = %s (%s): must be more than 0", s.path(), r.text(s), r.origin[s.path()])
 		}
 	}
@@ -490,7 +491,7 @@ var optionPaths = map[string]string{
 	"TLS": "tls.cert", "TLS.CA": "tls.ca", "TLS.Cert": "tls.cert", "TLS.Key": "tls.key",
 	"Timing.Heartbeat": "raft.heartbeat", "Timing.Support": "raft.support", "Timing.ElectionRank": "raft.election_rank",
 	"Limits.Memory": "limits.memory", "Limits.Proposals": "limits.proposals", "Limits.Wait": "limits.wait", "Limits.Log": "limits.log", "Limits.Disk": "limits.disk", "Limits.Ballast": "limits.ballast",
-	"Compaction.Policy": "compaction.policy", "Compaction.Entries": "compaction.entries", "Compaction.Bytes": "compaction.bytes", "Compaction.Age": "compaction.age", "Compaction.Idle": "compaction.idle", "Timeout": "limits.request_timeout",
+	"Compaction.Policy": "compaction.policy", "Compaction.Entries": "compaction.entries", "Compaction.Bytes": "compaction.bytes", "Compaction.Age": "compaction.age", "Compaction.Idle": "compaction.idle", "Compaction.ImageBytes": "compaction.images", "Timeout": "limits.request_timeout",
 }
 
 // options returns what the node is opened with. Faults are told in the words of
@@ -515,7 +516,7 @@ func (r *resolved) options() (flotilla.Options, error) {
 			ElectionRank: r.Raft.ElectionRank.d},
 		NoClock: r.Raft.NoClock,
 		Compaction: flotilla.Compaction{Policy: flotilla.CompactionPolicy(r.Compaction.Policy), Entries: r.Compaction.Entries,
-			Bytes: int64(r.Compaction.Bytes), Age: r.Compaction.Age.d, Idle: r.Compaction.Idle.d},
+			Bytes: int64(r.Compaction.Bytes), Age: r.Compaction.Age.d, Idle: r.Compaction.Idle.d, ImageBytes: int64(r.Compaction.Images)},
 		// The process is the node's: it is held to limits.memory as a whole.
 		WholeProcess: true,
 	}

@@ -70,7 +70,7 @@ func (c *Core) Freeze(keepTruncate bool) {
 		c.quorumSince = FrozenTime
 	}
 	c.stirred = false // what is explored is at rest
-	c.cutRetry = 0
+	c.cutRetry, c.image.wanted, c.image.spared = 0, false, false
 	c.queryAt, c.quorumFrom, c.waitAll, c.waitMost, c.sizeDue = 0, FrozenTime, 0, 0, 0
 	c.attempts, c.anomalies = 0, 0
 	c.lastSeen, c.appliedAt = c.log.last, c.log.applied
@@ -274,6 +274,8 @@ func (c *Core) AppendState(dst []byte, f *StateForm) []byte {
 		dst = u(u(u(dst, uint64(d.Shard)), uint64(d.Index)), uint64(d.Term))
 	}
 	dst = u(u(u(u(dst, uint64(c.cutTo)), uint64(c.cutEntry)), uint64(c.wish)), uint64(c.cutAsked))
+	i := &c.image
+	dst = append(u(u(u(dst, uint64(i.at)), uint64(i.bytes)), uint64(i.seen)), i.fails, flags(i.making, i.without, i.force, i.fresh))
 	dst = append(u(u(dst, uint64(c.redo)), uint64(c.dataBytes)), flags(c.redoes), byte(c.pressure))
 	t := &c.told
 	dst = u(u(u(u(dst, uint64(t.Shard)), uint64(t.Term)), f.id(uint32(t.Lead))), f.id(uint32(t.LeadNode)))

@@ -27,6 +27,8 @@ var noForm = map[string]string{
 	"lastSeen":      "Freeze sets it to log.last",
 	"appliedAt":     "Freeze sets it to log.applied",
 	"asking.tries":  "Freeze resets it",
+	"image.wanted":  "Freeze resets it",
+	"image.spared":  "Freeze resets it",
 	"log.bytes":     "follows from log.ents",
 	"log.diskBytes": "Freeze resets it",
 	"log.deadEnts":  "Freeze resets it",

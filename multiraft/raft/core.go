@@ -245,6 +245,7 @@ type Core struct {
 	wish       Index // leader: how far it would cut the logs
 	cutAsked   Index // leader: how far the owner was asked to
 	cutRetry   Time  // leader: not before: ask again, after the owner could not
+	image      imageState
 	redo       Index // see Hold
 	pressure   LogPressure
 	dataBytes  int64 // see Sized; zero: unknown
@@ -355,6 +356,7 @@ func (c *Core) load(now Time, st State) error {
 	c.role, c.released = RoleFollower, false
 	c.lagAt, c.commitAt, c.truncAt, c.transferAt = Never, Never, Never, Never
 	c.compactTo, c.cutTo, c.cutEntry, c.wish, c.cutAsked = l.trunc, l.trunc, 0, 0, 0
+	c.image = imageState{}
 	c.applyBytes = 0
 	c.drops = c.drops[:0]
 	c.quorumFrom = now.Add(2 * time.Second)

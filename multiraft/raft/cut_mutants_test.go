@@ -10,7 +10,7 @@ import (
 
 // TestCutMutants plants one bug at a time and shows that a case fails.
 func TestCutMutants(t *testing.T) {
-	for _, id := range []string{"CP1", "CP2"} {
+	for _, id := range []string{"CP1", "CP2", "CI1"} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)
 			defer mutants.Set("")

@@ -3,6 +3,7 @@ package raft
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -16,6 +17,9 @@ var cutCases = []struct {
 	{"an idle group asks once", cutIdle},
 	{"each trigger alone is enough", cutTriggers},
 	{"a replica cuts alone", cutAlone},
+	{"an image covers a cut", cutUnderImage},
+	{"without an image", cutWithoutImage},
+	{"large images are made seldom", cutLargeImage},
 }
 
 func TestCut(t *testing.T) {
@@ -161,6 +165,132 @@ func cutAlone(t *testing.T) error {
 	l.under(CutAlone, 1, 1<<20)
 	if _, cut := l.askedCut(); cut > l.c.log.last-10 {
 		return fmt.Errorf("a leader cuts through %d, and a live replica has %d", cut, l.c.log.last-10)
+	}
+	return nil
+}
+
+// flushed flushes the core and returns what it asks for: images, and snapshots for members.
+func (r *rig) flushed() (cuts []CutTask, snaps []SnapshotTask, cut Index) {
+	r.t.Helper()
+	r.c.Flush(r.now, &r.o)
+	cuts, snaps = slices.Clone(r.o.Cuts), slices.Clone(r.o.Snapshots)
+	for _, t := range r.o.Truncates {
+		cut = t.Index
+		r.c.Truncated(t.Index, t.Term)
+	}
+	r.o.Reset()
+	return cuts, snaps, cut
+}
+
+// dies tells the core that a node is down, or up again.
+func (r *rig) dies(node NodeID, down bool) {
+	r.live.down[node] = down
+	r.c.LivenessChanged(r.now, node, &r.o)
+}
+
+func cutUnderImage(t *testing.T) error {
+	r := heldUp(t)
+	match := r.c.log.last - 10
+	r.under(CutLeaderImage, 2, 1<<30)
+	if cuts, _, cut := r.flushed(); len(cuts) != 0 || cut > match {
+		return fmt.Errorf("asks for %v, cuts through %d, and node 3 is alive and has %d", cuts, cut, match)
+	}
+	r.dies(3, true)
+	cuts, _, cut := r.flushed()
+	if len(cuts) != 1 || cuts[0].Index != r.c.log.applied || cut > match {
+		return fmt.Errorf("asks for %v, cuts through %d; node 3 is away, and has %d", cuts, cut, match)
+	}
+	image := cuts[0].Index
+	for range 3 { // while it is made
+		r.do(true, func(o *Out) { _, _ = r.c.Propose(r.now, EntryHeader{}, []Command{{Body: []byte("x")}}, o) })
+		r.step(Msg{Type: MsgAppResp, From: 2, Term: 1, Index: r.c.log.last, Epoch: 1<<32 | 1})
+	}
+	if cuts, _, cut := r.flushed(); len(cuts) != 0 || cut > match {
+		return fmt.Errorf("asks for %v, cuts through %d while the image is made", cuts, cut)
+	}
+	r.c.Imaged(image, 100)
+	if cuts, _, cut = r.flushed(); cut != image || len(cuts) != 1 || cuts[0].Index != r.c.log.applied {
+		return fmt.Errorf("the image is of %d, cut through %d, asks for %v", image, cut, cuts)
+	}
+	r.c.ImageFailed(r.now, true) // no time for another one
+	r.c.Evict(0)
+	r.dies(3, false)
+	r.now = r.now.Add(time.Minute)
+	r.c.Tick(r.now, &r.o) // node 3 is silent
+	_, snaps, _ := r.flushed()
+	if len(snaps) != 1 || snaps[0].ToReplica != 3 {
+		return fmt.Errorf("node 3 is back, and is sent %v", snaps)
+	}
+	r.c.SnapshotFrom(3, image)
+	r.c.truncNow = true
+	if _, _, cut := r.flushed(); cut > image {
+		return fmt.Errorf("cut through %d while an image of %d is sent", cut, image)
+	}
+	r.c.ImageFailed(r.now, true)
+	r.c.SnapshotSent(r.now, 3, image, 1, true, &r.o)
+	acks := func(idx Index) {
+		m := Msg{Type: MsgAppResp, From: 3, Shard: 7, To: 1, ToReplica: 1, FromReplica: 3, Term: 1, Index: idx, Epoch: 1<<32 | 1}
+		r.c.Step(r.now, &m, &r.o)
+	}
+	acks(image)
+	if cuts, _, _ = r.flushed(); len(cuts) != 1 || cuts[0].Index != 0 {
+		return fmt.Errorf("all have what is in the image, and %v is asked for", cuts)
+	}
+	acks(r.c.log.last)
+	r.c.truncNow = true
+	if _, _, cut := r.flushed(); cut != r.c.log.last {
+		return fmt.Errorf("all have the whole log through %d, cut through %d", r.c.log.last, cut)
+	}
+	return nil
+}
+
+func cutWithoutImage(t *testing.T) error {
+	r := heldUp(t)
+	match := r.c.log.last - 10
+	r.under(CutLeaderImage, 2, 1<<30)
+	r.dies(3, true)
+	if cuts, _, _ := r.flushed(); len(cuts) != 1 {
+		return fmt.Errorf("asks for %v", cuts)
+	}
+	r.c.ImageFailed(r.now, false)
+	if cuts, _, cut := r.flushed(); len(cuts) != 0 || cut > match {
+		return fmt.Errorf("asks for %v at once, cuts through %d; node 3 may hold back what is behind %d", cuts, cut, match)
+	}
+	tun := *r.c.tun
+	tun.LogKeepEntries = 5
+	r.c.tun = &tun
+	r.c.truncNow = true
+	if _, _, cut := r.flushed(); cut != r.c.log.last {
+		return fmt.Errorf("cut through %d of %d: there can be no image, and more is held back than may be", cut, r.c.log.last)
+	}
+	r.do(true, func(o *Out) { _, _ = r.c.Propose(r.now, EntryHeader{}, []Command{{Body: []byte("x")}}, o) })
+	r.step(Msg{Type: MsgAppResp, From: 2, Term: 1, Index: r.c.log.last, Epoch: 1<<32 | 1})
+	r.now = r.now.Add(time.Minute)
+	r.c.Tick(r.now, &r.o)
+	if cuts, _, _ := r.flushed(); len(cuts) != 1 {
+		return fmt.Errorf("asks for %v after a while", cuts)
+	}
+	return nil
+}
+
+func cutLargeImage(t *testing.T) error {
+	r := heldUp(t)
+	r.under(CutLeaderImage, 2, 1)
+	r.dies(3, true)
+	r.c.Sized(100 << 20)
+	for range 3 { // entries, bytes and a quiet time are reached
+		if cuts, _, _ := r.flushed(); len(cuts) != 0 {
+			return fmt.Errorf("asks for an image of 100 MiB for some bytes of log: %v", cuts)
+		}
+		r.now = r.now.Add(2 * time.Second)
+		r.c.Tick(r.now, &r.o)
+	}
+	if d := r.c.truncAt; d != Never {
+		return fmt.Errorf("a quiet core looks again at %d", d)
+	}
+	r.c.CutNow()
+	if cuts, _, _ := r.flushed(); len(cuts) != 1 {
+		return fmt.Errorf("the oldest entry is old, and %v is asked for", cuts)
 	}
 	return nil
 }

@@ -542,11 +542,14 @@ func (c *Core) updateCompactTo(now Time, o *Out) {
 		keep = uint64(KeepBytes(int64(keep), c.dataBytes))
 	}
 	to := l.applied
+	images := c.tun.Cut == CutLeaderImage
+	c.image.wanted, c.image.spared = false, true
 	for i := range c.peers {
 		p := &c.peers[i]
 		if i == c.self || p.forgot {
 			continue
 		}
+		c.image.spared = c.image.spared && p.match >= c.image.at && p.state != stateSnapshot
 		pos := max(p.match, l.trunc)
 		if p.state == stateSnapshot {
 			pos = max(pos, p.snapIndex)
@@ -566,7 +569,10 @@ func (c *Core) updateCompactTo(now Time, o *Out) {
 			c.sizeDue = now.Add(sizeEvery)
 			o.Sizes = append(o.Sizes, SizeTask{Shard: c.shard})
 		}
-		if l.last-pos <= Index(f*c.tun.LogKeepEntries) && held <= uint64(f)*keep {
+		within := l.last-pos <= Index(f*c.tun.LogKeepEntries) && held <= uint64(f)*keep
+		if images {
+			to = c.cover(f > 1, within, pos, to)
+		} else if within {
 			to = pos
 		}
 	}

@@ -349,6 +349,8 @@ type TruncateTask struct {
 
 // CutTask asks the owner to propose that the logs of Shard be cut through Index
 // (Core.ProposeCut). A leader whose Tuning.Cut is CutInLog emits it, once for each Index.
+// Under CutLeaderImage it asks for an image of all that is applied, Index or later, and
+// for Core.Imaged or ImageFailed; with Index zero, to drop the image, which nobody needs.
 type CutTask struct {
 	Shard ShardID
 	Index Index

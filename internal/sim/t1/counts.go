@@ -25,6 +25,7 @@ type Counts struct {
 	Destroyed  int // replicas
 	Headless   int // runs without a liveness phase: a voter without state made a quorum impossible
 	SnapsSent  int // snapshots that arrived and were installed
+	KeptSent   int // of them, sent from images that leaders keep
 	Refused    int // corrupted frames that were refused
 	Histories  int // groups of keys whose operations have an order
 	Undecided  int // groups for which the search took too long
@@ -66,6 +67,7 @@ func (c *Counts) Add(o *Counts) {
 	c.Destroyed += o.Destroyed
 	c.Headless += o.Headless
 	c.SnapsSent += o.SnapsSent
+	c.KeptSent += o.KeptSent
 	c.Refused += o.Refused
 	c.Histories += o.Histories
 	c.Undecided += o.Undecided
@@ -110,13 +112,13 @@ func (c *Counts) String() string {
 	}
 	return fmt.Sprintf(`seeds %d, events %d
 disk: %d reopens, %d crash images (%d within a recovery), %d synced rounds, %d of them lost untold, %d nodes stopped by their disk, %d not started again, %d gave support back as it stood still
-raft: %d terms with a leader, %d entries committed, %d applied, %d configurations, %d replicas destroyed, %d snapshots installed, %d frames, %d refused
+raft: %d terms with a leader, %d entries committed, %d applied, %d configurations, %d replicas destroyed, %d snapshots installed (%d were kept images), %d frames, %d refused
 digests: %d comparisons, %d state machines strayed, %d replicas rebuilt
 clients: %d operations, %d reads (%d by lease, %d of them asleep), %d writes, %d unknown, %d denied; %d linearizable histories, %d undecided
 sleep: %d replicas fell asleep, %d woke
 faults:%s`,
 		c.Runs, c.Events, c.Reopens, c.Images, c.Recovery, c.Batches, c.LostSyncs, c.FailStops, c.Refusals, c.Yields,
-		c.Leaders, c.Commits, c.Applies, c.Confs, c.Destroyed, c.SnapsSent, c.Frames, c.Refused,
+		c.Leaders, c.Commits, c.Applies, c.Confs, c.Destroyed, c.SnapsSent, c.KeptSent, c.Frames, c.Refused,
 		c.Compared, c.Strays, c.Rebuilt,
 		c.Ops, c.Reads, c.LeaseReads, c.AsleepRead, c.Writes, c.Unknown, c.Denied, c.Histories, c.Undecided, c.Naps, c.Wakes, f.String())
 }

@@ -337,7 +337,7 @@ func (n *node) boot() {
 		}
 	}
 	n.snaps, err = snapshot.New(snapshot.Options{
-		Engine: n.eng, Node: n.id, Live: func(*raft.Descriptor) []raft.Descriptor { return n.descriptors() }, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes, Inline: true,
+		Engine: n.eng, Node: n.id, Live: func(*raft.Descriptor) []raft.Descriptor { return n.descriptors() }, Clock: n.clock, SmallBytes: w.p.SmallBytes, TableBytes: w.p.TableBytes, Inline: true, KeepBytes: keepBytes(w.p),
 		NewID: func() (id snapshot.ID) {
 			for i := range id {
 				id[i] = byte(n.rng.Uint32())
@@ -702,7 +702,8 @@ type snapJob struct {
 	desc  raft.Descriptor
 	to    raft.NodeID
 	rep   raft.ReplicaID
-	image []byte // nil: the state as it is then
+	image []byte     // nil: the state as it is then
+	kept  raft.Index // the image that is kept, if it is of this index; zero: not that
 	done  func(raft.Index, raft.Term, error)
 }
 
@@ -728,6 +729,41 @@ func (s *nodeSnaps) SendImage(image []byte, shard raft.ShardID, to raft.NodeID, 
 	n.w.on(n, n.w.now+1, n.sendNext)
 }
 
+// KeepImage implements multiraft.ImageKeeper.
+func (s *nodeSnaps) KeepImage(desc raft.Descriptor, done func(raft.Index, int64, bool, error)) {
+	n := (*node)(s)
+	n.w.on(n, n.w.now+1+int64(n.w.exp(n.w.p.ReadDelay)), func() {
+		index, bytes, err := n.snaps.Keep(context.Background(), &desc)
+		n.w.log(n.idx, "kept", uint64(desc.Shard), uint64(index)<<1|b2u(err != nil))
+		done(index, bytes, errors.Is(err, snapshot.ErrBusy), err)
+	})
+}
+
+// KeptImage implements multiraft.ImageKeeper.
+func (s *nodeSnaps) KeptImage(shard raft.ShardID) (raft.Index, int64, bool) {
+	return s.snaps.Kept(shard)
+}
+
+// DropImage implements multiraft.ImageKeeper.
+func (s *nodeSnaps) DropImage(shard raft.ShardID, below raft.Index) bool {
+	return s.snaps.DropKept(shard, below)
+}
+
+// SendKept implements multiraft.ImageKeeper.
+func (s *nodeSnaps) SendKept(shard raft.ShardID, index raft.Index, to raft.NodeID, rep raft.ReplicaID, done func(raft.Index, raft.Term, error)) {
+	n := (*node)(s)
+	n.queue = append(n.queue, snapJob{desc: raft.Descriptor{Shard: shard}, to: to, rep: rep, kept: index, done: done})
+	n.w.on(n, n.w.now+1, n.sendNext)
+}
+
+// keepBytes is what the images may take that a node keeps: little in some runs.
+func keepBytes(p *Params) int64 {
+	if p.Tuning.Cut != raft.CutLeaderImage {
+		return 0
+	}
+	return []int64{1 << 20, 40 << 10, 1 << 20}[p.Payload%3]
+}
+
 func (n *node) sendNext() {
 	if len(n.queue) == 0 || n.sending >= 2 {
 		return
@@ -743,9 +779,15 @@ func (n *node) sendNext() {
 		var index raft.Index
 		var term raft.Term
 		var err error
-		if job.image != nil {
+		switch {
+		case job.kept != 0:
+			index, term, err = n.snaps.SendKept(context.Background(), job.desc.Shard, job.kept, job.to, job.rep, open)
+			if err == nil {
+				n.w.res.KeptSent++
+			}
+		case job.image != nil:
 			index, term, err = n.snaps.SendImage(context.Background(), job.image, job.to, job.rep, open)
-		} else {
+		default:
 			index, term, err = n.snaps.Send(context.Background(), &job.desc, job.to, open)
 		}
 		if n.gen != gen || !n.up {

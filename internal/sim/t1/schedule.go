@@ -418,4 +418,4 @@ func drawParams(rng *rand.Rand, profile string) Params {
 }
 
 // cutPolicies is how many policies there are besides the default.
-const cutPolicies = 2
+const cutPolicies = 3
