@@ -122,6 +122,9 @@ func (s *stray) hung() bool {
 		if !n.up {
 			continue
 		}
+		if _, ok := n.host.View(s.shard); !ok {
+			continue // it waits for a snapshot, and nobody is sure enough to send one
+		}
 		if _, has, err := n.eng.GetGroup(s.shard, straySuffix); err == nil && has {
 			with++
 		} else {
