@@ -1,7 +1,6 @@
 package multiraft
 
 import (
-	"errors"
 	"math"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -25,8 +24,6 @@ type ImageKeeper interface {
 	SendKept(shard raft.ShardID, index raft.Index, to raft.NodeID, toReplica raft.ReplicaID, done func(index raft.Index, term raft.Term, err error))
 }
 
-var errNoKeeper = errors.New("multiraft: this host keeps no images")
-
 // keepImage carries out a CutTask under raft.CutLeaderImage.
 func (l *loop) keepImage(now raft.Time, t raft.CutTask) {
 	r := l.byID[t.Shard]
@@ -39,7 +36,7 @@ func (l *loop) keepImage(now raft.Time, t raft.CutTask) {
 		return
 	}
 	l.touch(r)
-	if k == nil || r.fenced != nil {
+	if k == nil || r.fenced != nil || r.out != nil { // what a machine keeps elsewhere is sent as it is now
 		r.core.ImageFailed(now, false)
 		return
 	}
