@@ -1125,6 +1125,9 @@ func (n *Node) descriptors() (out []raft.Descriptor) {
 // sleep it reads the descriptors of the few that the layout dealt keys of d to, and of such as
 // the layout does not know: a range does not grow.
 func (n *Node) descriptorsNear(d *raft.Descriptor) (out []raft.Descriptor) {
+	if n.table == nil { // not open yet: what an earlier life received is looked at
+		return n.descriptors()
+	}
 	l := n.table.KnownLayout(d.Keyspace)
 	if l == nil || n.host.Census().Replicas <= manyReplicas {
 		return n.descriptors()

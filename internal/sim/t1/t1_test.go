@@ -138,7 +138,7 @@ func TestRegress(t *testing.T) {
 
 // TestT1Fleet runs thousands of shards that sleep, wake and elect while nodes crash.
 func TestT1Fleet(t *testing.T) {
-	seeds := 4
+	seeds := 2
 	if testing.Short() {
 		seeds = 1
 	}

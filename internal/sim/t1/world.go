@@ -271,8 +271,8 @@ func (w *World) runUntil(t int64) {
 		if w.now-w.recent[0] > 1e6 {
 			w.recent = [2]int64{w.now, 0}
 		}
-		if w.recent[1]++; w.recent[1] > 50_000 {
-			w.fail("S19", "more than 50000 events in a virtual millisecond")
+		if w.recent[1]++; w.recent[1] > int64(50_000+1_000*len(w.orc.order)) {
+			w.fail("S19", "more than %d events in a virtual millisecond", w.recent[1])
 		}
 		w.do(&e)
 	}
