@@ -68,7 +68,6 @@ into the memory is not begun, and one that outgrows --memory is given up.`,
 		},
 	}
 	f := cmd.Flags()
-	f.DurationVar(&b.Settle, "settle", 30*time.Second, "longest time to wait for a cluster to come to rest")
 	f.IntVar(&b.Used, "used", 256, "most shards that hold something; the others were never used")
 	f.DurationVar(&b.Window, "window", 20*time.Second, "how long to watch a cluster at rest")
 	b.flags(cmd)
@@ -104,7 +103,6 @@ Each number is measured in a process of its own.`,
 		},
 	}
 	f := cmd.Flags()
-	f.DurationVar(&b.Settle, "settle", 30*time.Second, "longest time to wait for a cluster to come to rest")
 	f.IntVar(&b.Awake, "awake", 10_000, "most shards to wake before a node is killed")
 	f.IntVar(&b.Hot, "hot", 48, "busy shards among the idle ones; 0: leave this part out")
 	f.IntVar(&b.Clients, "clients", 1024, "clients that write to the busy shards")
@@ -117,6 +115,7 @@ Each number is measured in a process of its own.`,
 // flags defines what both have.
 func (b *fleetFlags) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
+	f.DurationVar(&b.Settle, "settle", 30*time.Second, "longest time to wait for a cluster to come to rest")
 	f.IntSliceVar(&b.counts, "counts", []int{1000, 10_000}, "numbers of shards")
 	f.DurationVar(&b.limit, "limit", 10*time.Minute, "longest time for one number")
 	b.memoryText = settingFlag{b.memory.String(), "size"}
