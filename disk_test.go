@@ -75,7 +75,7 @@ func (c *diskCluster) eventsOf(i int) []DiskEvent {
 // until waits for a condition.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	end := time.Now().Add(20 * time.Second)
+	end := time.Now().Add(time.Minute)
 	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
 		if f() {
 			tick.Stop()

@@ -38,13 +38,13 @@ func (g *gate) set(closed bool) {
 }
 
 // TestDiskStall: the disk of a node stands still, while it is written to and while
-// it is idle. All its shards have other leaders, which take writes, within one
-// support interval; the node says what is wrong. When the disk goes on, the node is
-// back by itself.
+// it is idle. The node gives the others' promises back instead of letting them run
+// out (how long that takes is a matter of the simulator's clock: oracle L1); all its
+// shards have other leaders, which take writes; the node says what is wrong. When the
+// disk goes on, the node is back by itself.
 func TestDiskStall(t *testing.T) {
-	const support = 2500 * time.Millisecond // the default; a busy machine needs no more than the difference
 	for _, busy := range []bool{true, false} {
-		c := newDiskCluster(t, 6, Timing{Heartbeat: support / 10, Support: support})
+		c := newDiskCluster(t, 6, Timing{})
 		gates := [3]*gate{}
 		for i := range gates {
 			gates[i] = newGate(c.disks[i].FS)
@@ -87,11 +87,10 @@ func TestDiskStall(t *testing.T) {
 		began := time.Now()
 		gates[0].set(true)
 		until(t, "other nodes lead everything", ledElsewhere)
-		took := time.Since(began)
-		t.Logf("busy %t: all leaders elsewhere after %v; the support interval is %v", busy, took.Round(time.Millisecond), support)
-		if took > support {
-			t.Errorf("busy %t: %v until other nodes lead everything: longer than the support interval of %v", busy, took, support)
-		}
+		t.Logf("busy %t: all leaders elsewhere after %v", busy, time.Since(began).Round(time.Millisecond))
+		until(t, "n1 gives all promises back", func() bool {
+			return c.nodes[1].Metrics().Live.Returned > 0 && c.nodes[2].Metrics().Live.Returned > 0
+		})
 		for i := range 6 {
 			if _, err := c.nodes[1].Put(t.Context(), []byte{byte(i * 42)}, []byte("y")); err != nil {
 				t.Errorf("write to shard %d while n1 stands still: %v", i, err)

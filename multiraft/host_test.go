@@ -188,7 +188,7 @@ func groupDescs(n int) (out []raft.Descriptor) {
 // until polls for a condition that other goroutines bring about.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for !f() {

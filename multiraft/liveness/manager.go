@@ -100,6 +100,7 @@ type Stats struct {
 	Yields    uint64 // how often support was given back because the disk stood still
 	LateBeats uint64 // of them: put off for more than half an interval by the gate
 	Withdrawn uint64 // promises to others that ended
+	Returned  uint64 // notices of others that they give a promise back
 	Lost      uint64 // promises of others that ended
 	Dropped   uint64 // control records dropped by a full queue
 }
@@ -123,7 +124,7 @@ type Manager struct {
 	stalledAt atomic.Int64
 	failed    atomic.Bool // the store failed: no heartbeat, no answer any more
 	stats     struct {
-		yields, beats, lateBeats, withdrawn, lost, dropped atomic.Uint64
+		yields, beats, lateBeats, withdrawn, returned, lost, dropped atomic.Uint64
 	}
 
 	// Only the goroutine that steps touches these.
@@ -328,6 +329,9 @@ func (m *Manager) Step() {
 	for _, in := range m.ctl {
 		if m.failed.Load() {
 			break // a node that cannot keep a promise makes none
+		}
+		if in.ctl.Kind == raft.CtlRelinquish {
+			m.stats.returned.Add(1)
 		}
 		m.rules.Step(at, in.from, in.recv, in.ctl, &m.fx)
 	}
@@ -592,7 +596,7 @@ func (m *Manager) Snapshot() []PeerState {
 // Stats returns the counters. Any goroutine may call it.
 func (m *Manager) Stats() Stats {
 	return Stats{Yields: m.stats.yields.Load(), Beats: m.stats.beats.Load(), LateBeats: m.stats.lateBeats.Load(),
-		Withdrawn: m.stats.withdrawn.Load(), Lost: m.stats.lost.Load(), Dropped: m.stats.dropped.Load()}
+		Withdrawn: m.stats.withdrawn.Load(), Returned: m.stats.returned.Load(), Lost: m.stats.lost.Load(), Dropped: m.stats.dropped.Load()}
 }
 
 func (ev *event) finish() {

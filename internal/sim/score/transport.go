@@ -56,7 +56,7 @@ func transportPlants() []plant {
 		tested("IG7", "found here", "what was read from a quarantined replica counts", "multiraft", "TestIntegrityMutants", "S15"),
 		tested("IG8", "found here", "a quarantined replica goes on to apply", "multiraft", "TestIntegrityMutants", "S20"),
 		tested("IG9", "found here", "a damaged table is dropped while its replicas serve", ".", "TestDamageMutants", "S15"),
-		failing("H1a", "H1", "a node whose disk stands still keeps the support of the others until it runs out", ".", "^TestDiskStall$", "L1 bound"),
+		failing("H1a", "H1", "a node whose disk stands still keeps the support of the others until it runs out", ".", "^TestDiskStall$", "waited in vain"),
 		failing("H2c", "H2", "writes are taken until the disk is full", ".", "^TestDiskFull$", "L3"),
 		failing("H2d", "H2", "a disk at the edge of a state goes in and out of it", "engine", "^TestSpaceRule", "L3"),
 		failing("H2e", "H2", "the ballast is never given up", "engine", "^TestBallast$", "L3"),
