@@ -964,7 +964,7 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 		}
 		r.hold(r.as.Applied)
 	}
-	r.passOver(r.as.Applied, &l.done)
+	r.passOver(r.as.Applied, r.as.AppliedTerm, &l.done)
 	l.touch(r)
 	return nil
 }

@@ -41,7 +41,8 @@ type loop struct {
 	scanRank           int      // electRank of those that are woken
 	scanMore           bool     // some have a higher one
 	rousing            sync.Map // shards that the loop was told to wake
-	maxRound, maxAsked uint64   // highest numbers of all naps, see raft.Nap
+	toRouse            []raft.ShardID
+	maxRound, maxAsked uint64 // highest numbers of all naps, see raft.Nap
 	napBuf, memberBuf  []raft.NapMember
 
 	out     raft.Out
@@ -203,6 +204,10 @@ func (l *loop) step(now raft.Time) bool {
 	}
 	it.reset()
 	l.spare = it
+	if len(l.toRouse) > 0 {
+		l.rouseSome(now)
+		worked = true
+	}
 
 	for r := l.timers.first(); r != nil && r.dueAt <= now; r = l.timers.first() {
 		r.core.Tick(now, &l.out)
@@ -280,7 +285,7 @@ func (l *loop) endRound(now raft.Time) {
 // next returns when step has to run again even if nothing arrives, and whether
 // there is work left already.
 func (l *loop) next() (deadline raft.Time, hasDeadline, busy bool) {
-	if l.inFlight < maxInFlightSyncs && (!l.backlog.empty() || len(l.queued) > 0) {
+	if l.inFlight < maxInFlightSyncs && (!l.backlog.empty() || len(l.queued)+len(l.toRouse) > 0) {
 		return 0, false, true
 	}
 	look := min(l.nextLook(), l.nextScan())

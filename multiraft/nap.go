@@ -44,6 +44,8 @@ const (
 	napLost = 6
 	// wakeBytes is what waking one counts in a round's payload.
 	wakeBytes = maxRoundBytes / 256
+	// rouseAtOnce is how many are woken in a round because somebody asked for them.
+	rouseAtOnce = maxRoundBytes / wakeBytes / 2
 	// Every scanEvery, while there is a reason, scanStubs stubs are looked at and
 	// scanWakes of them are woken at most. One that sleeps since the start of the node
 	// counts scanUnsure times: perhaps its group needs nothing, and there may be very many.
@@ -323,27 +325,43 @@ func (h *Host) refuseAsleep(st *stub, g *ground, atFollower bool) error {
 	return &NotLeaderError{Shard: st.shard, Leader: leader, Term: raft.Term(st.term)}
 }
 
-// rouse wakes a replica that has no leader, and has it campaign. However many ask for
-// it, the loop is told once.
+// rouse wakes a replica that has no leader, and has it campaign when it is its turn:
+// whoever looks for the leader asks all replicas, one after the other, and if each of
+// them campaigned at once none would win. However many ask for it, the loop is told once.
 func (h *Host) rouse(shard raft.ShardID) {
 	l := h.loopOf(shard)
 	if _, told := l.rousing.LoadOrStore(shard, struct{}{}); told {
 		return
 	}
 	l.in.put(func(it *items) {
-		it.funcs = append(it.funcs, func(now raft.Time) {
-			l.rousing.Delete(shard)
-			l.rouse(now, shard)
-		})
+		it.funcs = append(it.funcs, func(raft.Time) { l.toRouse = append(l.toRouse, shard) })
 	})
 }
 
-func (l *loop) rouse(now raft.Time, shard raft.ShardID) {
+// rouseSome wakes some of those that were asked for. However many there are, messages for
+// the others have their turn in between: among them those that elect their leaders.
+func (l *loop) rouseSome(now raft.Time) {
+	n := min(len(l.toRouse), rouseAtOnce)
+	if mutants.On("Z9") {
+		n = len(l.toRouse)
+	}
+	for _, shard := range l.toRouse[:n] {
+		l.rousing.Delete(shard)
+		l.rouse(now, shard, mutants.On("Z8"))
+	}
+	if l.toRouse = l.toRouse[n:]; len(l.toRouse) == 0 {
+		l.toRouse = nil
+	}
+}
+
+// rouse wakes a replica, which campaigns: now, if it is the first in line or does not
+// have to wait for its turn.
+func (l *loop) rouse(now raft.Time, shard raft.ShardID, atOnce bool) {
 	if l.byID[shard] != nil {
 		return // it does by itself what it can
 	}
 	if r := l.wake(now, shard); r != nil {
-		if r.core.Status().Lead == 0 {
+		if r.core.Brief().LeadNode == 0 && (atOnce || r.core.First()) {
 			r.core.Campaign(now, &l.out)
 		}
 		l.touch(r)
@@ -411,7 +429,7 @@ func (l *loop) scan(now raft.Time) {
 	}
 	l.stubs.mu.RUnlock()
 	for _, s := range wake {
-		l.rouse(now, s)
+		l.rouse(now, s, true) // on one node only
 	}
 }
 

@@ -290,26 +290,33 @@ func (r *replica) await(w pendingEntry) {
 	r.waiting = append(r.waiting, w)
 }
 
-// takeWaiters removes what waits at the index of e, which is applied now, and
-// returns those who proposed e itself. Who proposed another entry at that index
-// is told that it will never be applied.
+// takeWaiters removes what waits at the index of e, which is applied now, and returns
+// those who proposed e itself. Who proposed another entry at that index is told that it
+// will never be applied; so is everybody who waits for an entry of a term before e's,
+// wherever in the log: terms do not descend along a log, and every leader to come has e.
+// (Their entries may have been cut off with nothing to follow at their indexes.)
 func (r *replica) takeWaiters(e raft.Entry, c *completions) (dones []Waiter) {
-	if len(r.waiting) == 0 || !r.mixed && r.waiting[0].mark.Index != e.Index {
+	if len(r.waiting) == 0 {
+		return nil
+	}
+	first := &r.waiting[0]
+	over := first.mark.Term < e.Term && !mutants.On("F6f")
+	if !r.mixed && !over && first.mark.Index != e.Index {
 		return nil
 	}
 	n, bytes := len(r.waiting), 0
-	if !r.mixed {
+	if !r.mixed && !over {
 		n = 1
 	}
 	keep := r.waiting[:0]
 	for i := range n {
 		w := r.waiting[i]
-		if w.mark.Index != e.Index {
+		if w.mark.Index != e.Index && (w.mark.Term >= e.Term || mutants.On("F6f")) {
 			keep = append(keep, w)
 			continue
 		}
 		bytes += w.bytes
-		if w.mark.Term == e.Term || mutants.On("F6c") {
+		if w.mark.Term == e.Term || mutants.On("F6c") && w.mark.Index == e.Index {
 			dones = w.dones
 			continue
 		}
@@ -321,19 +328,24 @@ func (r *replica) takeWaiters(e raft.Entry, c *completions) (dones []Waiter) {
 	return dones
 }
 
-// passOver ends what waits at or below index: a snapshot went over it, so its
-// outcome is not known here.
-func (r *replica) passOver(index raft.Index, c *completions) {
+// passOver ends what waits at or below index: a snapshot of (index, term) went over it,
+// so its outcome is not known here. What waits behind it from an earlier term will never
+// be applied (takeWaiters says why).
+func (r *replica) passOver(index raft.Index, term raft.Term, c *completions) {
 	bytes := 0
 	keep := r.waiting[:0]
 	for _, w := range r.waiting {
+		err := ErrAmbiguous
 		if w.mark.Index > index {
-			keep = append(keep, w)
-			continue
+			if w.mark.Term >= term {
+				keep = append(keep, w)
+				continue
+			}
+			err = ErrDropped
 		}
 		bytes += w.bytes
 		for _, d := range w.dones {
-			c.propose(d, nil, 0, 0, ErrAmbiguous)
+			c.propose(d, nil, 0, 0, err)
 		}
 	}
 	r.forget(keep, bytes)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/multiraft/raft"
@@ -37,7 +38,7 @@ func (d rigDealt) Descriptor(s raft.ShardID) (raft.Descriptor, bool) {
 var untouchedCases = []struct {
 	name string
 	run  func(*testing.T) error
-}{{"first", untouchedFirst}, {"vote", untouchedVote}, {"gone", untouchedGone}, {"quiet", untouchedQuiet}, {"turns", untouchedTurns}, {"storm", wakeStorm}}
+}{{"first", untouchedFirst}, {"vote", untouchedVote}, {"gone", untouchedGone}, {"quiet", untouchedQuiet}, {"turns", untouchedTurns}, {"storm", wakeStorm}, {"line", wakeLine}, {"calls", wakeCalls}}
 
 func TestUntouchedRules(t *testing.T) {
 	for _, c := range untouchedCases {
@@ -75,6 +76,8 @@ func untouchedFirst(t *testing.T) error {
 		return fmt.Errorf("the proposal got %v", err)
 	}
 	r.sent = nil
+	r.turn()
+	r.now = r.now.Add(200 * time.Millisecond) // its turn comes
 	r.turn()
 	asked := 0
 	for _, m := range r.sent {
@@ -186,6 +189,78 @@ func untouchedTurns(t *testing.T) error {
 		return nil
 	}
 	return errors.New("nobody elects")
+}
+
+// wakeLine: of those that are woken by who looks for a leader, the first in line campaigns
+// at once, and the others when it is their turn.
+func wakeLine(t *testing.T) error {
+	r := newRig(t)
+	if err := r.h.AddUntouched(rigDealt{100, 50}); err != nil {
+		return err
+	}
+	for s := range raft.ShardID(50) {
+		r.h.Propose(100+s, raft.Command{Op: 1}, func([]byte, raft.Index, uint32, error) {})
+	}
+	r.sent = nil
+	campaign := func() map[raft.ShardID]bool {
+		asked := make(map[raft.ShardID]bool)
+		r.turn()
+		for _, m := range r.sent {
+			if m.Type == raft.MsgPreVote && m.Shard >= 100 {
+				asked[m.Shard] = true
+			}
+		}
+		return asked
+	}
+	asked, first := campaign(), 0
+	for s := range raft.ShardID(50) {
+		c := r.l.byID[100+s].core
+		if c.First() {
+			first++
+		}
+		if asked[100+s] != c.First() {
+			return fmt.Errorf("shard %d: first in line %v, campaigns %v", 100+s, c.First(), asked[100+s])
+		}
+	}
+	if first == 0 || first == 50 {
+		return fmt.Errorf("first in line for %d of 50", first)
+	}
+	for range 10 {
+		r.now = r.now.Add(50 * time.Millisecond)
+		asked = campaign()
+	}
+	if len(asked) != 50 {
+		return fmt.Errorf("in the end %d of 50 campaign", len(asked))
+	}
+	return nil
+}
+
+// wakeCalls: however many leaders are looked for, messages have their turn in between.
+func wakeCalls(t *testing.T) error {
+	r := newRig(t)
+	const n = 3000
+	if err := r.h.AddUntouched(rigDealt{100, n}); err != nil {
+		return err
+	}
+	for s := range raft.ShardID(n - 1) {
+		for range 2 {
+			r.h.Propose(100+s, raft.Command{Op: 1}, func([]byte, raft.Index, uint32, error) {})
+		}
+	}
+	r.l.in.putMsgs([]raft.Msg{{Type: raft.MsgPreVote, Shard: 100 + n - 1, From: 2, FromReplica: 2, To: 1, ToReplica: 1, Term: 1}})
+	r.now += 1000
+	r.l.step(r.now)
+	if got := r.h.table.count(); got > maxRoundBytes/wakeBytes+2 {
+		return fmt.Errorf("%d woke in one round", got)
+	}
+	if r.l.byID[100+n-1] == nil {
+		return errors.New("a message waits until all are awake")
+	}
+	r.turn()
+	if got := r.h.table.count(); got != n+1 {
+		return fmt.Errorf("%d of %d are awake", got, n+1)
+	}
+	return nil
 }
 
 // wakeStorm: however many sleeping replicas something comes for at once, a round wakes a

@@ -97,3 +97,16 @@ func TestTableMutants(t *testing.T) {
 		t.Logf("found: %v", err)
 	})
 }
+
+// A router that asks everybody all the time for a leader that is not there is found out.
+func TestHeadlessMutants(t *testing.T) {
+	t.Run("R-headless", func(t *testing.T) {
+		mutants.Set("R-headless")
+		defer mutants.Set("")
+		err := headless(t)
+		if err == nil {
+			t.Fatal("survived")
+		}
+		t.Logf("found: %.300v", err)
+	})
+}

@@ -64,6 +64,7 @@ type chain struct {
 	offset       int // where among the replicas a search begins
 
 	tries, waits int // of the whole chain
+	headless     int // rounds one after the other that found no leader
 	// Of the round:
 	redirects   int
 	tried       []raft.NodeID
@@ -72,7 +73,11 @@ type chain struct {
 	relay       raft.NodeID // a replica that shall forward, because its leader cannot be reached from here
 	noQuorum    error       // the first NoQuorumError
 	foreign     bool        // a node said that it holds no such shard
+	denied      int         // replicas that answered, and knew no leader that can be reached
 }
+
+// askAll is after how many rounds in which one replica was asked the others are too.
+const askAll = 4
 
 // pick names the node to ask next and whether it shall forward the request to
 // the leader. ok is false when the round has asked everyone.
@@ -86,6 +91,12 @@ func (c *chain) pick(d *raft.Descriptor, leader raft.NodeID) (node raft.NodeID, 
 		if !slices.Contains(c.tried, t) {
 			return t, false, true
 		}
+	}
+	if c.denied > 0 && c.headless%askAll != 0 && !mutants.On("R-headless") {
+		// All were asked in vain. While a group elects, any member hears of the leader
+		// as soon as there is one; thousands of groups elect when a node dies, and the
+		// questions about each would hold their elections up.
+		return 0, false, false
 	}
 	if !c.local && leader != 0 && !slices.Contains(c.tried, leader) {
 		return leader, false, true
@@ -160,6 +171,9 @@ func (c *chain) judge(node raft.NodeID, err error, healed bool) verdict {
 
 // redirect decides after node named the leader (zero: it knows none).
 func (c *chain) redirect(node, leader raft.NodeID) verdict {
+	if leader == 0 || leader == node || slices.Contains(c.tried, leader) {
+		c.denied++
+	}
 	switch {
 	case leader == 0 || leader == node:
 		return c.again()
@@ -188,7 +202,12 @@ func (c *chain) again() verdict { return verdict{act: actAgain} }
 // endRound forgets what was learned in the round.
 func (c *chain) endRound() {
 	c.waits++
-	c.redirects = 0
+	if c.denied == 0 {
+		c.headless = 0
+	} else {
+		c.headless++
+	}
+	c.redirects, c.denied = 0, 0
 	c.tried, c.unreachable = c.tried[:0], c.unreachable[:0]
 	c.target, c.relay, c.noQuorum, c.foreign = 0, 0, nil, false
 }

@@ -3,6 +3,7 @@ package router
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,6 +150,66 @@ func TestEndRound(t *testing.T) {
 	c.endRound()
 	if node, _, ok := c.pick(&d, 0); !ok || node != 1 || c.tries != 3 || c.waits != 1 {
 		t.Errorf("after the round: node %d, %v, %d tries, %d waits", node, ok, c.tries, c.waits)
+	}
+}
+
+// headless: while a shard has no leader, one replica is asked per round, all of them in
+// the first round and every fourth after it; and everybody again once there was one.
+func headless(*testing.T) error {
+	d := rangeOf(2, "", "", 1, 1)
+	c := chain{maxRedirects: 8, self: 1}
+	var asked []int
+	round := func(leader raft.NodeID, answer func(raft.NodeID) error) (n int) {
+		for {
+			node, _, ok := c.pick(&d, leader)
+			if !ok {
+				c.endRound()
+				return n
+			}
+			n++
+			if c.judge(node, answer(node), false).act != actAgain {
+				c.endRound()
+				return n
+			}
+		}
+	}
+	none := func(raft.NodeID) error { return &shard.NotLeaderError{Shard: 2} }
+	for range 9 {
+		asked = append(asked, round(0, none))
+	}
+	if want := []int{3, 1, 1, 1, 3, 1, 1, 1, 3}; !slices.Equal(asked, want) {
+		return fmt.Errorf("no leader: %v replicas were asked in each round, want %v", asked, want)
+	}
+	// Its leader is known and dead: the replica is asked, and the leader is not there.
+	asked = nil
+	dead := func(n raft.NodeID) error {
+		if n == 3 {
+			return &shard.UnavailableError{Node: 3}
+		}
+		return &shard.NotLeaderError{Shard: 2, Leader: 3}
+	}
+	c = chain{maxRedirects: 8, self: 1}
+	for range 5 {
+		asked = append(asked, round(3, dead))
+	}
+	if want := []int{3, 2, 2, 2, 3}; !slices.Equal(asked, want) {
+		return fmt.Errorf("a dead leader: %v replicas were asked in each round, want %v", asked, want)
+	}
+	// The own replica hears of the next one.
+	if n := round(0, func(n raft.NodeID) error {
+		if n == 2 {
+			return shard.ErrNotFound
+		}
+		return &shard.NotLeaderError{Shard: 2, Leader: 2}
+	}); n != 2 {
+		return fmt.Errorf("the new leader was found after %d questions", n)
+	}
+	return nil
+}
+
+func TestHeadless(t *testing.T) {
+	if err := headless(t); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -218,6 +218,9 @@ func (t *Table) All(keyspace uint32) iter.Seq[Route] {
 //
 // A descriptor whose Start is not below its End, or without shard, is ignored.
 func (t *Table) Merge(descs ...raft.Descriptor) int {
+	if !slices.ContainsFunc(descs, func(d raft.Descriptor) bool { return !t.knows(&d) }) {
+		return 0 // as most replies tell what is known, this costs no copy
+	}
 	for {
 		old := t.state.Load()
 		ed := newEdit(old)
@@ -235,6 +238,12 @@ func (t *Table) Merge(descs ...raft.Descriptor) int {
 			return changed
 		}
 	}
+}
+
+// knows reports whether Merge would drop d: the entry at its start wins over it.
+func (t *Table) knows(d *raft.Descriptor) bool {
+	r, ok := t.Lookup(d.Keyspace, d.Start)
+	return ok && !newer(d, r.Desc)
 }
 
 // Evict removes the entry that r was found in, unless a newer one has taken

@@ -72,7 +72,7 @@ func (c *Core) Freeze(keepTruncate bool) {
 	c.stirred = false // what is explored is at rest
 	c.cutRetry, c.image.wanted, c.image.spared = 0, false, false
 	c.queryAt, c.quorumFrom, c.waitAll, c.waitMost, c.sizeDue = 0, FrozenTime, 0, 0, 0
-	c.attempts, c.anomalies = 0, 0
+	c.attempts, c.gaveWay, c.anomalies = 0, false, 0
 	c.lastSeen, c.appliedAt = c.log.last, c.log.applied
 	c.log.diskBytes = 0
 	c.log.free, c.log.chunk = nil, 0

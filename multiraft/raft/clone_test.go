@@ -22,6 +22,7 @@ var noForm = map[string]string{
 	"waitMost":      "Freeze resets it",
 	"sizeDue":       "Freeze resets it",
 	"attempts":      "Freeze resets it",
+	"gaveWay":       "Freeze resets it",
 	"stirred":       "Freeze resets it",
 	"anomalies":     "Freeze resets it",
 	"lastSeen":      "Freeze sets it to log.last",

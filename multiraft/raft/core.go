@@ -237,6 +237,7 @@ type Core struct {
 
 	electionAt Time // Never: a leader is known or this replica may not campaign
 	attempts   int  // campaigns since a leader was known
+	gaveWay    bool // in that time: let another one's campaign go first
 	campaigned Term // newest term in which this core asked for votes
 
 	compactTo  Index

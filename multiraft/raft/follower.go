@@ -66,7 +66,7 @@ func (c *Core) follow(now Time, m *Msg, o *Out) bool {
 	if e, live := c.live.SupportFor(m.From); live {
 		c.leadEpoch = e
 	}
-	c.electionAt, c.attempts = Never, 0
+	c.electionAt, c.attempts, c.gaveWay = Never, 0, false
 	c.quorumLost = false
 	return true
 }
@@ -132,7 +132,7 @@ func (c *Core) leaderLossAt() Time {
 func (c *Core) checkLeader(now Time) {
 	if c.lead != 0 && c.role != RoleLeader && c.leaderLossAt() <= now {
 		c.lead, c.leadNode, c.suspect = 0, 0, false
-		c.attempts = 0
+		c.attempts, c.gaveWay = 0, false
 		c.armElection(now)
 		c.due = true
 	}
@@ -340,6 +340,7 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 			if mutants.On("A5") {
 				resp.Term = 0 // the voter's own
 			}
+			c.giveWay(now)
 		}
 		c.send(o, m.From, m.FromReplica, resp)
 		return
@@ -371,6 +372,16 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 		return
 	}
 	c.hold(o, m.From, m.FromReplica, resp)
+}
+
+// giveWay puts the own campaign off for the sake of one that has just begun: where many
+// groups elect at a time, what one's candidate sends takes longer than ranks are apart. It
+// does so once since a leader was known, so that nobody can be kept from campaigning.
+func (c *Core) giveWay(now Time) {
+	if c.gaveWay || c.role != RoleFollower || c.electionAt == Never || mutants.On("A8c") {
+		return
+	}
+	c.gaveWay, c.electionAt = true, max(c.electionAt, now.Add(c.tun.PreVoteRetry))
 }
 
 // learnCommit takes the refusing voter's commit index over, if the log holds
@@ -506,7 +517,7 @@ func (c *Core) stepStepDown(now Time, m *Msg) {
 		c.lead, c.leadNode, c.suspect = 0, 0, false
 	}
 	if c.role == RoleFollower && c.lead == 0 {
-		c.attempts = 0
+		c.attempts, c.gaveWay = 0, false
 		c.armElection(now)
 	}
 }

@@ -14,7 +14,7 @@ import (
 func (c *Core) becomeLeader(now Time, o *Out) {
 	c.role = RoleLeader
 	c.lead, c.leadNode = c.id, c.node
-	c.electionAt, c.attempts = Never, 0
+	c.electionAt, c.attempts, c.gaveWay = Never, 0, false
 	c.preLeading, c.ready, c.uncommitted = c.log.last, false, 0
 	c.transferTo, c.transferAt, c.timeoutSent, c.grantSent = 0, Never, false, false
 	c.reads, c.readRound, c.readSent = c.reads[:0], 0, 0

@@ -20,10 +20,14 @@ func TestMutants(t *testing.T) {
 	for _, c := range pressCases {
 		cases[c.name] = c.run
 	}
+	for _, c := range electCases {
+		cases[c.name] = c.run
+	}
 	for _, c := range keepCases {
 		cases[c.name] = c.run
 	}
 	for id, name := range map[string]string{
+		"A8c":  "give way",
 		"C13b": "a vote for a stranger",
 		"LK1":  "the size of the data bounds what is kept",
 		"LK2":  "who gets a snapshot knows its leader before",

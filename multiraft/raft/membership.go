@@ -171,6 +171,10 @@ func (c *Core) ConfApplied(now Time, desc Descriptor, idx Index, _ *Out) {
 	}
 }
 
+// First reports whether this replica is the first of the voters in the order in which
+// they campaign.
+func (c *Core) First() bool { return c.isVoter() && c.rank() == 0 }
+
 // rank returns this voter's place in the order in which voters campaign: its
 // position among the voters, rotated by a hash of the shard so that the groups
 // of a cluster do not all prefer the same node. Voters on their way out come

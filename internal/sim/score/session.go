@@ -37,6 +37,7 @@ func sessionPlants() []plant {
 		tested("GV6", "H10", "entries in memory are not counted", ".", "TestMemoryMutants", "S19"),
 		tested("R-overlay", "found here", "a range of a layout is served beside the record that took its place", "router/catalog", "TestLayoutMutants", "S20"),
 		tested("R-limit", "found here", "a router remembers ranges without a bound", "router", "TestTableMutants", "S19"),
+		tested("R-headless", "found here", "all replicas of a group that elects are asked for its leader again and again", "router", "TestHeadlessMutants", "S19"),
 		tested("R-dealt", "found here", "the catalog keeps an old term of the node that a shard was dealt to", "router/catalog", "TestLayoutMutants", "S20"),
 		tested("S19-pipeline", "H10", "a pipeline takes in any number of calls", "router", "TestPipelineMutants", "S19"),
 	}
