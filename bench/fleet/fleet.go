@@ -32,11 +32,12 @@ type Config struct {
 	Memory int64
 	// Used is how many shards are written to before the cluster is left alone, at least sample.
 	Used int
-	// Awake is how many shards are written to before a node is killed.
+	// Awake is how many shards are written to before a node is killed. Zero: none is killed.
 	Awake int
 	// Hot is the number of busy shards, Clients how many clients keep them busy, for
-	// Duration after Warmup. Hot zero: this part is left out.
+	// Duration after Warmup, Pairs times with the others and alone. Hot zero: this part is left out.
 	Hot, Clients     int
+	Pairs            int
 	Duration, Warmup time.Duration
 	// Step is told what begins. Nil: nobody.
 	Step func(format string, args ...any)
@@ -159,14 +160,6 @@ func (s *site) ready() int {
 	return n
 }
 
-// awaitLed waits until all shards, the catalog's among them, have a leader that serves.
-func (s *site) awaitLed(ctx context.Context) error {
-	return s.await(ctx, func() (bool, string) {
-		n := s.ready()
-		return n >= s.c.Shards+1, fmt.Sprintf("%d of %d shards have a leader", n, s.c.Shards+1)
-	})
-}
-
 // await polls until cond holds. What cond says besides is for the error.
 func (s *site) await(ctx context.Context, cond func() (bool, string)) error {
 	pause := time.Millisecond
@@ -201,42 +194,49 @@ func (c *Config) keys(n int) [][]byte {
 }
 
 // put writes one small value under each key, many at a time, and again what a
-// cluster that just lost a node could not take. Values do not change, so that a
-// repeated write does no harm.
-func (s *site) put(ctx context.Context, keys [][]byte) error {
-	node := s.fleet.Nodes()[0]
-	for todo := keys; len(todo) > 0; {
-		failed, err := s.putOnce(ctx, node, todo)
-		if err != nil && ctx.Err() != nil {
-			return fmt.Errorf("%d of %d writes not accepted: %w", len(failed), len(keys), err)
-		}
-		todo = failed
-	}
-	return nil
-}
-
-// putOnce returns the keys whose write failed.
-func (s *site) putOnce(ctx context.Context, node *flotilla.Node, keys [][]byte) (failed [][]byte, err error) {
-	p, err := node.NewPipeline(flotilla.PipelineOptions{Depth: putDepth})
+// cluster that just lost a node could not take: each key by itself, as soon as its
+// write has failed. Values do not change, so that a repeated write does no harm. It
+// returns after how long each key had accepted its write, in order, and how many
+// writes were made again.
+func (s *site) put(ctx context.Context, keys [][]byte) (took []time.Duration, again int, err error) {
+	p, err := s.fleet.Nodes()[0].NewPipeline(flotilla.PipelineOptions{Depth: len(keys)})
 	if err != nil {
-		return keys, err
+		return nil, 0, err
 	}
 	defer p.Close()
-	for next, under := 0, 0; next < len(keys) || under > 0; {
-		if next < len(keys) && under < putDepth {
-			if serr := p.Put(ctx, keys[next], []byte("fleet"), next); serr != nil {
-				return append(failed, keys[next:]...), serr
-			}
-			next, under = next+1, under+1
-			continue
-		}
-		c := <-p.Done()
-		if under--; c.Err != nil {
-			failed, err = append(failed, keys[c.Tag.(int)]), c.Err
+	began := time.Now()
+	send := func(key int) error { return p.Put(ctx, keys[key], []byte("fleet"), key) }
+	for i := range keys {
+		if err := send(i); err != nil {
+			return nil, 0, err
 		}
 	}
-	return failed, err
+	var failed []int
+	soon := time.NewTicker(putAgain)
+	defer soon.Stop()
+	for len(took) < len(keys) {
+		select {
+		case c := <-p.Done():
+			if c.Err == nil {
+				took = append(took, time.Since(began))
+				continue
+			}
+			failed, err = append(failed, c.Tag.(int)), c.Err
+		case <-soon.C:
+			for _, key := range failed {
+				if err := send(key); err != nil {
+					return took, again, err
+				}
+			}
+			again += len(failed)
+			failed = failed[:0]
+		}
+		if ctx.Err() != nil {
+			return took, again, fmt.Errorf("%d of %d writes not accepted: %w", len(keys)-len(took), len(keys), errors.Join(context.Cause(ctx), err))
+		}
+	}
+	return took, again, nil
 }
 
-// putDepth is how many writes put has under way.
-const putDepth = 4096
+// putAgain is how often put makes writes again that have failed.
+const putAgain = 5 * time.Millisecond

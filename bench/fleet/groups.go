@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/flotillakv/flotilla/bench"
@@ -19,87 +20,134 @@ type GroupsRow struct {
 	// shards that node led, of all.
 	Awake       int `json:"awake"`
 	LedByKilled int `json:"led_by_killed"`
-	// LedSeconds: from the kill until every shard has a leader that serves, where all
-	// were awake; else zero. AcceptedSeconds: until every shard that was awake has
-	// accepted a write, which were all begun at the kill. BeforeSeconds is what the same writes took before.
-	LedSeconds      float64 `json:"led_s"`
-	AcceptedSeconds float64 `json:"accepted_s"`
-	BeforeSeconds   float64 `json:"before_s"`
-	// HotPerS: writes per second to Hot shards among all; AlonePerS: to a cluster of
-	// as many shards, before and after. OfAlone is the first, divided by the mean of the others.
-	Hot       int        `json:"hot,omitempty"`
-	HotPerS   float64    `json:"hot_ops_per_s,omitempty"`
-	AlonePerS [2]float64 `json:"alone_ops_per_s,omitempty"`
-	OfAlone   float64    `json:"of_alone,omitempty"`
-	Failed    string     `json:"failed,omitempty"`
+	// From the kill on: WithdrawnSeconds until all others had withdrawn their support for the
+	// killed node, before which nobody may be elected; LedSeconds until as many shards as
+	// before had a leader that serves; and until awake shards had accepted a write, which
+	// were all begun at the kill: half of them, 99 % and all. A write that failed was made again,
+	// AgainWrites in all. BeforeSeconds is what the same writes took before, all of them.
+	WithdrawnSeconds   float64 `json:"withdrawn_s"`
+	LedSeconds         float64 `json:"led_s"`
+	AcceptedP50Seconds float64 `json:"accepted_p50_s"`
+	AcceptedP99Seconds float64 `json:"accepted_p99_s"`
+	AcceptedSeconds    float64 `json:"accepted_s"`
+	AgainWrites        int     `json:"again_writes"`
+	BeforeSeconds      float64 `json:"before_s"`
+	// Hot shards among all were written to, and as many in a cluster of their own, in
+	// Pairs of runs that follow each other. The other fields are their medians.
+	Hot       int     `json:"hot,omitempty"`
+	Pairs     []Pair  `json:"pairs,omitempty"`
+	HotPerS   float64 `json:"hot_ops_per_s,omitempty"`
+	AlonePerS float64 `json:"alone_ops_per_s,omitempty"`
+	OfAlone   float64 `json:"of_alone,omitempty"`
+	Failed    string  `json:"failed,omitempty"`
 }
 
-// Groups measures how a cluster of many shards survives a node, and how fast a few of
-// them are. On an error the row holds what was measured before.
+// Pair is two runs that followed each other.
+type Pair struct {
+	HotPerS   float64 `json:"hot_ops_per_s"`
+	AlonePerS float64 `json:"alone_ops_per_s"`
+	OfAlone   float64 `json:"of_alone"` // the first divided by the second
+}
+
+// Groups measures how fast a few shards among many are, and how the cluster of all of
+// them survives a node. On an error the row holds what was measured before.
 func Groups(ctx context.Context, c Config) (row GroupsRow, err error) {
 	row.Shards, row.Awake = c.Shards, min(c.Awake, c.Shards)
 	if c.Hot > 0 {
 		row.Hot = min(c.Hot, c.Shards)
-		if row.AlonePerS[0], err = c.alone(ctx); err != nil {
-			return row, err
+		for i := range c.Pairs {
+			var p Pair
+			runs := []func() error{
+				func() (err error) { p.HotPerS, err = c.among(ctx); return err },
+				func() (err error) { p.AlonePerS, err = c.alone(ctx); return err },
+			}
+			if i%2 == 1 { // what drifts from run to run favours neither
+				runs[0], runs[1] = runs[1], runs[0]
+			}
+			for _, run := range runs {
+				if err := run(); err != nil {
+					return row, err
+				}
+			}
+			p.OfAlone = p.HotPerS / max(p.AlonePerS, 1)
+			row.add(p)
+			c.step("pair %d: %.0f %% of what they do alone", i+1, 100*p.OfAlone)
 		}
 	}
-	if err := c.among(ctx, &row); err != nil {
-		return row, err
+	if c.Awake == 0 {
+		return row, nil
 	}
-	if c.Hot > 0 {
-		if row.AlonePerS[1], err = c.alone(ctx); err != nil {
-			return row, err
-		}
-		row.OfAlone = 2 * row.HotPerS / max(row.AlonePerS[0]+row.AlonePerS[1], 1)
-	}
-	return row, nil
-}
-
-// among measures in the cluster of all shards.
-func (c *Config) among(ctx context.Context, row *GroupsRow) (err error) {
 	c.step("creating %d shards", c.Shards)
 	s, err := c.open(ctx, localcluster.Options{Shards: c.Shards})
 	if err != nil {
-		return err
+		return row, err
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	if c.Hot > 0 {
-		if err := s.guard(ctx, "coming to rest", s.settle); err != nil {
-			return err
+	err = s.guard(ctx, "electing after a kill", func(ctx context.Context) error { return s.kill(ctx, &row) })
+	return row, errors.Join(err, s.close())
+}
+
+// add takes one more pair in.
+func (row *GroupsRow) add(p Pair) {
+	row.Pairs = append(row.Pairs, p)
+	median := func(of func(Pair) float64) float64 {
+		v := make([]float64, len(row.Pairs))
+		for i, p := range row.Pairs {
+			v[i] = of(p)
 		}
-		if row.HotPerS, err = s.load(ctx, fmt.Sprintf("%d of %d shards", row.Hot, c.Shards)); err != nil {
-			return err
-		}
+		slices.Sort(v)
+		return (v[len(v)/2] + v[(len(v)-1)/2]) / 2
 	}
-	return s.guard(ctx, "electing after a kill", func(ctx context.Context) error { return s.kill(ctx, row) })
+	row.HotPerS = median(func(p Pair) float64 { return p.HotPerS })
+	row.AlonePerS = median(func(p Pair) float64 { return p.AlonePerS })
+	row.OfAlone = median(func(p Pair) float64 { return p.OfAlone })
+}
+
+// among measures the hot shards in a cluster of all.
+func (c *Config) among(ctx context.Context) (float64, error) {
+	return c.hot(ctx, localcluster.Options{Shards: c.Shards}, fmt.Sprintf("%d of %d shards", min(c.Hot, c.Shards), c.Shards))
 }
 
 // alone measures a cluster of the hot shards only.
-func (c *Config) alone(ctx context.Context) (perSec float64, err error) {
-	s, err := c.open(ctx, localcluster.Options{SplitAt: c.keys(c.Hot)[1:]})
+func (c *Config) alone(ctx context.Context) (float64, error) {
+	return c.hot(ctx, localcluster.Options{SplitAt: c.keys(c.Hot)[1:]}, fmt.Sprintf("%d shards alone", min(c.Hot, c.Shards)))
+}
+
+// hot measures the hot shards of a new cluster.
+func (c *Config) hot(ctx context.Context, o localcluster.Options, what string) (perSec float64, err error) {
+	readMemory() // what the run before left is not collected in this one
+	s, err := c.open(ctx, o)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	return s.load(ctx, fmt.Sprintf("%d shards alone", c.Hot))
+	err = s.guard(ctx, "writing to the busy shards", func(ctx context.Context) (err error) {
+		perSec, err = s.load(ctx, what)
+		return err
+	})
+	return perSec, err
 }
 
 // kill wakes shards, kills a node, and waits until the others have taken over.
 func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 	keys := s.c.keys(row.Awake)
 	s.c.step("waking %d shards", len(keys))
-	if err := s.put(ctx, keys); err != nil {
+	took, again, err := s.put(ctx, keys)
+	if err != nil {
 		return err
 	}
-	began := time.Now()
-	if err := s.put(ctx, keys); err != nil {
+	s.c.step("all %d had accepted a write after %.2f s, %d of them more than one", len(keys), took[len(took)-1].Seconds(), again)
+	if took, _, err = s.put(ctx, keys); err != nil {
 		return err
 	}
-	row.BeforeSeconds = time.Since(began).Seconds()
+	row.BeforeSeconds = took[len(took)-1].Seconds()
 	const victim = Nodes - 1 // writes are made at the first
 	row.LedByKilled = s.fleet.Node(victim).Metrics().Leaders
-	s.c.step("killing a node that leads %d shards", row.LedByKilled)
+	led := s.ready()
+	var before [Nodes]uint64
+	for i, n := range s.fleet.Nodes() {
+		before[i] = n.Metrics().Live.Withdrawn
+	}
+	s.c.step("killing a node that leads %d of %d shards", row.LedByKilled, led)
 	killed := make(chan error, 1)
 	go func() { killed <- s.fleet.Kill(victim) }() // which also closes its files: that takes a while
 	for s.fleet.Node(victim) != nil {
@@ -107,23 +155,39 @@ func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 			return err
 		}
 	}
-	began = time.Now()
+	began := time.Now()
 	accepted := make(chan error, 1)
 	go func() {
-		err := s.put(ctx, keys)
-		row.AcceptedSeconds = time.Since(began).Seconds()
+		took, again, err := s.put(ctx, keys)
+		if n := len(took); err == nil && n > 0 {
+			row.AcceptedP50Seconds, row.AcceptedP99Seconds, row.AcceptedSeconds = took[n/2].Seconds(), took[n*99/100].Seconds(), took[n-1].Seconds()
+		}
+		row.AgainWrites = again
 		accepted <- err
 	}()
-	var err error
-	if row.Awake == s.c.Shards {
-		if err = s.awaitLed(ctx); err == nil {
-			row.LedSeconds = time.Since(began).Seconds()
+	err = s.await(ctx, func() (bool, string) {
+		withdrawn := 0
+		for i, n := range s.fleet.Nodes() {
+			if n.Metrics().Live.Withdrawn > before[i] {
+				withdrawn++
+			}
 		}
+		return withdrawn == Nodes-1, fmt.Sprintf("%d of %d nodes have withdrawn their support", withdrawn, Nodes-1)
+	})
+	if err == nil {
+		row.WithdrawnSeconds = time.Since(began).Seconds()
+		err = s.await(ctx, func() (bool, string) {
+			n := s.ready()
+			return n >= led, fmt.Sprintf("%d of %d shards have a leader", n, led)
+		})
+	}
+	if err == nil {
+		row.LedSeconds = time.Since(began).Seconds()
 	}
 	if err = errors.Join(err, <-accepted, <-killed); err != nil {
 		return err
 	}
-	s.c.step("all %d accept writes after %.2f s", len(keys), row.AcceptedSeconds)
+	s.c.step("support withdrawn after %.2f s, all led after %.2f s, all %d accept writes after %.2f s", row.WithdrawnSeconds, row.LedSeconds, len(keys), row.AcceptedSeconds)
 	return nil
 }
 

@@ -80,11 +80,12 @@ func newBenchGroups(a *app) *cobra.Command {
 		Use:   "groups",
 		Short: "Say what many shards do to those that are used, and to a failover",
 		Long: `groups makes a cluster of three nodes for each number of shards. First clients write
-to a few shards while the others are idle, and, before and after that, to a cluster
-of those few shards alone. Then it writes to many shards, so that they are awake,
-kills a node, and says how long it took until all of them had a leader and had
-accepted a write. Writes to all of them are under way meanwhile; what the same writes
-took before the kill is told too.
+to a few shards while the others are idle, and to a cluster of those few shards alone,
+in pairs of runs that follow each other; the figures are medians. Then it writes to
+many shards, so that they are awake, kills a node, and says how long it took until
+the others had withdrawn their support for it, until all shards had a leader again,
+and until 50 %, 99 % and all of those that were awake had accepted a write. Writes to all of
+them are under way meanwhile; what the same writes took before the kill is told too.
 
 Each number is measured in a process of its own.`,
 		Example: lines("  flotilla bench groups", "  flotilla bench groups --counts 10000,100000 --awake 10000 -o json"),
@@ -103,9 +104,10 @@ Each number is measured in a process of its own.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&b.Awake, "awake", 10_000, "most shards to wake before a node is killed")
+	f.IntVar(&b.Awake, "awake", 10_000, "most shards to wake before a node is killed; 0: leave this part out")
 	f.IntVar(&b.Hot, "hot", 48, "busy shards among the idle ones; 0: leave this part out")
 	f.IntVar(&b.Clients, "clients", 1024, "clients that write to the busy shards")
+	f.IntVar(&b.Pairs, "pairs", 5, "how often they are measured with the others and alone")
 	f.DurationVar(&b.Duration, "duration", 10*time.Second, "measured time of each load")
 	f.DurationVar(&b.Warmup, "warmup", 3*time.Second, "time worked before that, not measured")
 	b.flags(cmd)
@@ -146,6 +148,8 @@ func (b *fleetFlags) check() error {
 		return usageError("--counts: at least one shard is needed")
 	case b.limit <= 0 || b.Settle < 0 || b.Window < 0 || b.Duration < 0 || b.Warmup < 0:
 		return usageError("--limit must be more than 0, other times at least 0")
+	case b.Hot > 0 && (b.Pairs < 1 || b.Pairs > 100):
+		return usageError("--pairs %d: must lie between 1 and 100", b.Pairs)
 	case b.Hot > 0 && (b.Clients < 1 || b.Clients > 1<<20 || b.Duration <= 0):
 		return usageError("--clients %d, --duration %s: must lie between 1 and %d, and be more than 0", b.Clients, b.Duration, 1<<20)
 	case b.memory < 0:
@@ -217,7 +221,7 @@ func (a *app) measure(ctx context.Context, b *fleetFlags, what string, count int
 	if what == "idle" {
 		args = append(args, "--window", b.Window.String(), "--used", fmt.Sprint(b.Used))
 	} else {
-		args = append(args, "--awake", fmt.Sprint(b.Awake), "--hot", fmt.Sprint(b.Hot), "--clients", fmt.Sprint(max(b.Clients, 1)),
+		args = append(args, "--awake", fmt.Sprint(b.Awake), "--hot", fmt.Sprint(b.Hot), "--clients", fmt.Sprint(max(b.Clients, 1)), "--pairs", fmt.Sprint(max(b.Pairs, 1)),
 			"--duration", b.Duration.String(), "--warmup", b.Warmup.String())
 	}
 	if a.quiet {
@@ -381,18 +385,19 @@ func (a *app) groups(ctx context.Context, b *fleetFlags) error {
 }
 
 func printGroups(w io.Writer, r *groupsReport) error {
-	t := newTable("", "SHARDS", "AWAKE", "LED BY KILLED", "ALL LED(s)", "ALL ACCEPTED(s)", "SAME BEFORE(s)", "HOT", "HOT/s", "ALONE/s", "OF ALONE")
+	t := newTable("", "SHARDS", "AWAKE", "LED BY KILLED", "WITHDRAWN(s)", "ALL LED(s)", "ACCEPTED 50%, 99%, ALL(s)", "SAME BEFORE(s)", "HOT", "HOT/s", "ALONE/s", "OF ALONE")
 	for _, x := range r.Rows {
-		led, hot, alone, of := "-", "-", "-", "-"
-		if x.LedSeconds > 0 {
-			led = fmt.Sprintf("%.2f", x.LedSeconds)
+		hot, alone, of := "-", "-", "-"
+		if len(x.Pairs) > 0 {
+			hot, alone = countText(int64(x.HotPerS)), countText(int64(x.AlonePerS))
+			lo, hi := math.Inf(1), 0.0
+			for _, p := range x.Pairs {
+				lo, hi = min(lo, p.OfAlone), max(hi, p.OfAlone)
+			}
+			of = fmt.Sprintf("%.0f%% [%.0f, %.0f]", 100*x.OfAlone, 100*lo, 100*hi)
 		}
-		if x.Hot > 0 {
-			hot, of = countText(int64(x.HotPerS)), fmt.Sprintf("%.0f%%", 100*x.OfAlone)
-			alone = countText(int64(x.AlonePerS[0])) + ".." + countText(int64(x.AlonePerS[1]))
-		}
-		t.add(countText(int64(x.Shards)), countText(int64(x.Awake)), countText(int64(x.LedByKilled)), led, fmt.Sprintf("%.2f", x.AcceptedSeconds),
-			fmt.Sprintf("%.2f", x.BeforeSeconds), fmt.Sprint(x.Hot), hot, alone, of)
+		t.add(countText(int64(x.Shards)), countText(int64(x.Awake)), countText(int64(x.LedByKilled)), fmt.Sprintf("%.2f", x.WithdrawnSeconds), fmt.Sprintf("%.2f", x.LedSeconds),
+			fmt.Sprintf("%.2f, %.2f, %.2f", x.AcceptedP50Seconds, x.AcceptedP99Seconds, x.AcceptedSeconds), fmt.Sprintf("%.2f", x.BeforeSeconds), fmt.Sprint(x.Hot), hot, alone, of)
 	}
 	_, err := fmt.Fprint(w, t)
 	return err
