@@ -25,6 +25,7 @@ var keptCases = []struct {
 	{"what images may take", keptBound},
 	{"one for each shard", keptOne},
 	{"of no use after a restart", keptUseless},
+	{"sent in two transfers", keptGoesOn},
 }
 
 func TestKept(t *testing.T) {
@@ -390,6 +391,48 @@ func keptUseless(t *testing.T) error {
 		if left := staged(t, e); (len(left) == 1) != c.stay {
 			return fmt.Errorf("%s: in staging: %v", c.name, left)
 		}
+	}
+	return nil
+}
+
+// keptGoesOn: an image of which a part has arrived is sent anew, by a transfer that knows
+// nothing of the one before: what is there is not sent again, and the rest arrives.
+func keptGoesOn(t *testing.T) error {
+	desc := descOf(shard1, "a", "q")
+	e := openEngine(t, engine.NewMemFS(), 1)
+	fill(t, e, desc, 400, 1)
+	s := newStore(t, e, 1, keeps(64<<20))
+	at, _, err := s.Keep(t.Context(), &desc)
+	check(t, err)
+	m := &s.mu.kept[shard1].meta
+	messages := len(m.Files) + m.Chunks()
+	for n := 1; n <= messages; n++ {
+		to := openEngine(t, engine.NewMemFS(), 2)
+		l := &link{to: newStore(t, to, 2, nil), cutAt: n, install: func(g *Staged) error {
+			_, err := g.InstallOn(raft.HardState{}, raft.AppliedState{}, false, false)
+			return err
+		}}
+		opened := false
+		if _, _, err = s.SendKept(t.Context(), shard1, at, 2, 2, func(ctx context.Context, h []byte) (Stream, error) {
+			if opened {
+				return nil, Verdict(errors.New("gone"))
+			}
+			opened = true
+			return l.open(ctx, h)
+		}); err == nil {
+			return fmt.Errorf("the first transfer was not cut behind message %d of %d", n, messages)
+		}
+		l.cutAt = 0
+		if _, _, err = s.SendKept(t.Context(), shard1, at, 2, 2, l.open); err != nil {
+			return fmt.Errorf("%d of %d messages had arrived: %w", n, messages, err)
+		}
+		if l.chunks != m.Chunks() {
+			return fmt.Errorf("%d of %d messages had arrived: %d chunks were sent of %d", n, messages, l.chunks, m.Chunks())
+		}
+		if got := dump(t, to, desc); got != dump(t, e, desc) {
+			return fmt.Errorf("%d of %d messages had arrived: what is there then differs", n, messages)
+		}
+		to.Close()
 	}
 	return nil
 }

@@ -131,6 +131,18 @@ func (c *source) settle() *nextOne {
 	return &got
 }
 
+// foresee takes note of the first n files of a kept image, of which the receiver says that
+// it has them: from a transfer that this source knows nothing of.
+func (c *source) foresee(n int) {
+	if c.kept == nil || mutants.On("CI8") {
+		return
+	}
+	for i := len(c.known); i < min(n, len(c.kept.meta.Files)); i++ {
+		c.known = append(c.known, knownFile{})
+		c.meta.Files = append(c.meta.Files, c.kept.meta.Files[i])
+	}
+}
+
 // get returns file n, which is at most one behind those that were asked for before;
 // nil: there is none. It is valid until the next call.
 func (c *source) get(ctx context.Context, n int) (*builtFile, error) {

@@ -266,6 +266,7 @@ func (s *Store) stream(ctx context.Context, c *source, t *transfer, header []byt
 		return fail(err)
 	}
 	c.settle()
+	c.foresee(y.files)
 	if arrived = y.files; arrived > len(c.known) {
 		return fail(fmt.Errorf("%w: it has %d files, %d were made", errProtocol, arrived, len(c.known)))
 	}

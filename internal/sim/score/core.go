@@ -172,6 +172,7 @@ func corePlants() []plant {
 		tested("CI3", "found here", "the files of an image are not durable when it takes the place of the one before", "snapshot", "TestKeptMutants", "S19"),
 		tested("CI4", "found here", "images that nobody needs any more stay on the disk", "snapshot", "TestKeptMutants", "S19"),
 		tested("CI5", "found here", "an image that rotted is offered again and again", "snapshot", "TestKeptMutants", "S19"),
+		tested("CI8", "found here", "an image of which a part has arrived cannot be sent by another transfer", "snapshot", "TestKeptMutants", "L3"),
 		tested("CI6", "found here", "a replica that is rebuilt is sent an image of before", "multiraft", "TestImageMutants", "S17"),
 		tested("CI7", "found here", "an image that is made of a replica that is found faulty meanwhile is kept", "multiraft", "TestImageMutants", "S17"),
 		tested("CP2", "found here", "logs are cut by the number of entries alone", "multiraft/raft", "TestCutMutants", "S19"),
