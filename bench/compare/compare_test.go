@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"sync"
@@ -25,6 +26,27 @@ func TestEngines(t *testing.T) {
 			}
 			if o.Ops == 0 || o.Errors != 0 || o.Verified == 0 || o.Compared < 200 {
 				t.Errorf("%d operations, %d errors, %d writes verified, %d records compared", o.Ops, o.Errors, o.Verified, o.Compared)
+			}
+		})
+	}
+}
+
+// Every engine goes through all steps of the measurement of many groups.
+func TestGroups(t *testing.T) {
+	for name := range manyEngines {
+		t.Run(name, func(t *testing.T) {
+			g := groupsFlags{counts: []int{5}, one: name, memory: 1 << 40, settle: time.Millisecond, window: 50 * time.Millisecond, dir: t.TempDir()}
+			var out bytes.Buffer
+			if err := g.measure(t.Context(), &out); err != nil {
+				t.Fatal(err)
+			}
+			lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+			var row groupsRow
+			if err := json.Unmarshal([]byte(lines[len(lines)-1]), &row); err != nil {
+				t.Fatal(err)
+			}
+			if row.Failed != "" || row.Doing != "" || row.Heap == 0 || row.StartSeconds <= 0 || row.FailoverSeconds <= 0 || row.RestartSeconds <= 0 || row.RestartAllSeconds < row.RestartSeconds {
+				t.Errorf("%+v", row)
 			}
 		})
 	}

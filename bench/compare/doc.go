@@ -10,6 +10,7 @@
 //	cd bench/compare && go run . --workload W1 --shards 48 --clients 1024
 //	cd bench/compare && go run . table     # every point of the published table
 //	cd bench/compare && go run . costs     # where Flotilla's processor time goes
+//	cd bench/compare && go run . groups    # what many groups take that nobody uses
 //
 // A run proves its writes: followed records are read back and have to hold what
 // was acknowledged last, and all replicas have to have applied every

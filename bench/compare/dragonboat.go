@@ -61,16 +61,12 @@ type dragonboatEngine struct {
 	note     string
 }
 
-func openDragonboat(ctx context.Context, s setup, kind dragonboatKind) (_ engine, err error) {
+// newDragonboat prepares three nodes, none of which is started.
+func newDragonboat(s setup, kind dragonboatKind) (*dragonboatEngine, error) {
 	for _, name := range []string{"raft", "rsm", "transport", "grpc", "dragonboat", "logdb", "raftpb", "config", "tan", "settings", "registry"} {
 		logger.GetLogger(name).SetLevel(logger.CRITICAL)
 	}
 	e := &dragonboatEngine{splits: workload.Splits(s.shards), lead: make([]atomic.Int32, s.shards), stop: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			e.Close()
-		}
-	}()
 	members := make(map[uint64]dragonboat.Target)
 	for i := range dbNodes {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -82,6 +78,19 @@ func openDragonboat(ctx context.Context, s setup, kind dragonboatKind) (_ engine
 	}
 	e.members, e.setup, e.kind = members, s, kind
 	e.hosts, e.stores = make([]*dragonboat.NodeHost, dbNodes), make([]*pebble.DB, dbNodes)
+	return e, nil
+}
+
+func openDragonboat(ctx context.Context, s setup, kind dragonboatKind) (_ engine, err error) {
+	e, err := newDragonboat(s, kind)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			e.Close()
+		}
+	}()
 	for i := range dbNodes {
 		if err := e.start(i); err != nil {
 			return nil, err
@@ -150,7 +159,7 @@ func (e *dragonboatEngine) startReplicas(i int, replica uint64, members map[uint
 	host, db := e.host(i), e.stores[i]
 	for shard := range e.setup.shards {
 		c := config.Config{
-			ReplicaID: replica, ShardID: uint64(shard + 1), ElectionRTT: 10, HeartbeatRTT: 1, CheckQuorum: true,
+			ReplicaID: replica, ShardID: uint64(shard + 1), ElectionRTT: 10, HeartbeatRTT: 1, CheckQuorum: true, Quiesce: e.setup.quiesce,
 		}
 		if n := e.setup.snapshotEntries; n > 0 {
 			c.SnapshotEntries, c.CompactionOverhead = n, compactionOverhead

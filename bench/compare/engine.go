@@ -27,6 +27,8 @@ type setup struct {
 	// snapshotEntries is after how many entries of a shard those engines that have such
 	// a setting take a snapshot. Zero: never.
 	snapshotEntries uint64
+	// quiesce lets shards that nobody uses stop their ticks and heartbeats.
+	quiesce bool
 }
 
 type opener func(ctx context.Context, s setup) (engine, error)

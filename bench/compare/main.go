@@ -54,6 +54,9 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "groups" {
+		return runGroups(ctx, args[1:])
+	}
 	f := flag.NewFlagSet("compare", flag.ContinueOnError)
 	var p point
 	f.StringVar(&p.Workload, "workload", "W1", "W1 writes, W2 linearizable reads, W3 90% reads; or A to F of YCSB without scans; W6: disk and catch-up after overwrites; snapshot: a shard to a node that lost its disk")
@@ -108,7 +111,7 @@ func run(ctx context.Context, args []string) error {
 		p.Overwrite, p.Settle = 0, 0
 	}
 	if f.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "compare: %q is not understood: flags come first, and before them only the words table or costs\n", f.Arg(0))
+		fmt.Fprintf(os.Stderr, "compare: %q is not understood: flags come first, and before them only the words table, costs or groups\n", f.Arg(0))
 		os.Exit(exitUsage)
 	}
 	if *one != "" && p.isBounded() {

@@ -193,28 +193,29 @@ func (c *Config) keys(n int) [][]byte {
 	return out
 }
 
-// put writes one small value under each key, many at a time, and again what a
+// put writes one small value under each key, depth at a time, and again what a
 // cluster that just lost a node could not take: each key by itself, as soon as its
 // write has failed. Values do not change, so that a repeated write does no harm. It
 // returns after how long each key had accepted its write, in order, and how many
 // writes were made again.
-func (s *site) put(ctx context.Context, keys [][]byte) (took []time.Duration, again int, err error) {
-	p, err := s.fleet.Nodes()[0].NewPipeline(flotilla.PipelineOptions{Depth: len(keys)})
+func (s *site) put(ctx context.Context, keys [][]byte, depth int) (took []time.Duration, again int, err error) {
+	depth = max(1, min(depth, len(keys)))
+	p, err := s.fleet.Nodes()[0].NewPipeline(flotilla.PipelineOptions{Depth: depth})
 	if err != nil {
 		return nil, 0, err
 	}
 	defer p.Close()
-	began := time.Now()
+	began, next := time.Now(), 0
 	send := func(key int) error { return p.Put(ctx, keys[key], []byte("fleet"), key) }
-	for i := range keys {
-		if err := send(i); err != nil {
-			return nil, 0, err
-		}
-	}
 	var failed []int
 	soon := time.NewTicker(putAgain)
 	defer soon.Stop()
 	for len(took) < len(keys) {
+		for ; next < len(keys) && next-len(took) < depth; next++ {
+			if err := send(next); err != nil {
+				return took, again, err
+			}
+		}
 		select {
 		case c := <-p.Done():
 			if c.Err == nil {
@@ -237,6 +238,9 @@ func (s *site) put(ctx context.Context, keys [][]byte) (took []time.Duration, ag
 	}
 	return took, again, nil
 }
+
+// putDepth is how many writes are under way while shards are filled or woken.
+const putDepth = 4096
 
 // putAgain is how often put makes writes again that have failed.
 const putAgain = 5 * time.Millisecond

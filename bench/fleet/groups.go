@@ -39,6 +39,8 @@ type GroupsRow struct {
 	HotPerS   float64 `json:"hot_ops_per_s,omitempty"`
 	AlonePerS float64 `json:"alone_ops_per_s,omitempty"`
 	OfAlone   float64 `json:"of_alone,omitempty"`
+	HotCPU    float64 `json:"hot_cpu_us,omitempty"`
+	AloneCPU  float64 `json:"alone_cpu_us,omitempty"`
 	Failed    string  `json:"failed,omitempty"`
 }
 
@@ -47,6 +49,9 @@ type Pair struct {
 	HotPerS   float64 `json:"hot_ops_per_s"`
 	AlonePerS float64 `json:"alone_ops_per_s"`
 	OfAlone   float64 `json:"of_alone"` // the first divided by the second
+	// Processor time of the process per write, in microseconds.
+	HotCPU   float64 `json:"hot_cpu_us"`
+	AloneCPU float64 `json:"alone_cpu_us"`
 }
 
 // Groups measures how fast a few shards among many are, and how the cluster of all of
@@ -58,8 +63,8 @@ func Groups(ctx context.Context, c Config) (row GroupsRow, err error) {
 		for i := range c.Pairs {
 			var p Pair
 			runs := []func() error{
-				func() (err error) { p.HotPerS, err = c.among(ctx); return err },
-				func() (err error) { p.AlonePerS, err = c.alone(ctx); return err },
+				func() (err error) { p.HotPerS, p.HotCPU, err = c.among(ctx); return err },
+				func() (err error) { p.AlonePerS, p.AloneCPU, err = c.alone(ctx); return err },
 			}
 			if i%2 == 1 { // what drifts from run to run favours neither
 				runs[0], runs[1] = runs[1], runs[0]
@@ -100,43 +105,45 @@ func (row *GroupsRow) add(p Pair) {
 	row.HotPerS = median(func(p Pair) float64 { return p.HotPerS })
 	row.AlonePerS = median(func(p Pair) float64 { return p.AlonePerS })
 	row.OfAlone = median(func(p Pair) float64 { return p.OfAlone })
+	row.HotCPU = median(func(p Pair) float64 { return p.HotCPU })
+	row.AloneCPU = median(func(p Pair) float64 { return p.AloneCPU })
 }
 
 // among measures the hot shards in a cluster of all.
-func (c *Config) among(ctx context.Context) (float64, error) {
+func (c *Config) among(ctx context.Context) (perSec, cpu float64, err error) {
 	return c.hot(ctx, localcluster.Options{Shards: c.Shards}, fmt.Sprintf("%d of %d shards", min(c.Hot, c.Shards), c.Shards))
 }
 
 // alone measures a cluster of the hot shards only.
-func (c *Config) alone(ctx context.Context) (float64, error) {
+func (c *Config) alone(ctx context.Context) (perSec, cpu float64, err error) {
 	return c.hot(ctx, localcluster.Options{SplitAt: c.keys(c.Hot)[1:]}, fmt.Sprintf("%d shards alone", min(c.Hot, c.Shards)))
 }
 
 // hot measures the hot shards of a new cluster.
-func (c *Config) hot(ctx context.Context, o localcluster.Options, what string) (perSec float64, err error) {
+func (c *Config) hot(ctx context.Context, o localcluster.Options, what string) (perSec, cpu float64, err error) {
 	readMemory() // what the run before left is not collected in this one
 	s, err := c.open(ctx, o)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	err = s.guard(ctx, "writing to the busy shards", func(ctx context.Context) (err error) {
-		perSec, err = s.load(ctx, what)
+		perSec, cpu, err = s.load(ctx, what)
 		return err
 	})
-	return perSec, err
+	return perSec, cpu, err
 }
 
 // kill wakes shards, kills a node, and waits until the others have taken over.
 func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 	keys := s.c.keys(row.Awake)
 	s.c.step("waking %d shards", len(keys))
-	took, again, err := s.put(ctx, keys)
+	took, again, err := s.put(ctx, keys, putDepth)
 	if err != nil {
 		return err
 	}
 	s.c.step("all %d had accepted a write after %.2f s, %d of them more than one", len(keys), took[len(took)-1].Seconds(), again)
-	if took, _, err = s.put(ctx, keys); err != nil {
+	if took, _, err = s.put(ctx, keys, len(keys)); err != nil {
 		return err
 	}
 	row.BeforeSeconds = took[len(took)-1].Seconds()
@@ -158,7 +165,7 @@ func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 	began := time.Now()
 	accepted := make(chan error, 1)
 	go func() {
-		took, again, err := s.put(ctx, keys)
+		took, again, err := s.put(ctx, keys, len(keys))
 		if n := len(took); err == nil && n > 0 {
 			row.AcceptedP50Seconds, row.AcceptedP99Seconds, row.AcceptedSeconds = took[n/2].Seconds(), took[n*99/100].Seconds(), took[n-1].Seconds()
 		}
@@ -191,16 +198,17 @@ func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 	return nil
 }
 
-// load keeps the hot shards busy.
-func (s *site) load(ctx context.Context, what string) (perSec float64, err error) {
+// load keeps the hot shards busy. It returns the writes per second, and the processor time
+// of each in microseconds.
+func (s *site) load(ctx context.Context, what string) (perSec, cpu float64, err error) {
 	s.c.step("%d clients write to %s", s.c.Clients, what)
 	spec, err := workload.Parse("W1")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	set, err := workload.New(workload.Config{Spec: spec, Dist: spec.Dist, Records: hotRecords, ValueBytes: 128, Seed: 1})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	nodes := s.fleet.Nodes()
 	var targets []bench.Target
@@ -208,17 +216,21 @@ func (s *site) load(ctx context.Context, what string) (perSec float64, err error
 		targets = append(targets, &spread{embedded.Target{KV: n}, s.c.keys(s.c.Hot)})
 	}
 	if err := bench.Load(ctx, set, targets, func(uint64) {}); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	res, err := bench.Run(ctx, bench.Config{Set: set, Targets: targets, Clients: s.c.Clients, Warmup: s.c.Warmup, Duration: s.c.Duration, DataDir: s.o.Dir})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if res.Errors > 0 {
-		return 0, fmt.Errorf("%d writes to %s failed", res.Errors, what)
+		return 0, 0, fmt.Errorf("%d writes to %s failed", res.Errors, what)
 	}
-	s.c.step("%.0f writes/s to %s", res.OpsPerSec, what)
-	return res.OpsPerSec, nil
+	var led []int
+	for _, n := range nodes {
+		led = append(led, n.Metrics().Leaders)
+	}
+	s.c.step("%.0f writes/s of %.1f us to %s; the nodes lead %v", res.OpsPerSec, res.CPUPer1M, what, led)
+	return res.OpsPerSec, res.CPUPer1M, nil
 }
 
 // hotRecords is how many records the hot shards hold.

@@ -65,7 +65,7 @@ func Idle(ctx context.Context, c Config) (row IdleRow, err error) {
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	keys := c.keys(sample)
-	if err := s.guard(ctx, "waiting for leaders", func(ctx context.Context) error { _, _, err := s.put(ctx, keys); return err }); err != nil {
+	if err := s.guard(ctx, "waiting for leaders", func(ctx context.Context) error { _, _, err := s.put(ctx, keys, putDepth); return err }); err != nil {
 		return row, err
 	}
 	row.CreateSeconds = time.Since(began).Seconds()
@@ -75,7 +75,7 @@ func Idle(ctx context.Context, c Config) (row IdleRow, err error) {
 		row.Used = len(keys)
 		c.step("writing to %d shards", len(keys))
 		began = time.Now()
-		if err := s.guard(ctx, "writing to the shards", func(ctx context.Context) error { _, _, err := s.put(ctx, keys); return err }); err != nil {
+		if err := s.guard(ctx, "writing to the shards", func(ctx context.Context) error { _, _, err := s.put(ctx, keys, putDepth); return err }); err != nil {
 			return row, err
 		}
 		row.UsedSeconds = time.Since(began).Seconds()

@@ -385,19 +385,20 @@ func (a *app) groups(ctx context.Context, b *fleetFlags) error {
 }
 
 func printGroups(w io.Writer, r *groupsReport) error {
-	t := newTable("", "SHARDS", "AWAKE", "LED BY KILLED", "WITHDRAWN(s)", "ALL LED(s)", "ACCEPTED 50%, 99%, ALL(s)", "SAME BEFORE(s)", "HOT", "HOT/s", "ALONE/s", "OF ALONE")
+	t := newTable("", "SHARDS", "AWAKE", "LED BY KILLED", "WITHDRAWN(s)", "ALL LED(s)", "ACCEPTED 50%, 99%, ALL(s)", "SAME BEFORE(s)", "HOT", "HOT/s", "ALONE/s", "OF ALONE", "CPU/WRITE(us)")
 	for _, x := range r.Rows {
-		hot, alone, of := "-", "-", "-"
+		hot, alone, of, cpu := "-", "-", "-", "-"
 		if len(x.Pairs) > 0 {
 			hot, alone = countText(int64(x.HotPerS)), countText(int64(x.AlonePerS))
 			lo, hi := math.Inf(1), 0.0
 			for _, p := range x.Pairs {
 				lo, hi = min(lo, p.OfAlone), max(hi, p.OfAlone)
 			}
+			cpu = fmt.Sprintf("%.1f, alone %.1f", x.HotCPU, x.AloneCPU)
 			of = fmt.Sprintf("%.0f%% [%.0f, %.0f]", 100*x.OfAlone, 100*lo, 100*hi)
 		}
 		t.add(countText(int64(x.Shards)), countText(int64(x.Awake)), countText(int64(x.LedByKilled)), fmt.Sprintf("%.2f", x.WithdrawnSeconds), fmt.Sprintf("%.2f", x.LedSeconds),
-			fmt.Sprintf("%.2f, %.2f, %.2f", x.AcceptedP50Seconds, x.AcceptedP99Seconds, x.AcceptedSeconds), fmt.Sprintf("%.2f", x.BeforeSeconds), fmt.Sprint(x.Hot), hot, alone, of)
+			fmt.Sprintf("%.2f, %.2f, %.2f", x.AcceptedP50Seconds, x.AcceptedP99Seconds, x.AcceptedSeconds), fmt.Sprintf("%.2f", x.BeforeSeconds), fmt.Sprint(x.Hot), hot, alone, of, cpu)
 	}
 	_, err := fmt.Fprint(w, t)
 	return err
