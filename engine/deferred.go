@@ -211,11 +211,13 @@ func (d *deferred) writeThrough(pb *pebble.Batch, desc *raft.Descriptor) error {
 // from the part for memory to Pebble's part. Called with flushMu held.
 func (b *Batch) writeThrough() error {
 	spans := b.throughSpans()
+	before := b.b.Len()
 	for i := range b.through {
 		if err := b.e.def.writeThrough(b.b, &b.through[i]); err != nil {
 			return err
 		}
 	}
+	b.e.stats.through.Add(uint64(b.b.Len() - before))
 	return eachOp(b.d.Repr(), func(kind pebble.InternalKeyKind, key, val []byte) error {
 		if !within(spans, key) {
 			return nil
@@ -516,6 +518,32 @@ func (e *Engine) flushAll() error {
 		}
 	}
 	return nil
+}
+
+// FlushAside brings everything that was committed before the call from memory into
+// tables, beside the caller, and calls done once when that has ended: also when the
+// flush failed, the disk is full or the store is closed. done must not block.
+func (e *Engine) FlushAside(done func()) {
+	d := e.def
+	if d == nil {
+		done()
+		return
+	}
+	d.mu.Lock()
+	due := !d.closing
+	if due {
+		d.running.Add(1)
+	}
+	d.mu.Unlock()
+	if !due {
+		done()
+		return
+	}
+	go func() {
+		defer done()
+		defer d.running.Done()
+		_ = e.flushAll() // what failed is known to the store
+	}()
 }
 
 // flushTable writes d.imm to tables and ingests them. It returns through which index

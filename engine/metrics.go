@@ -30,14 +30,15 @@ type Metrics struct {
 	DeferredBytes  int64  // applied in memory, not in tables yet
 	RedoBytes      int64  // of the write-ahead log since the last flush of those
 	Flushes        uint64 // of what was applied in memory
+	ThroughBytes   uint64 // applied in memory, and written through the log with a descriptor
 }
 
 // stats are the counters the engine keeps itself.
 type stats struct {
-	batches, syncs, stalls, slowWrites, misuse, flushes, settled atomic.Uint64
-	stalled                                                      atomic.Bool
-	maxNanos                                                     atomic.Int64
-	buckets                                                      [64 * 4]atomic.Uint64
+	batches, syncs, stalls, slowWrites, misuse, flushes, settled, through atomic.Uint64
+	stalled                                                               atomic.Bool
+	maxNanos                                                              atomic.Int64
+	buckets                                                               [64 * 4]atomic.Uint64
 }
 
 func (s *stats) now() time.Time { return time.Now() }
@@ -111,7 +112,7 @@ func (e *Engine) Metrics() Metrics {
 			m.DeferredBytes += int64(d.imm.size())
 		}
 		d.mu.RUnlock()
-		m.Flushes = e.stats.flushes.Load()
+		m.Flushes, m.ThroughBytes = e.stats.flushes.Load(), e.stats.through.Load()
 	}
 	p := e.db.Metrics()
 	m.DiskBytes = p.DiskSpaceUsage()

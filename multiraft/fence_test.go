@@ -101,7 +101,7 @@ func TestDamagedEntryStopsTheNode(t *testing.T) {
 	r.follow(0, rigEntry(1, raft.EntryEmpty, ""))
 	r.l.batch = r.e.NewBatch()
 	r.l.touch(r.rep())
-	good, bad := rigEntry(2, raft.EntryNormal, "a"), raft.Entry{Index: 3, Term: 1, Type: raft.EntryNormal, Value: []byte{1, 2}}
+	good, bad := rigEntry(3, raft.EntryNormal, "a"), raft.Entry{Index: 2, Term: 1, Type: raft.EntryNormal, Value: []byte{1, 2}}
 	r.rep().as.GroupTs, r.rep().asDirty = 99, true
 	r.l.out.Applies = append(r.l.out.Applies, raft.ApplyTask{Shard: 7, Entries: []raft.Entry{bad, good}})
 	r.l.commitRound(r.now)

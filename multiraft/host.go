@@ -865,8 +865,26 @@ func (h *Host) Transfer(ctx context.Context, shard raft.ShardID, to raft.NodeID)
 // ChangeConf proposes a configuration change. An error (those of Propose) says
 // that nothing was proposed, unless it is the context's, and that done is not
 // called; else done as for Propose; a rejection at apply comes back as data (its
-// text), err nil.
+// text), err nil. It returns late where much of the group is in memory, which is
+// flushed first (settle.go).
 func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfChange, done ProposeFunc) error {
+	err := h.changeConf(ctx, shard, cc, done, h.stepper != nil)
+	if !errors.Is(err, errLoose) {
+		return err
+	}
+	flushed := make(chan struct{})
+	h.engine.FlushAside(func() { close(flushed) })
+	select {
+	case <-flushed:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return h.changeConf(ctx, shard, cc, done, true)
+}
+
+// changeConf is ChangeConf; unless settled it fails with errLoose, and proposes nothing,
+// where memory should be flushed first.
+func (h *Host) changeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfChange, done ProposeFunc, settled bool) error {
 	return h.on(ctx, shard, func(now raft.Time, r *replica, o *raft.Out) error {
 		c := r.core
 		if r.fenced != nil {
@@ -875,6 +893,9 @@ func (h *Host) ChangeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 		if c.Status().Role == raft.RoleLeader {
 			if err := h.safeConf(&r.desc, &cc); err != nil {
 				return err
+			}
+			if !settled && r.loose.bytes > looseMost && h.engine.DefersApply() {
+				return errLoose
 			}
 		}
 		ts := max(r.lastTs+1, h.clock.Wall())
@@ -964,6 +985,7 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 		}
 		r.hold(r.as.Applied)
 	}
+	r.loose = loose{upTo: r.as.Applied}
 	r.passOver(r.as.Applied, r.as.AppliedTerm, &l.done)
 	l.touch(r)
 	return nil

@@ -79,6 +79,8 @@ type loop struct {
 
 	// through are replicas whose whole applied side goes to the disk with this round.
 	through []*replica
+	// afterAck is what a simulation has done once the next sync has returned.
+	afterAck []func(now raft.Time)
 
 	cuts    []raft.CutTask // images to be made for them, in this order
 	cutting bool           // one is being made
@@ -331,6 +333,10 @@ func (l *loop) onAck(now raft.Time, a *ack) {
 	}
 	l.held.give(a.held)
 	l.marks.give(a.marks)
+	for _, f := range l.afterAck {
+		f(now)
+	}
+	l.afterAck = l.afterAck[:0]
 }
 
 // backlog is messages that did not fit into the round they came in. While there
@@ -712,6 +718,7 @@ func (l *loop) holdLogs() {
 	for _, r := range l.through {
 		if l.h.engine.DefersApply() {
 			r.hold(r.as.Applied)
+			r.loose.flushed(r.as.Applied, r.as.Applied)
 		}
 	}
 	clear(l.through)
@@ -723,6 +730,7 @@ func (l *loop) onFlush(n uint64, groups []engine.Flushed) {
 	for _, g := range groups {
 		if r := l.byID[g.Shard]; r != nil && !r.removed && n >= r.flushFrom {
 			r.hold(g.Index)
+			r.loose.flushed(g.Index, r.as.Applied)
 			l.touch(r)
 		}
 	}
@@ -767,7 +775,14 @@ func (l *loop) applyAll(now raft.Time) {
 			r.out.held = append(r.out.held, t.Entries...)
 			continue
 		}
+		if r.loose.waits && !mutants.On("ST1") {
+			r.loose.held = append(r.loose.held, t.Entries...)
+			continue
+		}
 		for j := range t.Entries {
+			if t.Entries[j].Type == raft.EntryConf && l.settle(r, t.Entries[j:]) {
+				break
+			}
 			if !l.applyEntry(now, r, t.Entries[j]) {
 				break
 			}
@@ -780,6 +795,10 @@ func (l *loop) applyAll(now raft.Time) {
 func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	if e.Index <= r.as.Applied {
 		return true
+	}
+	if e.Index != r.as.Applied+1 && r.as.Applied > 0 {
+		l.fatal(fmt.Errorf("multiraft: shard %d: entry %d came to be applied behind %d", r.shard, e.Index, r.as.Applied))
+		return false
 	}
 	hdr, err := e.Header()
 	if err != nil {
@@ -851,6 +870,7 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	r.as.GroupTs = max(r.as.GroupTs, hdr.GroupTs)
 	r.lastTs = max(r.lastTs, hdr.GroupTs)
 	r.asDirty = true
+	r.loose.applied(e)
 	if r.out != nil {
 		r.out.applied(now, e, hdr.GroupTs)
 	}

@@ -86,7 +86,7 @@ func (l *loop) mayNap(r *replica) bool {
 	if r.out != nil && !r.out.rests() {
 		return false
 	}
-	return r.fenced == nil && !r.gone && !r.removed && !r.retiring && !r.asDirty && !r.asked &&
+	return r.fenced == nil && !r.loose.waits && !r.gone && !r.removed && !r.retiring && !r.asDirty && !r.asked &&
 		len(r.queue)+len(r.waiting)+len(r.reads)+len(r.readsReady)+len(r.flights)+len(r.snapsBusy)+len(r.departed) == 0 &&
 		r.want == 0 && (r.cmp.at == raft.Never || r.cmp.state) && r.cmp.term == 0 && r.cmp.to == 0 && r.cmp.disputed == nil && !r.wasDisputed && !r.quarantined() &&
 		r.quest.newest.ConfVer == 0 && r.slow.share.Load() == 0

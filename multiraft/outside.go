@@ -376,7 +376,7 @@ func (l *loop) start(r *replica, a aside) {
 				a.done(now, r, at, err)
 				if held := x.held; len(held) > 0 {
 					x.held = nil
-					l.out.Applies = append(l.out.Applies, raft.ApplyTask{Shard: r.shard, Entries: held})
+					l.handBack(r, held)
 				}
 			})
 		})

@@ -154,7 +154,8 @@ type replica struct {
 	imageKept raft.Index
 	imageLife uint32
 
-	out *outside // its state outside of the store; nil: there is none
+	out   *outside // its state outside of the store; nil: there is none
+	loose loose
 
 	flights map[flightKey]*flight // commands of sessions that are queued or in the log
 

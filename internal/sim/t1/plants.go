@@ -22,6 +22,7 @@ var Plants = []Plant{
 	{"E6", "E6", "a snapshot says an index beyond its content", []string{"snap", "conf"}},
 	{"B10b", "B10", "the bytes of proposals that the core refuses count as pending for ever", []string{"crash", "net"}},
 	{"S19-reads", "B10", "reads that are refused count as waiting for ever", []string{"crash", "net"}},
+	{"ST1", "found here", "what is committed behind a change of configuration that waits is applied before it", []string{"conf", "swarm"}},
 	{"G14c", "G14", "a destroyed replica's keys stay on the disk", []string{"conf"}},
 	{"L2-restless", "A9", "leaders hand over for no reason", []string{"calm", "net"}},
 	{"E15", "E15", "a snapshot that was not sent keeps its slot", []string{"conf", "snap"}},
