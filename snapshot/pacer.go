@@ -10,14 +10,18 @@ import (
 const (
 	// restAfter is how much work is done between two rests.
 	restAfter = time.Millisecond
-	// restMost bounds one rest: what took longer did not work, it waited.
+	// restMost is what of a piece of work counts at most: what took longer did not work,
+	// it waited.
 	restMost = 5 * time.Millisecond
+	// restFactor is how much longer than it worked it rests. With 1 a transfer is half as
+	// fast as it can be, and the slowest writes beside it wait four to eight times as long
+	// as without it, on two processors; with 3 two times (docs/performance.md).
+	restFactor = 3
 )
 
-// duty makes a goroutine that moves snapshots rest as long as it worked while the node
-// serves others: processors and disk are its own half of the time at most. So a
-// transfer keeps half of its speed, and whoever waits for a write finds a gap every
-// few milliseconds. It is owned by one goroutine.
+// duty makes a goroutine that moves snapshots rest longer than it worked while the node
+// serves others: processors and disk are its own a quarter of the time at most. So
+// whoever waits for a write finds a gap every few milliseconds. It is owned by one goroutine.
 type duty struct {
 	s      *Store
 	began  raft.Time
@@ -41,7 +45,7 @@ func (d *duty) stop(ctx context.Context, most time.Duration) error {
 	if d.worked += min(most, now.Sub(d.began)); d.worked < restAfter {
 		return nil
 	}
-	rest := min(d.worked, restMost)
+	rest := restFactor * min(d.worked, restMost)
 	if d.worked = 0; !d.s.o.Busy() {
 		return nil
 	}

@@ -73,7 +73,7 @@ type Options struct {
 	// bound.
 	Room func() int64
 	// Busy reports whether the node serves others: then the transfers of both directions
-	// work half of the time. It is asked about every millisecond. Nil: never.
+	// work a quarter of the time. It is asked about every millisecond. Nil: never.
 	Busy func() bool
 	// Clock: nil means the system's.
 	Clock Clock
