@@ -143,6 +143,8 @@ type governor struct {
 
 const (
 	governTick = 250 * time.Millisecond
+	// restTicks is after how many looks the store gives back what nobody read since.
+	restTicks = 40
 	// brakeRetry is what callers are told that are refused for want of memory: a
 	// collection of garbage takes less.
 	brakeRetry = 100 * time.Millisecond
@@ -222,7 +224,7 @@ func residentBytes() (n int64, ok bool) {
 func (n *Node) governLoop() {
 	t := time.NewTicker(governTick)
 	defer t.Stop()
-	for {
+	for looks := 1; ; looks++ {
 		select {
 		case <-n.stop:
 			if n.gov.goLimit.Load() != 0 {
@@ -233,6 +235,9 @@ func (n *Node) governLoop() {
 		}
 		if !n.gov.manual.Load() {
 			n.govern()
+			if looks%restTicks == 0 {
+				n.eng.Rest()
+			}
 		}
 	}
 }

@@ -138,3 +138,48 @@ func TestCleanTablesAreBounded(t *testing.T) {
 		t.Errorf("the oldest is gone: %v %v", ok, err)
 	}
 }
+
+// TestRest: what is kept for reads goes when none finds anything there any more, and not
+// before; what is known of empty logs goes, too.
+func TestRest(t *testing.T) {
+	if err := atRest(t); err != nil {
+		t.Fatal(err)
+	}
+	withoutRule(t, "GV8", atRest)
+}
+
+func atRest(t *testing.T) error {
+	e, _ := cleanEngine(t)
+	writeClean(t, e, func(b *Batch) { b.Set(1, []byte("a"), []byte("1")) })
+	if err := e.flushAll(); err != nil {
+		t.Fatal(err)
+	}
+	read := func() {
+		if v, ok, err := e.Get(1, []byte("a"), nil); err != nil || !ok || string(v) != "1" {
+			t.Fatalf("read %q, %v, %v", v, ok, err)
+		}
+	}
+	e.Rest()
+	if err := e.flushAll(); err != nil {
+		t.Fatal(err)
+	}
+	writeClean(t, e, func(b *Batch) { b.Set(1, []byte("a"), []byte("1")) })
+	if err := e.flushAll(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		read()
+		if e.Rest(); inMemory(e, "a") != "1" { // which is a read as well
+			return errors.New("it goes though it is read")
+		}
+	}
+	e.Rest() // there was that read
+	if e.Rest(); inMemory(e, "a") != "nothing" || e.MemoryUse().Deferred >= 1<<20 {
+		return fmt.Errorf("nobody reads, and memory holds %q, %d bytes", inMemory(e, "a"), e.MemoryUse().Deferred)
+	}
+	read()
+	if n := len(e.journal.groups); n != 0 {
+		return fmt.Errorf("%d empty logs are known", n)
+	}
+	return nil
+}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,8 +43,11 @@ type deferred struct {
 	clean []*table // were flushed, newest first: reads of what they hold need not ask Pebble
 	now   func() time.Time
 	seq   uint64 // of the last batch
-	open  int    // open snapshots, and the newest of them
-	keep  uint64
+	// Of Rest: whether a read found something in clean since the last one, and seq as of then.
+	cleanRead atomic.Bool
+	restSeq   uint64
+	open      int // open snapshots, and the newest of them
+	keep      uint64
 
 	logBytes int           // committed to Pebble since mem was begun
 	immLog   int           // committed to Pebble while imm took the writes
@@ -122,7 +126,9 @@ func (d *deferred) getLocked(key, dst []byte) ([]byte, entryKind) {
 		kind, val = d.imm.get(key)
 	}
 	for i := 0; kind == entryNone && i < len(d.clean); i++ {
-		kind, val = d.clean[i].get(key)
+		if kind, val = d.clean[i].get(key); kind != entryNone && !d.cleanRead.Load() { // else nothing is written, and no processor takes the line from others
+			d.cleanRead.Store(true)
+		}
 	}
 	if kind == entrySet {
 		dst = append(dst, val...)

@@ -585,9 +585,13 @@ const pruneFrom = 4096
 // prune forgets groups that have no entries: what is known of their logs is of no use, and
 // of a million groups that rest it would fill the memory. Called with mu held.
 func (j *journal) prune() {
-	if len(j.groups) < pruneFrom || len(j.groups) < 2*j.pruned {
-		return
+	if len(j.groups) >= pruneFrom && len(j.groups) >= 2*j.pruned {
+		j.pruneNow()
 	}
+}
+
+// pruneNow is prune, however many there are. Called with mu held.
+func (j *journal) pruneNow() {
 	keep := make(map[raft.ShardID]groupLog)
 	for i := range j.recs {
 		for k := range j.recs[i].runs {

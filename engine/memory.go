@@ -3,6 +3,8 @@ package engine
 import (
 	"time"
 	"unsafe"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
 )
 
 // MemoryUse is what the store holds in memory, in bytes, by who holds it.
@@ -50,6 +52,28 @@ func (e *Engine) MemoryUse() (u MemoryUse) {
 	u.BlockCache, u.FileCache = p.BlockCache.Size, p.FileCache.Size
 	u.MemTables = int64(p.MemTable.Size + p.MemTable.ZombieSize)
 	return u
+}
+
+// Rest gives back memory that is of no use at rest: what was flushed and is kept for reads,
+// if no read found anything there since the last call; and, if nothing was applied
+// either, what is known of the logs that have no entries. Its owner calls it every few seconds.
+func (e *Engine) Rest() {
+	d := e.def
+	if d == nil || mutants.On("GV8") {
+		return
+	}
+	d.mu.Lock()
+	still := d.seq == d.restSeq
+	d.restSeq = d.seq
+	if !d.cleanRead.Swap(false) {
+		d.clean = nil
+	}
+	d.mu.Unlock()
+	if still {
+		e.journal.mu.Lock()
+		e.journal.pruneNow()
+		e.journal.mu.Unlock()
+	}
 }
 
 // ReserveCache takes n bytes of the block cache for other purposes; less than before

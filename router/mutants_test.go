@@ -100,13 +100,15 @@ func TestTableMutants(t *testing.T) {
 
 // A router that asks everybody all the time for a leader that is not there is found out.
 func TestHeadlessMutants(t *testing.T) {
-	t.Run("R-headless", func(t *testing.T) {
-		mutants.Set("R-headless")
-		defer mutants.Set("")
-		err := headless(t)
-		if err == nil {
-			t.Fatal("survived")
-		}
-		t.Logf("found: %.300v", err)
-	})
+	for id, run := range map[string]func(*testing.T) error{"R-headless": headless, "R-apart": crowd} {
+		t.Run(id, func(t *testing.T) {
+			mutants.Set(id)
+			defer mutants.Set("")
+			err := run(t)
+			if err == nil {
+				t.Fatal("survived")
+			}
+			t.Logf("found: %.300v", err)
+		})
+	}
 }

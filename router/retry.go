@@ -29,6 +29,23 @@ func backoff(n int, random uint64) time.Duration {
 	return half + time.Duration(random%uint64(d-half+1))
 }
 
+// However many requests wait to be tried again, tries begin about pollEvery apart, as long
+// as each waits no longer than pollMost for it: a hundred thousand that try five times a
+// second each would leave no processor time for the elections they wait for.
+const (
+	pollEvery = 20 * time.Microsecond
+	pollMost  = 2 * time.Second
+)
+
+// apart returns the least wait of one of n requests, of which a quarter is drawn from random.
+func apart(n int64, random uint64) time.Duration {
+	d := min(time.Duration(n)*pollEvery, pollMost)
+	if mutants.On("R-apart") {
+		return 0
+	}
+	return d - d/4 + time.Duration(random%uint64(d/4+1))
+}
+
 // action is what the retry loop does next.
 type action uint8
 

@@ -33,6 +33,18 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
+// TestApart holds how far apart the tries of many waiting requests are: few of them are
+// not held up, many try 37,500 to 50,000 times a second together, and none waits for ever.
+func TestApart(t *testing.T) {
+	for n, most := range map[int64]time.Duration{1: 20 * time.Microsecond, 3000: 60 * time.Millisecond, 50_000: time.Second, 1 << 30: pollMost} {
+		for _, random := range []uint64{0, 1, 1<<63 + 99} {
+			if got := apart(n, random); got < most*3/4 || got > most {
+				t.Errorf("%d requests: %v, want %v to %v", n, got, most*3/4, most)
+			}
+		}
+	}
+}
+
 // TestChain tells stories of one round: nodes answer, and the chain names the
 // next one to ask. The shard has voters 1, 2, 3 and a learner on 4.
 func TestChain(t *testing.T) {

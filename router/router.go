@@ -38,6 +38,7 @@ type Router struct {
 	stats   counters
 	near    Near         // the Sender, if it is one; nil: every read is a request
 	patient atomic.Int64 // requests that wait because a node is overloaded
+	waiting atomic.Int64 // requests between two rounds of tries
 
 	mu struct { // guards the start of lookups against Close
 		sync.Mutex
@@ -290,7 +291,7 @@ func (r *Router) goOn(ctx context.Context, q *shard.Request, at place, fit fit, 
 		if wait > 0 { // asked for: do not come back all at the same time
 			wait += time.Duration(r.o.Rand() % uint64(wait/4+1))
 		}
-		wait = max(wait, backoff(c.waits, r.o.Rand()))
+		wait = max(wait, backoff(c.waits, r.o.Rand()), apart(r.waiting.Add(1), r.o.Rand()))
 		c.endRound()
 		r.stats.waits.Add(1)
 		now := r.o.Clock.Now()
@@ -302,6 +303,7 @@ func (r *Router) goOn(ctx context.Context, q *shard.Request, at place, fit fit, 
 		default:
 			cause = r.o.Clock.Sleep(ctx, wait)
 		}
+		r.waiting.Add(-1)
 		leave()
 		if cause != nil {
 			if c.stamp == nil {

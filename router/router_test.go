@@ -351,6 +351,36 @@ func patience(t *testing.T) (err error) {
 	return err
 }
 
+// crowd: of very many requests for shards without a leader, each tries more seldom.
+func crowd(t *testing.T) (err error) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 30_000
+		f := newFleet()
+		s := f.warm(t, func(o *Options) { o.Timeout = 3 * time.Second }).Space(1)
+		f.interfere = func(_ raft.NodeID, q *shard.Request) (*shard.Response, error, bool) {
+			return q.Failed(&shard.NotLeaderError{Shard: q.Shard}), nil, true
+		}
+		var wg sync.WaitGroup
+		for range n {
+			wg.Go(func() { _, _ = s.Put(t.Context(), []byte("a"), nil) })
+		}
+		wg.Wait()
+		if each := s.r.Stats().Waits / n; each < 4 || each > 12 {
+			err = fmt.Errorf("each of %d requests was tried %d times in 3 s", n, each)
+		}
+		if left := s.r.waiting.Load(); left != 0 {
+			err = fmt.Errorf("%d are still counted", left)
+		}
+	})
+	return err
+}
+
+func TestCrowd(t *testing.T) {
+	if err := crowd(t); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestTimeIsUp: what the caller gets when nothing helps: the last error, that
 // time is up, and that nothing was applied.
 func TestTimeIsUp(t *testing.T) {

@@ -34,10 +34,12 @@ func sessionPlants() []plant {
 		tested("GV7", "H10", "a node serves whatever reads its clients ask for", "transport", "TestRequestBytesMutants", "S19"),
 		tested("GV4", "H10", "the block cache keeps what others need", ".", "TestMemoryMutants", "S19"),
 		tested("GV5", "H10", "what was flushed is kept in memory for ever", ".", "TestMemoryMutants", "S19"),
+		failing("GV8", "H10", "what was flushed is kept in memory though nobody reads it", "engine", "TestRest", "S19"),
 		tested("GV6", "H10", "entries in memory are not counted", ".", "TestMemoryMutants", "S19"),
 		tested("R-overlay", "found here", "a range of a layout is served beside the record that took its place", "router/catalog", "TestLayoutMutants", "S20"),
 		tested("R-limit", "found here", "a router remembers ranges without a bound", "router", "TestTableMutants", "S19"),
 		tested("R-headless", "found here", "all replicas of a group that elects are asked for its leader again and again", "router", "TestHeadlessMutants", "S19"),
+		tested("R-apart", "found here", "however many requests wait for a leader, each tries as often", "router", "TestHeadlessMutants", "S19"),
 		tested("R-dealt", "found here", "the catalog keeps an old term of the node that a shard was dealt to", "router/catalog", "TestLayoutMutants", "S20"),
 		tested("S19-pipeline", "H10", "a pipeline takes in any number of calls", "router", "TestPipelineMutants", "S19"),
 	}
