@@ -2,6 +2,7 @@ package raft
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 )
 
@@ -58,7 +59,7 @@ func TestDigest(t *testing.T) {
 func BenchmarkDigest(b *testing.B) {
 	for _, n := range []int{32, 160, 1024} {
 		v := make([]byte, n)
-		b.Run(string(rune('0'+n/100)), func(b *testing.B) {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			d := Digest(0)
 			for b.Loop() {
 				d = d.Entry(1, 1, EntryNormal).Add(v)
