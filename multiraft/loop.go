@@ -640,6 +640,9 @@ func (l *loop) commitRound(now raft.Time) {
 			l.fatal(err)
 			return
 		}
+		if s := l.h.stepper; s != nil && s.OnCommitted != nil {
+			s.OnCommitted(l.id)
+		}
 		l.holdLogs()
 		l.inFlight++
 		l.submitted++

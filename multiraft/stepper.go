@@ -20,6 +20,9 @@ type Stepper struct {
 	// OnCommit, if set, is called right before a round's batch is handed to the
 	// store to be synced.
 	OnCommit func(loop int)
+	// OnCommitted, if set, is called right after that: whatever syncs the store from then
+	// on syncs the batch, too.
+	OnCommitted func(loop int)
 }
 
 // Stepper returns the means to step the host. It is called once, instead of Start.

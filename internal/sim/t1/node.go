@@ -143,6 +143,7 @@ func (t *tether) onFatal(err error) {
 func (t *tether) onDurable() {
 	if n := t.n.Load(); n != nil && n.up {
 		n.settle(n.disk.Syncs())
+		n.shadow.synced = n.shadow.committed // a destruction behind the batch
 	}
 }
 
@@ -310,6 +311,7 @@ func (n *node) boot() {
 		n.bootFail("panic", "node %d: %v", n.id, err)
 	}
 	n.st.OnRound, n.st.OnCommit = n.onRound, n.onCommit
+	n.st.OnCommitted = func(int) { n.shadow.committed = true }
 	n.loops = make([]loopState, n.st.Loops())
 	load := make([]raft.State, 0, len(states))
 	for _, s := range states {
@@ -517,7 +519,11 @@ func (n *node) step(i int) {
 	if r == nil {
 		return
 	}
-	n.shadow.rounds = append(n.shadow.rounds, r)
+	if n.shadow.synced {
+		n.shadow.promote(n, r)
+	} else {
+		n.shadow.rounds = append(n.shadow.rounds, r)
+	}
 	if n.st.Flush(i) != nil {
 		return // the node has failed
 	}

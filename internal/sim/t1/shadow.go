@@ -18,7 +18,10 @@ type shadow struct {
 	rounds  []*round // synced, not told; ascending by marker
 	open    *round   // of the step under way
 	commits bool     // the step under way hands a batch to be synced
-	expect  *expectation
+	// committed: the store has that batch; synced: something behind it in the same step
+	// was synced, and the batch with it.
+	committed, synced bool
+	expect            *expectation
 }
 
 // round is what one synced batch holds.
@@ -98,7 +101,7 @@ func (g *groupShadow) apply(o *shadowOp) {
 	}
 }
 
-func (s *shadow) begin() { s.commits = false }
+func (s *shadow) begin() { s.commits, s.committed, s.synced = false, false, false }
 
 // end returns the step's round if it was handed to be synced.
 func (s *shadow) end() *round {
