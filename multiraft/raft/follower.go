@@ -206,12 +206,17 @@ func (c *Core) campaign(now Time, o *Out) {
 			continue
 		}
 		c.peers[i].preVote = voteNone
-		if i != c.self && c.peers[i].role.IsVoter() {
+		if i != c.self && (c.peers[i].role.IsVoter() || c.attempts > askLearners && !mutants.On("A19c")) {
 			c.askVote(&c.peers[i], o)
 		}
 	}
 	c.countPreVote(now, c.id, true, o)
 }
+
+// askLearners is after how many campaigns without success the learners are asked, too.
+// Their votes do not count; but one of them may know that a configuration is committed
+// in which there is a majority (learnCommit), and be the only one who does.
+const askLearners = 2
 
 // hasUnappliedConf reports whether a committed configuration is not applied:
 // this replica's idea of the voters is old then.
@@ -336,7 +341,7 @@ func (c *Core) stepVoteRequest(now Time, m *Msg, o *Out) {
 	}
 	if pre {
 		if upToDate {
-			resp.Flags, resp.Term, resp.Commit, resp.LogTerm = 0, m.Term, 0, 0
+			resp.Flags, resp.Term = 0, m.Term
 			if mutants.On("A5") {
 				resp.Term = 0 // the voter's own
 			}
@@ -384,13 +389,13 @@ func (c *Core) giveWay(now Time) {
 	c.gaveWay, c.electionAt = true, max(c.electionAt, now.Add(c.tun.PreVoteRetry))
 }
 
-// learnCommit takes the refusing voter's commit index over, if the log holds
-// that entry: what is committed is so for everyone who has it. Without this a
+// learnCommit takes the commit index of an answer over, if the log holds
+// that entry (those who vote do not tell it, those who would vote or refuse do): what is committed is so for everyone who has it. Without this a
 // group can stand still for ever: {2, 3} becomes {3} while 3 leads, 3 crashes
 // and forgets that this was committed, and 2, which is no voter any more, holds
 // a longer log and refuses the vote that 3 believes to need.
 func (c *Core) learnCommit(m *Msg) {
-	if m.Reject() && c.role != RoleLeader && c.log.matches(m.Commit, m.LogTerm) {
+	if (m.Reject() || m.Type == MsgPreVoteResp) && c.role != RoleLeader && c.log.matches(m.Commit, m.LogTerm) {
 		c.commitTo(m.Commit)
 	}
 }

@@ -28,6 +28,7 @@ func TestMutants(t *testing.T) {
 	}
 	for id, name := range map[string]string{
 		"A8c":  "give way",
+		"A19c": "a learner knows",
 		"C13b": "a vote for a stranger",
 		"LK1":  "the size of the data bounds what is kept",
 		"LK2":  "who gets a snapshot knows its leader before",

@@ -205,7 +205,7 @@ const (
 	MsgVote        MsgType = 3
 	MsgVoteResp    MsgType = 4 // [FlagReject, then Commit, LogTerm: the voter's commit index and its term]
 	MsgPreVote     MsgType = 5
-	MsgPreVoteResp MsgType = 6 // [FlagReject as above; Term = the term asked for when granted, else the voter's]
+	MsgPreVoteResp MsgType = 6 // [FlagReject; Term = the term asked for when granted, else the voter's; Commit, LogTerm as above, also when granted]
 	// MsgTimeoutNow tells the target to campaign at once (transfer).
 	MsgTimeoutNow MsgType = 7
 	// MsgCommit is a commit record, or a read-round ping [Commit, CompactTo, Round].

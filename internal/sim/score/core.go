@@ -147,6 +147,7 @@ func corePlants() []plant {
 		tested("Z8", "found here", "all replicas that are asked for the leader of a sleeping group campaign at once", "multiraft", "TestUntouchedMutants", "L1"),
 		tested("Z9", "found here", "all replicas for whose leader somebody asks wake in one round, and messages wait", "multiraft", "TestUntouchedMutants", "S19"),
 		tested("A8c", "found here", "who hears of a campaign begins its own beside it", "multiraft/raft", "TestMutants", "L1"),
+		tested("A19c", "found here", "only voters are asked, and none of them knows that the configuration changed", "multiraft/raft", "TestMutants", "L1"),
 		tested("F6f", "F6", "who waits for an entry that was cut off is told nothing until another one takes its index", "multiraft", "TestWaiterMutants", "L1"),
 		tested("Z2", "found here", "a replica falls asleep while a promise of it is on its way to the disk", "multiraft", "TestNapMutants", "L1"),
 		tested("D9l", "found here", "a sleeping leader serves reads after its lease", "multiraft", "TestNapMutants", "S14"),
