@@ -386,7 +386,7 @@ func (h *Host) newReplica(now raft.Time, self raft.ReplicaID, core *raft.Core, s
 	r := &replica{
 		shard: st.Desc.Shard, self: self, loop: h.loopOf(st.Desc.Shard), core: core, desc: st.Desc, as: st.Applied,
 		hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1, gen: gen,
-		quest: quest{at: raft.Never}, flushFrom: h.engine.NextFlush(), doze: doze{active: now},
+		quest: quest{at: raft.Never}, flushFrom: h.engine.NextFlush(), loose: loose{upTo: st.Applied.Applied}, doze: doze{active: now},
 		cmp: comparison{at: raft.Never}, ward: ward{at: raft.Never},
 	}
 	q, err := h.engine.Quarantined(r.shard)

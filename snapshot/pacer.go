@@ -14,8 +14,8 @@ const (
 	// it waited.
 	restMost = 5 * time.Millisecond
 	// restFactor is how much longer than it worked it rests. With 1 a transfer is half as
-	// fast as it can be, and the slowest writes beside it wait four to eight times as long
-	// as without it, on two processors; with 3 two times (docs/performance.md).
+	// fast as it can be, and the slowest writes beside it waited up to ten times as long
+	// as without it, on two processors; with 3 two to four times (docs/performance.md).
 	restFactor = 3
 )
 
