@@ -569,6 +569,15 @@ func (d dealt) Descriptor(shard raft.ShardID) (raft.Descriptor, bool) {
 	return d.Range(i).Desc, true
 }
 
+// Leader implements multiraft.Dealt.
+func (d dealt) Leader(shard raft.ShardID) raft.NodeID {
+	i, ok := d.Index(shard)
+	if !ok {
+		return 0
+	}
+	return d.Layout.Leader(i)
+}
+
 // openDoors lets messages and requests in, and completes the formation.
 func (n *Node) openDoors(ctx context.Context) error {
 	form := n.form.Load()

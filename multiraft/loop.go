@@ -42,7 +42,8 @@ type loop struct {
 	scanMore           bool     // some have a higher one
 	rousing            sync.Map // shards that the loop was told to wake
 	toRouse            []raft.ShardID
-	maxRound, maxAsked uint64 // highest numbers of all naps, see raft.Nap
+	standing           []stoodBack // they wake later; ascending by time
+	maxRound, maxAsked uint64      // highest numbers of all naps, see raft.Nap
 	napBuf, memberBuf  []raft.NapMember
 
 	out     raft.Out
@@ -206,7 +207,7 @@ func (l *loop) step(now raft.Time) bool {
 	}
 	it.reset()
 	l.spare = it
-	if len(l.toRouse) > 0 {
+	if len(l.toRouse) > 0 || now >= l.nextRouse() {
 		l.rouseSome(now)
 		worked = true
 	}
@@ -290,7 +291,7 @@ func (l *loop) next() (deadline raft.Time, hasDeadline, busy bool) {
 	if l.inFlight < maxInFlightSyncs && (!l.backlog.empty() || len(l.queued)+len(l.toRouse) > 0) {
 		return 0, false, true
 	}
-	look := min(l.nextLook(), l.nextScan())
+	look := min(l.nextLook(), l.nextScan(), l.nextRouse())
 	if l.inFlight >= maxInFlightSyncs {
 		look = l.nextLook()
 	}

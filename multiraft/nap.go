@@ -44,8 +44,13 @@ const (
 	napLost = 6
 	// wakeBytes is what waking one counts in a round's payload.
 	wakeBytes = maxRoundBytes / 256
-	// rouseAtOnce is how many are woken in a round because somebody asked for them.
+	// rouseAtOnce is how many are woken in a round because somebody asked for them, and
+	// rouseLooks how many are looked at.
 	rouseAtOnce = maxRoundBytes / wakeBytes / 2
+	rouseLooks  = 16 * rouseAtOnce
+	// standBack is how long one that was asked for leaves the election to the node whose turn
+	// it is. With thousands of elections under way one takes some ten milliseconds.
+	standBack = 200 * time.Millisecond
 	// Every scanEvery, while there is a reason, scanStubs stubs are looked at and
 	// scanWakes of them are woken at most. One that sleeps since the start of the node
 	// counts scanUnsure times: perhaps its group needs nothing, and there may be very many.
@@ -325,9 +330,10 @@ func (h *Host) refuseAsleep(st *stub, g *ground, atFollower bool) error {
 	return &NotLeaderError{Shard: st.shard, Leader: leader, Term: raft.Term(st.term)}
 }
 
-// rouse wakes a replica that has no leader, and has it campaign when it is its turn:
-// whoever looks for the leader asks all replicas, one after the other, and if each of
-// them campaigned at once none would win. However many ask for it, the loop is told once.
+// rouse has a replica without a leader wake and campaign, if it is this node's turn, and
+// else stand back for a while: whoever looks for the leader asks all replicas, one after the
+// other, and if each of them campaigned at once none would win, or whichever node has the
+// least to do. However many ask for it, the loop is told once.
 func (h *Host) rouse(shard raft.ShardID) {
 	l := h.loopOf(shard)
 	if _, told := l.rousing.LoadOrStore(shard, struct{}{}); told {
@@ -338,34 +344,73 @@ func (h *Host) rouse(shard raft.ShardID) {
 	})
 }
 
+// stoodBack is a sleeping replica that left its election to another node.
+type stoodBack struct {
+	shard raft.ShardID
+	until raft.Time
+}
+
+// nextRouse returns when the first one of those that stand back has waited long enough.
+func (l *loop) nextRouse() raft.Time {
+	if len(l.standing) == 0 {
+		return raft.Never
+	}
+	return l.standing[0].until
+}
+
 // rouseSome wakes some of those that were asked for. However many there are, messages for
 // the others have their turn in between: among them those that elect their leaders.
 func (l *loop) rouseSome(now raft.Time) {
-	n := min(len(l.toRouse), rouseAtOnce)
-	if mutants.On("Z9") {
-		n = len(l.toRouse)
-	}
-	for _, shard := range l.toRouse[:n] {
+	woken, looked := 0, 0
+	full := func() bool { return woken >= rouseAtOnce && !mutants.On("Z9") }
+	for ; len(l.standing) > 0 && l.standing[0].until <= now && !full(); l.standing = l.standing[1:] {
+		shard := l.standing[0].shard
 		l.rousing.Delete(shard)
-		l.rouse(now, shard, mutants.On("Z8"))
+		if _, g, ok := l.stubs.get(shard); ok && g.leader(l.h.node, l.h.live) == 0 && l.rouse(now, shard, false) {
+			woken++
+		}
 	}
-	if l.toRouse = l.toRouse[n:]; len(l.toRouse) == 0 {
+	if len(l.standing) == 0 {
+		l.standing = nil
+	}
+	for ; looked < min(len(l.toRouse), rouseLooks) && !full(); looked++ {
+		shard := l.toRouse[looked]
+		if l.standsBack(shard) {
+			l.standing = append(l.standing, stoodBack{shard, now.Add(standBack)})
+			continue
+		}
+		l.rousing.Delete(shard)
+		if l.rouse(now, shard, true) {
+			woken++
+		}
+	}
+	if l.toRouse = l.toRouse[looked:]; len(l.toRouse) == 0 {
 		l.toRouse = nil
 	}
 }
 
-// rouse wakes a replica, which campaigns: now, if it is the first in line or does not
-// have to wait for its turn.
-func (l *loop) rouse(now raft.Time, shard raft.ShardID, atOnce bool) {
+// standsBack reports whether it is another node's turn to have the group of a sleeping
+// replica elect a leader.
+func (l *loop) standsBack(shard raft.ShardID) bool {
+	_, g, ok := l.stubs.get(shard)
+	return ok && g.kind != kindLeader && l.h.electRank(shard, g) > 0 && !mutants.On("Z8")
+}
+
+// rouse wakes a replica if it sleeps, and reports whether it did. It campaigns: now, if it is
+// the first in line or does not have to wait for its turn.
+func (l *loop) rouse(now raft.Time, shard raft.ShardID, atOnce bool) bool {
 	if l.byID[shard] != nil {
-		return // it does by itself what it can
+		return false // it does by itself what it can
 	}
-	if r := l.wake(now, shard); r != nil {
-		if r.core.Brief().LeadNode == 0 && (atOnce || r.core.First()) {
-			r.core.Campaign(now, &l.out)
-		}
-		l.touch(r)
+	r := l.wake(now, shard)
+	if r == nil {
+		return false
 	}
+	if r.core.Brief().LeadNode == 0 && (atOnce || r.core.First()) {
+		r.core.Campaign(now, &l.out)
+	}
+	l.touch(r)
+	return true
 }
 
 // scanFrom has the loop look through all of its stubs.
@@ -467,9 +512,16 @@ func (h *Host) hears(n raft.NodeID) bool {
 
 // electRank returns when it is this node's turn to have a group without a leader elect
 // one: after how many others of the nodes that are alive. The order is the same on all
-// of them, and another one for another group.
+// of them: first comes the node that the group was dealt to, then the others, in another
+// order for another group.
 func (h *Host) electRank(shard raft.ShardID, g *ground) (rank int) {
-	order := func(n raft.NodeID) uint64 { return mix(uint64(shard) ^ uint64(n)<<40) }
+	dealt := h.dealtLeader(shard)
+	order := func(n raft.NodeID) uint64 {
+		if n == dealt && !mutants.On("U4") {
+			return 1 << 63
+		}
+		return mix(uint64(shard)^uint64(n)<<40) >> 1
+	}
 	mine := order(h.node)
 	for i := range g.members {
 		if m := &g.members[i]; m.Role.IsVoter() && m.Node != h.node && h.hears(m.Node) && order(m.Node) > mine {

@@ -21,9 +21,10 @@ type rig struct {
 	times   []uint64 // the group's time at each of them
 	fail    error    // what the state machine says to "poison"
 	fatal   chan error
-	until   raft.Time // of everybody's support
-	unsound bool      // the clock may not be used for leases
-	deaf    bool      // no other node is heard
+	until   raft.Time   // of everybody's support
+	unsound bool        // the clock may not be used for leases
+	deaf    bool        // no other node is heard
+	dead    raft.NodeID // this one is not heard
 	ahead   time.Duration
 	onSend  func(m *raft.Msg)
 }
@@ -40,7 +41,7 @@ func (r *rig) LeaseArm() int64                                 { return 0 }
 func (r *rig) LeaseNow(int64) (raft.Time, bool)                { return r.now.Add(r.ahead), !r.unsound }
 func (r *rig) Now() raft.Time                                  { return r.now }
 func (r *rig) Wall() uint64                                    { return uint64(r.now) }
-func (r *rig) SupportFor(raft.NodeID) (raft.Epoch, bool)       { return 1 << 32, !r.deaf }
+func (r *rig) SupportFor(n raft.NodeID) (raft.Epoch, bool)     { return 1 << 32, !r.deaf && n != r.dead }
 func (r *rig) SupportFrom(raft.NodeID) (raft.Epoch, raft.Time) { return 1 << 32, r.until }
 
 func (r *rig) Apply(_ *engine.Batch, a *ApplyContext) error {

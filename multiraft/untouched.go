@@ -22,7 +22,9 @@ import (
 //	U3  One that was destroyed here has a tombstone, and does not come back.
 //
 // Nobody elects a leader for such a group before it is used: whoever asks for it first
-// wakes it, and the others are woken by the campaign.
+// wakes it, and the others are woken by the campaign. It is the replica on the node that
+// the shard was dealt to as its leader that campaigns, if that node is alive, so that groups
+// that are used first by the thousand are led as evenly as they were dealt (Host.electRank).
 
 // Dealt tells which groups were dealt to this node. What it says must never change.
 type Dealt interface {
@@ -31,6 +33,9 @@ type Dealt interface {
 	Each(f func(shard raft.ShardID, members []raft.Replica) bool)
 	// Descriptor returns the first descriptor of a shard; ok is false if it was not dealt.
 	Descriptor(shard raft.ShardID) (d raft.Descriptor, ok bool)
+	// Leader returns the node that a shard was dealt to as its leader, the same on all nodes.
+	// Zero: it was not dealt, or to nobody in particular.
+	Leader(shard raft.ShardID) raft.NodeID
 }
 
 // AddUntouched adds, asleep, all replicas that were dealt to this node and of which the
@@ -80,6 +85,14 @@ func (h *Host) dealtDesc(shard raft.ShardID) (raft.Descriptor, bool) {
 		return raft.Descriptor{}, false
 	}
 	return h.dealt.Descriptor(shard)
+}
+
+// dealtLeader returns the node that a shard was dealt to as its leader; zero: none.
+func (h *Host) dealtLeader(shard raft.ShardID) raft.NodeID {
+	if h.dealt == nil {
+		return 0
+	}
+	return h.dealt.Leader(shard)
 }
 
 // begin writes the first records of a replica that wakes for the first time (U1), and

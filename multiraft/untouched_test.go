@@ -5,14 +5,24 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/flotillakv/flotilla/engine"
 	"github.com/flotillakv/flotilla/multiraft/raft"
 )
 
-// rigDealt deals shards [first, first+n) of keyspace 2 to nodes 1, 2 and 3.
-type rigDealt struct{ first, n raft.ShardID }
+// rigDealt deals shards [first, first+n) of keyspace 2 to nodes 1, 2 and 3, with lead as
+// their leader; zero: each to another one.
+type rigDealt struct {
+	first, n raft.ShardID
+	lead     raft.NodeID
+}
+
+func (d rigDealt) Leader(s raft.ShardID) raft.NodeID {
+	if d.lead != 0 {
+		return d.lead
+	}
+	return raft.NodeID(1 + s%3)
+}
 
 func (d rigDealt) Each(f func(raft.ShardID, []raft.Replica) bool) {
 	for s := range d.n {
@@ -38,7 +48,7 @@ func (d rigDealt) Descriptor(s raft.ShardID) (raft.Descriptor, bool) {
 var untouchedCases = []struct {
 	name string
 	run  func(*testing.T) error
-}{{"first", untouchedFirst}, {"vote", untouchedVote}, {"gone", untouchedGone}, {"quiet", untouchedQuiet}, {"turns", untouchedTurns}, {"storm", wakeStorm}, {"line", wakeLine}, {"calls", wakeCalls}}
+}{{"first", untouchedFirst}, {"vote", untouchedVote}, {"gone", untouchedGone}, {"quiet", untouchedQuiet}, {"turns", untouchedTurns}, {"storm", wakeStorm}, {"line", wakeLine}, {"orphans", wakeOrphans}, {"calls", wakeCalls}}
 
 func TestUntouchedRules(t *testing.T) {
 	for _, c := range untouchedCases {
@@ -54,10 +64,10 @@ func TestUntouchedRules(t *testing.T) {
 // has it campaign.
 func untouchedFirst(t *testing.T) error {
 	r := newRig(t)
-	if err := r.h.AddUntouched(rigDealt{1, 100}); err != nil { // 7 is there already
+	if err := r.h.AddUntouched(rigDealt{1, 100, 0}); err != nil { // 7 is there already
 		return err
 	}
-	if err := r.h.AddUntouched(rigDealt{1, 100}); err == nil {
+	if err := r.h.AddUntouched(rigDealt{1, 100, 0}); err == nil {
 		return errors.New("added twice")
 	}
 	if c := r.h.Census(); c.Replicas != 100 || c.Asleep != 99 {
@@ -77,8 +87,10 @@ func untouchedFirst(t *testing.T) error {
 	}
 	r.sent = nil
 	r.turn()
-	r.now = r.now.Add(200 * time.Millisecond) // its turn comes
-	r.turn()
+	for range 2 { // its turn comes
+		r.now = r.now.Add(standBack)
+		r.turn()
+	}
 	asked := 0
 	for _, m := range r.sent {
 		if m.Type == raft.MsgPreVote && m.Shard == 8 {
@@ -95,7 +107,7 @@ func untouchedFirst(t *testing.T) error {
 // was there of it before.
 func untouchedVote(t *testing.T) error {
 	r := newRig(t)
-	if err := r.h.AddUntouched(rigDealt{1, 100}); err != nil {
+	if err := r.h.AddUntouched(rigDealt{1, 100, 0}); err != nil {
 		return err
 	}
 	r.l.in.putMsgs([]raft.Msg{{Type: raft.MsgVote, Shard: 9, From: 2, FromReplica: 2, To: 1, ToReplica: 1, Term: 5}})
@@ -118,11 +130,11 @@ func untouchedVote(t *testing.T) error {
 // untouchedGone: a replica that was destroyed is not one that was never used.
 func untouchedGone(t *testing.T) error {
 	r := newRig(t)
-	d, _ := rigDealt{1, 100}.Descriptor(10)
+	d, _ := rigDealt{1, 100, 0}.Descriptor(10)
 	if err := r.e.Destroy(10, &d, 2); err != nil {
 		return err
 	}
-	if err := r.h.AddUntouched(rigDealt{1, 100}); err != nil {
+	if err := r.h.AddUntouched(rigDealt{1, 100, 0}); err != nil {
 		return err
 	}
 	if v, ok := r.h.View(10); ok {
@@ -138,7 +150,7 @@ func untouchedQuiet(t *testing.T) error {
 	r.until = 0
 	r.turn()
 	r.until = 1 << 61
-	if err := r.h.AddUntouched(rigDealt{1, 100}); err != nil {
+	if err := r.h.AddUntouched(rigDealt{1, 100, 0}); err != nil {
 		return err
 	}
 	r.sent = nil
@@ -165,7 +177,7 @@ func untouchedTurns(t *testing.T) error {
 	for r.h.electRank(shard, &g) != 2 {
 		shard++
 	}
-	d, _ := rigDealt{1, 1000}.Descriptor(shard)
+	d, _ := rigDealt{1, 1000, 0}.Descriptor(shard)
 	r.h.awake, r.until = 0, 0
 	if err := r.h.CreateGroups([]raft.Descriptor{d}); err != nil {
 		return err
@@ -191,46 +203,88 @@ func untouchedTurns(t *testing.T) error {
 	return errors.New("nobody elects")
 }
 
-// wakeLine: of those that are woken by who looks for a leader, the first in line campaigns
-// at once, and the others when it is their turn.
+// wakeLine: of groups that are woken by who looks for their leaders, this node campaigns at
+// once for those that were dealt to it, and leaves the others asleep: to the nodes that they were
+// dealt to, for a while, if these are alive. However many groups are used first at the same
+// time, they are led as evenly as they were dealt.
 func wakeLine(t *testing.T) error {
 	r := newRig(t)
-	if err := r.h.AddUntouched(rigDealt{100, 50}); err != nil {
+	const n = 3000
+	deal := rigDealt{100, n, 0}
+	if err := r.h.AddUntouched(deal); err != nil {
 		return err
 	}
-	for s := range raft.ShardID(50) {
-		r.h.Propose(100+s, raft.Command{Op: 1}, func([]byte, raft.Index, uint32, error) {})
+	ask := func() {
+		for s := range raft.ShardID(n) {
+			r.h.Propose(100+s, raft.Command{Op: 1}, func([]byte, raft.Index, uint32, error) {})
+		}
 	}
-	r.sent = nil
-	campaign := func() map[raft.ShardID]bool {
-		asked := make(map[raft.ShardID]bool)
+	asked := make(map[raft.ShardID]bool)
+	campaign := func() {
+		r.sent = nil
 		r.turn()
 		for _, m := range r.sent {
 			if m.Type == raft.MsgPreVote && m.Shard >= 100 {
 				asked[m.Shard] = true
 			}
 		}
-		return asked
 	}
-	asked, first := campaign(), 0
-	for s := range raft.ShardID(50) {
-		c := r.l.byID[100+s].core
-		if c.First() {
-			first++
+	from := r.now
+	for range 3 { // nor does it help to ask again
+		ask()
+		campaign()
+	}
+	if r.now >= from.Add(standBack) {
+		return errors.New("the test takes too long")
+	}
+	for s := range raft.ShardID(n) {
+		v, _ := r.h.View(100 + s)
+		if mine := deal.Leader(100+s) == 1; asked[100+s] != mine || v.Asleep == mine {
+			return fmt.Errorf("shard %d was dealt to node %d: this one campaigns %v, sleeps %v", 100+s, deal.Leader(100+s), asked[100+s], v.Asleep)
 		}
-		if asked[100+s] != c.First() {
-			return fmt.Errorf("shard %d: first in line %v, campaigns %v", 100+s, c.First(), asked[100+s])
-		}
 	}
-	if first == 0 || first == 50 {
-		return fmt.Errorf("first in line for %d of 50", first)
-	}
+	// One of the others elects, and it is over: who follows is not woken.
+	d, _ := deal.Descriptor(101)
+	app := raft.Msg{Type: raft.MsgApp, Shard: 101, From: deal.Leader(101), FromReplica: raft.ReplicaID(deal.Leader(101)), To: 1, ToReplica: 1, Term: 1, Flags: raft.FlagFortify}
+	app.Entries = []raft.Entry{{Index: 1, Term: 1, Type: raft.EntryEmpty, Value: raft.EncodeEntry(nil, 1, 1, raft.EntryEmpty, raft.EntryHeader{}, nil)}}
+	r.l.in.putMsgs([]raft.Msg{app})
+	clear(asked)
 	for range 10 {
-		r.now = r.now.Add(50 * time.Millisecond)
-		asked = campaign()
+		r.now = r.now.Add(standBack / 2)
+		campaign()
 	}
-	if len(asked) != 50 {
-		return fmt.Errorf("in the end %d of 50 campaign", len(asked))
+	if asked[101] {
+		return fmt.Errorf("a campaign against the leader of shard %d", d.Shard)
+	}
+	if len(asked) != n-1 {
+		return fmt.Errorf("in the end this node campaigns for %d of %d groups that nobody else led", len(asked), n-1)
+	}
+	return nil
+}
+
+// wakeOrphans: what was dealt to a node that is dead is not waited for.
+func wakeOrphans(t *testing.T) error {
+	r := newRig(t)
+	const n = 300
+	if err := r.h.AddUntouched(rigDealt{100, n, 2}); err != nil {
+		return err
+	}
+	r.dead = 2
+	for s := range raft.ShardID(n) {
+		r.h.Propose(100+s, raft.Command{Op: 1}, func([]byte, raft.Index, uint32, error) {})
+	}
+	r.sent = nil
+	from := r.now
+	r.turn()
+	asked := 0
+	for _, m := range r.sent {
+		if m.Type == raft.MsgPreVote && m.Shard >= 100 && m.To == 3 {
+			asked++
+		}
+	}
+	// Half of them are for the other one that is left.
+	if asked < n/3 || asked > n*2/3 || r.now >= from.Add(standBack) {
+		return fmt.Errorf("it campaigns for %d of %d groups of a dead node", asked, n)
 	}
 	return nil
 }
@@ -239,7 +293,7 @@ func wakeLine(t *testing.T) error {
 func wakeCalls(t *testing.T) error {
 	r := newRig(t)
 	const n = 3000
-	if err := r.h.AddUntouched(rigDealt{100, n}); err != nil {
+	if err := r.h.AddUntouched(rigDealt{100, n, 1}); err != nil {
 		return err
 	}
 	for s := range raft.ShardID(n - 1) {
@@ -268,7 +322,7 @@ func wakeCalls(t *testing.T) error {
 func wakeStorm(t *testing.T) error {
 	r := newRig(t)
 	const n = 3000
-	if err := r.h.AddUntouched(rigDealt{100, n}); err != nil {
+	if err := r.h.AddUntouched(rigDealt{100, n, 0}); err != nil {
 		return err
 	}
 	var storm []raft.Msg

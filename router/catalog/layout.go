@@ -111,6 +111,9 @@ func dealAround(nodes []raft.NodeID, replicas int) []deal {
 // Members returns who got range i, ascending by node. They are shared, and read-only.
 func (l *Layout) Members(i int) []raft.Replica { return l.deals[(l.Turn+i)%len(l.deals)].replicas }
 
+// Leader returns the node that range i was dealt to as its leader, one of its members.
+func (l *Layout) Leader(i int) raft.NodeID { return l.deals[(l.Turn+i)%len(l.deals)].leader }
+
 // end returns the end of range i (empty: it is open).
 func (l *Layout) end(i int) []byte {
 	switch {

@@ -145,6 +145,7 @@ func corePlants() []plant {
 		tested("Z7", "found here", "a replica without a leader sleeps though a majority could elect one", "multiraft", "TestNapMutants", "L1"),
 		tested("Z6", "found here", "however many sleeping replicas something comes for, all are woken in one round", "multiraft", "TestUntouchedMutants", "S19"),
 		tested("Z8", "found here", "all replicas that are asked for the leader of a sleeping group campaign at once", "multiraft", "TestUntouchedMutants", "L1"),
+		tested("U4", "found here", "thousands of groups that are used first are led by whichever node has the least to do", "multiraft", "TestUntouchedMutants", "L2"),
 		tested("Z9", "found here", "all replicas for whose leader somebody asks wake in one round, and messages wait", "multiraft", "TestUntouchedMutants", "S19"),
 		tested("A8c", "found here", "who hears of a campaign begins its own beside it", "multiraft/raft", "TestMutants", "L1"),
 		tested("A19c", "found here", "only voters are asked, and none of them knows that the configuration changed", "multiraft/raft", "TestMutants", "L1"),

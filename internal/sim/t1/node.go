@@ -1,6 +1,7 @@
 package t1
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -379,14 +380,29 @@ func (d dealt) Each(f func(raft.ShardID, []raft.Replica) bool) {
 	}
 }
 
+// find returns the descriptor of a shard, or nil. They are in order.
+func (d dealt) find(s raft.ShardID) *raft.Descriptor {
+	i, ok := slices.BinarySearchFunc(d, s, func(d raft.Descriptor, s raft.ShardID) int { return cmp.Compare(d.Shard, s) })
+	if !ok {
+		return nil
+	}
+	return &d[i]
+}
+
 // Descriptor implements multiraft.Dealt.
 func (d dealt) Descriptor(s raft.ShardID) (raft.Descriptor, bool) {
-	for i := range d {
-		if d[i].Shard == s {
-			return d[i], true
-		}
+	if desc := d.find(s); desc != nil {
+		return *desc, true
 	}
 	return raft.Descriptor{}, false
+}
+
+// Leader implements multiraft.Dealt.
+func (d dealt) Leader(s raft.ShardID) raft.NodeID {
+	if desc := d.find(s); desc != nil {
+		return desc.Replicas[int(s)%len(desc.Replicas)].Node
+	}
+	return 0
 }
 
 // withUntouched returns what a store holds, and the replicas that it holds without a record.
