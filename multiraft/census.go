@@ -16,13 +16,13 @@ func (h *Host) Census() (c Census) {
 	for _, r := range h.table.all() {
 		v := r.pub.Load()
 		c.Replicas++
-		if v.IsLeader {
+		if v.isLeader {
 			c.Leaders++
-			if v.IsReady {
+			if v.isReady {
 				c.Ready++
 			}
 		}
-		if v.NoQuorum != nil {
+		if v.noQuorum != nil {
 			c.NoQuorum++
 		}
 	}

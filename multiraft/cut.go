@@ -52,7 +52,7 @@ func (l *loop) carryCut(now raft.Time, t raft.CutTask) {
 		l.proposeCut(now, t, cutImage{})
 	case l.h.stepper != nil:
 		if r := l.byID[t.Shard]; r != nil && !r.removed && r.fenced == nil {
-			l.proposeCut(now, t, imageOf(s, &r.desc))
+			l.proposeCut(now, t, imageOf(s, r.desc))
 		}
 	default: // up to 256 KiB are read
 		l.cuts = append(l.cuts, t)
@@ -129,17 +129,17 @@ func (l *loop) applyCut(r *replica, e raft.Entry) {
 	}
 	r.core.CutApplied(cut.Index, e.Index)
 	if len(cut.Image) > 0 {
-		r.imageAt = e.Index
+		r.imaged().at = e.Index
 	}
 }
 
 // image returns the newest image in the log of r, if the log goes on behind it, and the
 // index of the cut that it came with. nil: there is none.
 func (h *Host) image(r *replica) ([]byte, raft.Index) {
-	if r.imageAt <= r.as.TruncIndex {
+	if r.images == nil || r.images.at <= r.as.TruncIndex {
 		return nil, 0
 	}
-	ents, err := h.engine.Entries(nil, r.shard, r.imageAt, r.imageAt, raft.MaxEntryBytes)
+	ents, err := h.engine.Entries(nil, r.shard, r.images.at, r.images.at, raft.MaxEntryBytes)
 	if err != nil || len(ents) != 1 {
 		return nil, 0
 	}
@@ -157,10 +157,10 @@ func (h *Host) image(r *replica) ([]byte, raft.Index) {
 // when the group is at work. An idle one is cut anyway.
 func (l *loop) cutOld(now raft.Time, r *replica, wall time.Time) {
 	age := l.h.cutAge
-	if l.h.tuning.Cut == raft.CutPiggyback || now < r.ageAt {
+	if l.h.tuning.Cut == raft.CutPiggyback || r.images != nil && now < r.images.ageAt {
 		return
 	}
-	r.ageAt = now.Add(max(age/8, time.Millisecond))
+	r.imaged().ageAt = now.Add(max(age/8, time.Millisecond))
 	first := r.as.TruncIndex + 1
 	if first > r.as.Applied {
 		return

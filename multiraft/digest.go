@@ -79,34 +79,61 @@ func (e *DivergedError) Is(err error) bool { return err == ErrDiverged }
 
 // comparison is a replica's part in comparing digests.
 type comparison struct {
-	// Of a leader.
+	at          raft.Time  // when a leader asks, or ends the wait for answers; raft.Never: not planned
+	agreed      raft.Index // a leader: through which those who were asked agreed last
+	stated      raft.Index // a leader: through which states were compared last
+	absent      bool       // some were not asked then, or did not answer
+	state       bool       // the next question, or the one under way, is for the state
+	byState     bool       // a leader: disputed came from comparing states
+	wasDisputed bool       // others may have to be told that it is over
+	question    *question  // of a leader: the one under way, or the last one; nil: none, or nobody needs it any more
+	answer      *answer    // of whoever was asked; nil: it was not
+	// disputed is set while nobody knows whether this replica is right.
+	disputed *fenceError
+}
 
-	at     raft.Time // when it asks, or ends the wait for answers; raft.Never: not planned
-	index  raft.Index
-	term   raft.Term // of the question under way; zero: none is
-	known  bool      // the own digest at index is in mine
-	mine   raft.Digest
-	from   raft.Index
-	asked  []raft.ReplicaID
-	said   []digestAnswer
-	agreed raft.Index // through which those who were asked agreed last
-	absent bool       // some were not asked then, or did not answer
-	state  bool       // the next question, or the one under way, is for the state
-	stated raft.Index // through which states were compared last
+// question is what a leader asks.
+type question struct {
+	index raft.Index
+	term  raft.Term // zero: it is over
+	known bool      // the own digest at index is in mine
+	mine  raft.Digest
+	from  raft.Index
+	asked []raft.ReplicaID
+	said  []digestAnswer
+}
 
-	// Of whoever was asked: what it answers when it gets there (want, of the replica).
-
-	to      raft.NodeID
+// answer is what a replica answers when it gets to where it was asked for (want, of the
+// replica), and what it answered last.
+type answer struct {
+	to      raft.NodeID // zero: nobody waits
 	replica raft.ReplicaID
-	theirs  raft.Digest // of the leader, if hasTheirs
+	theirs  raft.Digest // of the leader, if has
 	chain   raft.Index
 	has     bool
 	told    digestAnswer // the last answer, and at which index
 	toldAt  raft.Index
+}
 
-	// disputed is set while nobody knows whether this replica is right.
-	disputed *fenceError
-	byState  bool // a leader: it came from comparing states
+// asking reports whether a question is under way.
+func (c *comparison) asking() bool { return c.question != nil && c.question.term != 0 }
+
+// asked reports whether somebody waits for an answer.
+func (c *comparison) asked() bool { return c.answer != nil && c.answer.to != 0 }
+
+// end ends the question under way. What was answered is kept.
+func (c *comparison) end() {
+	if c.question != nil {
+		c.question.term = 0
+	}
+}
+
+// reply returns c.answer, to be changed.
+func (c *comparison) reply() *answer {
+	if c.answer == nil {
+		c.answer = new(answer)
+	}
+	return c.answer
 }
 
 type digestAnswer struct {
@@ -135,7 +162,7 @@ func (l *loop) planComparison(now raft.Time, r *replica) {
 	c := &r.cmp
 	if !r.shown.isLeader || !r.shown.isReady || r.fenced != nil || l.h.digestEvery < 0 {
 		if c.at != raft.Never {
-			c.at, c.term, c.agreed, c.absent, c.state, c.stated = raft.Never, 0, 0, false, false, 0
+			c.at, c.question, c.agreed, c.absent, c.state, c.stated = raft.Never, nil, 0, false, false, 0
 		}
 		return
 	}
@@ -143,10 +170,11 @@ func (l *loop) planComparison(now raft.Time, r *replica) {
 	spread := func(every time.Duration) raft.Time {
 		return now.Add(every/2 + time.Duration(mix(uint64(r.shard)^uint64(now))%uint64(every/2+1)))
 	}
-	moved := r.as.Applied > c.agreed || c.absent && l.anyLive(r, c.said)
+	moved := r.as.Applied > c.agreed || c.absent && c.question != nil && l.anyLive(r, c.question.said)
 	switch {
 	case c.state && r.as.Applied > c.agreed: // no rest
-		c.state, c.term = false, 0
+		c.state = false
+		c.end()
 		c.at = spread(l.h.digestEvery)
 	case c.at == raft.Never && moved:
 		c.at = spread(l.h.digestEvery)
@@ -176,7 +204,7 @@ func (l *loop) compare(now raft.Time, r *replica) {
 	if now < c.at {
 		return
 	}
-	if c.term != 0 {
+	if c.asking() {
 		l.judge(now, r)
 		return
 	}
@@ -189,42 +217,42 @@ func (l *loop) compare(now raft.Time, r *replica) {
 		r.as.Digest, r.as.DigestFrom, r.asDirty = 0, r.as.Applied, true
 		l.touch(r)
 	}
-	c.index, c.term, c.known, c.from = st.Last, st.Term, false, r.as.DigestFrom
-	c.asked, c.said = c.asked[:0], c.said[:0]
+	q := &question{index: st.Last, term: st.Term, from: r.as.DigestFrom}
+	c.question = q
 	c.at = now.Add(digestWait)
 	if c.state {
-		c.from, c.at = stateChain, now.Add(stateWait)
+		q.from, c.at = stateChain, now.Add(stateWait)
 	}
-	m := raft.Msg{Type: raft.MsgDigest, Shard: r.shard, From: l.h.node, FromReplica: r.self, Term: st.Term, Index: c.index, Epoch: raft.Epoch(c.from)}
+	m := raft.Msg{Type: raft.MsgDigest, Shard: r.shard, From: l.h.node, FromReplica: r.self, Term: st.Term, Index: q.index, Epoch: raft.Epoch(q.from)}
 	if c.state {
 		m.Flags = raft.FlagProbe
-		if r.as.Applied != c.index {
-			c.term, c.state, c.at = 0, false, raft.Never
+		if r.as.Applied != q.index {
+			c.question, c.state, c.at = nil, false, raft.Never
 			return
 		}
 		l.sumState(r, func(now raft.Time, d raft.Digest, ok bool) {
-			if c.term == m.Term && c.state && c.index == m.Index && ok {
-				c.known, c.mine = true, d
+			if c.question == q && q.term != 0 && c.state && ok {
+				q.known, q.mine = true, d
 				l.maybeJudge(now, r)
 			}
 		})
-	} else if r.as.Applied == c.index {
-		if c.mine, c.known = l.digestOf(r); r.out == nil { // else it is no chain that could be joined
-			m.Flags, m.Round = raft.FlagGrant, uint64(c.mine)
+	} else if r.as.Applied == q.index {
+		if q.mine, q.known = l.digestOf(r); r.out == nil { // else it is no chain that could be joined
+			m.Flags, m.Round = raft.FlagGrant, uint64(q.mine)
 		}
 	} else {
-		r.want = c.index
+		r.want = q.index
 	}
 	for _, p := range r.desc.Replicas {
 		if p.ID == r.self || !l.live(p.Node) {
 			continue
 		}
-		c.asked = append(c.asked, p.ID)
+		q.asked = append(q.asked, p.ID)
 		m.To, m.ToReplica = p.Node, p.ID
 		l.out.Msgs = append(l.out.Msgs, m)
 	}
 	l.h.stats.compared.Add(1)
-	if len(c.asked) == 0 {
+	if len(q.asked) == 0 {
 		l.judge(now, r)
 	}
 }
@@ -233,19 +261,19 @@ func (l *loop) compare(now raft.Time, r *replica) {
 func (l *loop) reached(now raft.Time, r *replica) {
 	r.want = 0
 	c := &r.cmp
-	if c.term != 0 && c.index == r.as.Applied {
-		c.mine, c.known = l.digestOf(r)
+	if c.asking() && c.question.index == r.as.Applied {
+		c.question.mine, c.question.known = l.digestOf(r)
 		l.maybeJudge(now, r)
 		return
 	}
-	if c.to != 0 {
+	if c.asked() {
 		l.answerDigest(r)
 	}
 }
 
 // answerDigest tells the leader the digest at the index that is applied.
 func (l *loop) answerDigest(r *replica) {
-	c := &r.cmp
+	c := r.cmp.answer
 	if r.as.DigestFrom != c.chain && c.has {
 		// Another chain: begun by a leader whose store had none. Join it.
 		r.as.Digest, r.as.DigestFrom, r.asDirty = c.theirs, c.chain, true
@@ -284,12 +312,12 @@ func (l *loop) stepDigest(now raft.Time, m *raft.Msg) bool {
 			l.takeQuestion(r, m)
 		}
 	case raft.MsgDigestResp:
-		c := &r.cmp
-		if c.term != m.Term || c.index != m.Index || !slices.Contains(c.asked, m.FromReplica) ||
-			slices.ContainsFunc(c.said, func(a digestAnswer) bool { return a.replica == m.FromReplica }) {
+		q := r.cmp.question
+		if q == nil || q.term != m.Term || q.index != m.Index || !slices.Contains(q.asked, m.FromReplica) ||
+			slices.ContainsFunc(q.said, func(a digestAnswer) bool { return a.replica == m.FromReplica }) {
 			break
 		}
-		c.said = append(c.said, digestAnswer{replica: m.FromReplica, digest: raft.Digest(m.Round), from: raft.Index(m.Epoch), none: m.Reject()})
+		q.said = append(q.said, digestAnswer{replica: m.FromReplica, digest: raft.Digest(m.Round), from: raft.Index(m.Epoch), none: m.Reject()})
 		l.maybeJudge(now, r)
 	case raft.MsgDigestVerdict:
 		if st.Role != raft.RoleLeader && st.LeadNode == m.From {
@@ -305,7 +333,6 @@ func (l *loop) stepDigest(now raft.Time, m *raft.Msg) bool {
 
 // takeQuestion answers the leader now or, at an index not applied yet, then.
 func (l *loop) takeQuestion(r *replica, m *raft.Msg) {
-	c := &r.cmp
 	answer := raft.Msg{
 		Type: raft.MsgDigestResp, Flags: raft.FlagReject, Shard: r.shard, From: l.h.node, To: m.From, FromReplica: r.self, ToReplica: m.FromReplica,
 		Term: m.Term, Index: m.Index,
@@ -314,6 +341,7 @@ func (l *loop) takeQuestion(r *replica, m *raft.Msg) {
 		l.sumState(r, func(_ raft.Time, d raft.Digest, ok bool) {
 			if ok {
 				answer.Flags, answer.Epoch, answer.Round = 0, raft.Epoch(stateChain), uint64(d)
+				c := r.cmp.reply()
 				c.told, c.toldAt = digestAnswer{digest: d, from: stateChain}, answer.Index
 			}
 			l.out.Msgs = append(l.out.Msgs, answer)
@@ -324,6 +352,7 @@ func (l *loop) takeQuestion(r *replica, m *raft.Msg) {
 		l.out.Msgs = append(l.out.Msgs, answer)
 		return
 	}
+	c := r.cmp.reply()
 	c.to, c.replica, c.chain, c.theirs, c.has = m.From, m.FromReplica, raft.Index(m.Epoch), raft.Digest(m.Round), m.Flags&raft.FlagGrant != 0
 	if r.want = m.Index; r.as.Applied == m.Index {
 		r.want = 0
@@ -333,28 +362,28 @@ func (l *loop) takeQuestion(r *replica, m *raft.Msg) {
 
 // maybeJudge judges when everybody has answered.
 func (l *loop) maybeJudge(now raft.Time, r *replica) {
-	if c := &r.cmp; c.known && len(c.said) == len(c.asked) {
+	if q := r.cmp.question; q != nil && q.known && len(q.said) == len(q.asked) {
 		l.judge(now, r)
 	}
 }
 
 // judge ends a comparison.
 func (l *loop) judge(now raft.Time, r *replica) {
-	c := &r.cmp
-	term, index, state := c.term, c.index, c.state
-	c.term, c.state = 0, false
+	c, q := &r.cmp, r.cmp.question
+	term, index, state := q.term, q.index, c.state
+	q.term, c.state = 0, false
 	c.at = now.Add(l.h.digestEvery) // again, if nothing else follows
 	st := r.core.Status()
-	if !c.known || st.Role != raft.RoleLeader || st.Term != term || r.fenced != nil {
+	if !q.known || st.Role != raft.RoleLeader || st.Term != term || r.fenced != nil {
 		return
 	}
 	l.touch(r)
 	differs := false
 	answers := 0
-	for _, a := range c.said {
-		if !a.none && a.from == c.from {
+	for _, a := range q.said {
+		if !a.none && a.from == q.from {
 			answers++
-			differs = differs || a.digest != c.mine
+			differs = differs || a.digest != q.mine
 		}
 	}
 	if !differs || mutants.On("IG1") {
@@ -367,7 +396,9 @@ func (l *loop) judge(now raft.Time, r *replica) {
 		if state {
 			c.stated = index
 		}
-		c.absent = answers < len(r.desc.Replicas)-1
+		if c.absent = answers < len(r.desc.Replicas)-1; !c.absent {
+			c.question = nil
+		}
 		c.at = raft.Never
 		return
 	}
@@ -383,8 +414,8 @@ func (l *loop) judge(now raft.Time, r *replica) {
 		return
 	}
 	// Told again with each comparison until they are rebuilt; they ask for that themselves.
-	for _, a := range append(c.said, digestAnswer{replica: r.self, digest: c.mine, from: c.from}) {
-		if a.none || a.from != c.from || a.digest == majority {
+	for _, a := range append(q.said, digestAnswer{replica: r.self, digest: q.mine, from: q.from}) {
+		if a.none || a.from != q.from || a.digest == majority {
 			continue
 		}
 		p, _ := r.desc.Replica(a.replica)
@@ -401,13 +432,13 @@ func (l *loop) judge(now raft.Time, r *replica) {
 // halves of a joint configuration; or, if the voters do not agree, more than half of all
 // members. (It is no vote, but evidence: what learners have applied is as good.)
 func (r *replica) majorityDigest() (raft.Digest, bool) {
-	c := &r.cmp
+	q := r.cmp.question
 	digest := func(id raft.ReplicaID) (raft.Digest, bool) {
 		if id == r.self {
-			return c.mine, true
+			return q.mine, true
 		}
-		for _, a := range c.said {
-			if a.replica == id && !a.none && a.from == c.from {
+		for _, a := range q.said {
+			if a.replica == id && !a.none && a.from == q.from {
 				return a.digest, true
 			}
 		}
@@ -480,18 +511,18 @@ func (l *loop) sumState(r *replica, f func(now raft.Time, d raft.Digest, ok bool
 // are to hear that a dispute is over.
 func (l *loop) verdict(r *replica, index raft.Index, d raft.Digest, flags uint8) {
 	c := &r.cmp
-	if flags == 0 && c.disputed == nil && !r.wasDisputed {
+	if flags == 0 && c.disputed == nil && !c.wasDisputed {
 		return
 	}
 	if flags&raft.FlagProbe == 0 && c.disputed != nil && r.fenced == nil {
 		l.h.logger.Info("a majority of the replicas agrees again", "shard", r.shard, "index", index)
-		c.disputed, r.wasDisputed = nil, true
+		c.disputed, c.wasDisputed = nil, true
 	}
-	for _, a := range c.said {
+	for _, a := range c.question.said {
 		if p, ok := r.desc.Replica(a.replica); ok && !a.none {
 			l.out.Msgs = append(l.out.Msgs, raft.Msg{
 				Type: raft.MsgDigestVerdict, Flags: flags, Shard: r.shard, From: l.h.node, To: p.Node, FromReplica: r.self, ToReplica: p.ID,
-				Term: r.core.Status().Term, Index: index, Epoch: raft.Epoch(c.from), Round: uint64(d),
+				Term: r.core.Status().Term, Index: index, Epoch: raft.Epoch(c.question.from), Round: uint64(d),
 			})
 		}
 	}
@@ -500,8 +531,8 @@ func (l *loop) verdict(r *replica, index raft.Index, d raft.Digest, flags uint8)
 
 // takeVerdict takes the leader's word on what this replica answered.
 func (l *loop) takeVerdict(r *replica, m *raft.Msg) {
-	c := &r.cmp
-	if r.fenced != nil || c.toldAt != m.Index || c.told.from != raft.Index(m.Epoch) {
+	c, a := &r.cmp, r.cmp.answer
+	if r.fenced != nil || a == nil || a.toldAt != m.Index || a.told.from != raft.Index(m.Epoch) {
 		return
 	}
 	l.touch(r)
@@ -510,7 +541,7 @@ func (l *loop) takeVerdict(r *replica, m *raft.Msg) {
 		if c.disputed == nil {
 			l.dispute(r, &DivergedError{Shard: r.shard, Index: m.Index})
 		}
-	case m.Reject() && c.told.digest != raft.Digest(m.Round):
+	case m.Reject() && a.told.digest != raft.Digest(m.Round):
 		l.quarantine(r, &DivergedError{Shard: r.shard, Node: l.h.node, Replica: r.self, Index: m.Index}, false)
 	default:
 		c.disputed = nil

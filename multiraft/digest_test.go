@@ -273,7 +273,7 @@ func TestFollowerIsRebuilt(t *testing.T) {
 			t.Fatalf("try %d: asked %+v", try, m)
 		}
 	}
-	if w := r.rep().ward.wait; w < 8*time.Second {
+	if w := r.rep().ill.ward.wait; w < 8*time.Second {
 		t.Errorf("asks again after %v", w)
 	}
 	if err := r.rebuilt(1); !errors.Is(err, ErrSnapshotStale) {
@@ -428,3 +428,6 @@ func (r *rig) rebuilt(index raft.Index) (err error) {
 	})
 	return err
 }
+
+// known reports whether the leader has its own digest at the index it asks about.
+func (r *replica) known() bool { return r.cmp.question != nil && r.cmp.question.known }

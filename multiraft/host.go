@@ -384,10 +384,10 @@ func (h *Host) coreConfig(shard raft.ShardID, self raft.ReplicaID) raft.Config {
 // newReplica makes what belongs to a core.
 func (h *Host) newReplica(now raft.Time, self raft.ReplicaID, core *raft.Core, st raft.State, gen uint64) (*replica, error) {
 	r := &replica{
-		shard: st.Desc.Shard, self: self, loop: h.loopOf(st.Desc.Shard), core: core, desc: st.Desc, as: st.Applied,
+		shard: st.Desc.Shard, self: self, loop: h.loopOf(st.Desc.Shard), core: core, desc: core.Descriptor(), as: st.Applied,
 		hard: st.Hard, lastTs: st.Applied.GroupTs, heapPos: -1, gen: gen,
-		quest: quest{at: raft.Never}, flushFrom: h.engine.NextFlush(), loose: loose{upTo: st.Applied.Applied}, doze: doze{active: now},
-		cmp: comparison{at: raft.Never}, ward: ward{at: raft.Never},
+		flushFrom: h.engine.NextFlush(), loose: loose{upTo: st.Applied.Applied}, doze: doze{active: now},
+		cmp: comparison{at: raft.Never},
 	}
 	q, err := h.engine.Quarantined(r.shard)
 	if err != nil {
@@ -411,12 +411,12 @@ func (l *loop) adopt(now raft.Time, r *replica) {
 	if n := len(l.order); n > 0 && l.order[n-1].shard > r.shard {
 		l.unordered = true
 	}
-	r.place = len(l.order)
+	r.place = int32(len(l.order))
 	l.order = append(l.order, r)
-	if r.ward.dirt { // it was found faulty as it was loaded
+	if r.ill != nil && r.ill.ward.dirt { // it was found faulty as it was loaded
 		l.wantSync = true
 		var err *DivergedError
-		if errors.As(r.fenced, &err) {
+		if r.fenced != nil && errors.As(r.fenced, &err) {
 			l.diverged(err)
 		}
 	}
@@ -431,7 +431,7 @@ func (l *loop) inOrder() []*replica {
 	if l.unordered {
 		slices.SortFunc(l.order, func(a, b *replica) int { return cmp.Compare(a.shard, b.shard) })
 		for i, r := range l.order {
-			r.place = i
+			r.place = int32(i)
 		}
 		l.unordered = false
 	}
@@ -537,12 +537,12 @@ func (h *Host) refuse(shard raft.ShardID, r *replica, st *stub, g *ground, atFol
 	}
 	v := r.pub.Load()
 	switch {
-	case v.Fenced != nil:
-		return fmt.Errorf("%w: shard %d: %w", ErrFenced, shard, v.Fenced)
-	case v.NoQuorum != nil:
-		return v.NoQuorum
-	case !v.IsLeader && !(atFollower && v.Leader != 0):
-		return &NotLeaderError{Shard: shard, Leader: v.Leader, Term: v.Term}
+	case v.fenced != nil:
+		return fmt.Errorf("%w: shard %d: %w", ErrFenced, shard, v.fenced)
+	case v.noQuorum != nil:
+		return v.noQuorum
+	case !v.isLeader && !(atFollower && v.leader != 0):
+		return &NotLeaderError{Shard: shard, Leader: v.leader, Term: v.term}
 	}
 	return nil
 }
@@ -592,7 +592,7 @@ func (h *Host) read(shard raft.ShardID, how readHow, done func(index raft.Index,
 // Descriptor returns the applied descriptor of a shard on this node.
 func (h *Host) Descriptor(shard raft.ShardID) (raft.Descriptor, bool) {
 	if r := h.table.get(shard); r != nil {
-		return r.pub.Load().Desc, true
+		return *r.pub.Load().desc, true
 	}
 	v, ok := h.look(shard)
 	return v.Desc, ok
@@ -891,7 +891,7 @@ func (h *Host) changeConf(ctx context.Context, shard raft.ShardID, cc raft.ConfC
 			return r.refused()
 		}
 		if c.Status().Role == raft.RoleLeader {
-			if err := h.safeConf(&r.desc, &cc); err != nil {
+			if err := h.safeConf(r.desc, &cc); err != nil {
 				return err
 			}
 			if !settled && r.loose.bytes > looseMost && h.engine.DefersApply() {
@@ -972,13 +972,16 @@ func (l *loop) install(now raft.Time, shard raft.ShardID, index raft.Index, term
 		return l.notInstalled(shard, index, term, err)
 	}
 	if r.as, r.hard = st.Applied, st.Hard; !mutants.On("C9") {
-		r.desc = st.Desc
+		r.desc = &st.Desc
 	}
 	r.lastTs = max(r.lastTs, st.Applied.GroupTs)
 	r.fenced = nil
 	l.voidImage(r)
 	l.released(r)
 	r.core.Restore(now, st, &l.out)
+	if r.desc == &st.Desc {
+		r.desc = r.core.Descriptor() // the same, once
+	}
 	if x := r.out; x != nil {
 		if x.held, x.look = nil, 0; !keepLog {
 			x.skips = nil
@@ -1025,14 +1028,14 @@ func (h *Host) sendSnapshot(l *loop, r *replica, t raft.SnapshotTask) {
 	if l.sendKept(r, t, finish) {
 		return
 	}
-	if s, ok := h.snaps.(ImageSender); ok && r.imageAt > 0 && !t.Fresh {
+	if s, ok := h.snaps.(ImageSender); ok && r.images != nil && r.images.at > 0 && !t.Fresh {
 		if image, at := h.image(r); image != nil {
 			h.stats.images.Add(1)
 			r.core.SnapshotFrom(t.ToReplica, at)
 			s.SendImage(image, t.Shard, t.To, t.ToReplica, func(index raft.Index, term raft.Term, err error) {
 				if err != nil {
 					l.in.put(func(it *items) {
-						it.funcs = append(it.funcs, func(raft.Time) { r.imageAt = 0 }) // the next one is made anew
+						it.funcs = append(it.funcs, func(raft.Time) { r.images.at = 0 }) // the next one is made anew
 					})
 				}
 				finish(index, term, err)

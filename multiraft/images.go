@@ -40,12 +40,12 @@ func (l *loop) keepImage(now raft.Time, t raft.CutTask) {
 		r.core.ImageFailed(now, false)
 		return
 	}
-	if at, bytes, ok := k.KeptImage(r.shard); ok && at > r.imageKept && l.usable(r, at) { // of before a restart
-		r.imageKept = at
+	if at, bytes, ok := k.KeptImage(r.shard); ok && at > r.imaged().kept && l.usable(r, at) { // of before a restart
+		r.images.kept = at
 		r.core.Imaged(at, bytes)
 		return
 	}
-	life := r.imageLife
+	life := r.imaged().life
 	k.KeepImage(r.desc.Clone(), func(index raft.Index, bytes int64, later bool, err error) {
 		l.in.put(func(it *items) {
 			it.funcs = append(it.funcs, func(now raft.Time) { l.imageMade(now, r, life, index, bytes, later, err) })
@@ -55,7 +55,7 @@ func (l *loop) keepImage(now raft.Time, t raft.CutTask) {
 
 // imageMade takes note of an image that r asked for.
 func (l *loop) imageMade(now raft.Time, r *replica, life uint32, index raft.Index, bytes int64, later bool, err error) {
-	if l.byID[r.shard] != r || r.removed || r.imageLife != life {
+	if l.byID[r.shard] != r || r.removed || r.images.life != life {
 		// What it shows is not to be trusted any more, or is of no use.
 		l.h.keeper.DropImage(r.shard, anyIndex)
 		if l.byID[r.shard] == r && !r.removed {
@@ -70,7 +70,7 @@ func (l *loop) imageMade(now raft.Time, r *replica, life uint32, index raft.Inde
 		r.core.ImageFailed(now, later)
 		return
 	}
-	r.imageKept = index
+	r.images.kept = index
 	r.core.Imaged(index, bytes)
 }
 
@@ -84,15 +84,17 @@ func (l *loop) dropImage(r *replica, below raft.Index) {
 		return
 	}
 	if k.DropImage(r.shard, below) || below == anyIndex {
-		r.imageKept = 0
+		if r.images != nil {
+			r.images.kept = 0
+		}
 		r.core.NoImage()
 	}
 }
 
 // voidImage drops the image of r, and the one that is being made: it may show what is not so.
 func (l *loop) voidImage(r *replica) {
-	if !mutants.On("CI7") {
-		r.imageLife++
+	if r.images != nil && !mutants.On("CI7") { // else none is being made
+		r.images.life++
 	}
 	l.dropImage(r, anyIndex)
 }

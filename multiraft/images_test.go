@@ -138,7 +138,7 @@ func imageVoid(t *testing.T) error {
 	f.kept = 50
 	f.made[1](50, 100, false, nil)
 	r.turn()
-	if f.kept != 0 || r.rep().imageKept != 0 {
+	if f.kept != 0 || r.rep().images.kept != 0 {
 		return fmt.Errorf("an image of %d is kept that was made before the replica was found faulty", f.kept)
 	}
 	return nil

@@ -75,7 +75,7 @@ func (h *Host) Grant(shard raft.ShardID) (g Grant, ok bool) {
 		return h.grantAsleep(shard)
 	}
 	v := r.pub.Load()
-	if v.lease == nil || v.Fenced != nil {
+	if v.lease == nil || v.fenced != nil {
 		return Grant{}, false
 	}
 	if commit := r.pos.commit.Load(); r.pos.applied.Load() < commit {
@@ -84,7 +84,7 @@ func (h *Host) Grant(shard raft.ShardID) (g Grant, ok bool) {
 	token := h.leaseClock.LeaseArm()
 	until := v.lease.Until(h.live)
 	now, ok := h.leaseClock.LeaseNow(token)
-	return Grant{h: h, r: r, v: v}, ok && (now < until || mutants.On("D9h"))
+	return Grant{h: h, r: r, v: v, shard: shard}, ok && (now < until || mutants.On("D9h"))
 }
 
 // grantAsleep is Grant of a leader that sleeps: all that is committed is applied, and
@@ -103,19 +103,19 @@ func (h *Host) grantAsleep(shard raft.ShardID) (Grant, bool) {
 	token := h.leaseClock.LeaseArm()
 	until := g.lease.Until(h.live)
 	now, ok := h.leaseClock.LeaseNow(token)
-	v := h.viewOf(&st, g, d)
-	return Grant{h: h, v: &v}, ok && (now < until || mutants.On("D9l"))
+	return Grant{h: h, v: &standing{desc: &d, generation: st.gen}, shard: shard}, ok && (now < until || mutants.On("D9l"))
 }
 
 // Grant lets one read of a shard be served from the engine.
 type Grant struct {
-	h *Host
-	r *replica // nil: asleep
-	v *View
+	h     *Host
+	r     *replica // nil: asleep
+	v     *standing
+	shard raft.ShardID
 }
 
 // Desc returns the descriptor of the shard as of the grant. It is read-only.
-func (g *Grant) Desc() *raft.Descriptor { return &g.v.Desc }
+func (g *Grant) Desc() *raft.Descriptor { return g.v.desc }
 
 // Stands reports, after the engine was read, whether what was read counts: the
 // replica is still the one of the grant, and its range is the same.
@@ -123,14 +123,14 @@ func (g *Grant) Stands() bool {
 	if mutants.On("D7c") {
 		return true
 	}
-	r := g.h.table.get(g.v.Shard)
+	r := g.h.table.get(g.shard)
 	if r == nil || r != g.r {
 		// It fell asleep, woke, or is another one, or none.
-		v, ok := g.h.look(g.v.Shard)
-		return ok && v.Generation == g.v.Generation && v.Desc.Version == g.v.Desc.Version
+		v, ok := g.h.look(g.shard)
+		return ok && v.Generation == g.v.generation && v.Desc.Version == g.v.desc.Version
 	}
 	v := r.pub.Load()
-	return v == g.v || v.Desc.Version == g.v.Desc.Version && v.Fenced == nil
+	return v == g.v || v.desc.Version == g.v.desc.Version && v.fenced == nil
 }
 
 // Generation returns the generation of the replica of shard on this node. Zero:
@@ -139,7 +139,7 @@ func (h *Host) Generation(shard raft.ShardID) uint64 {
 	r, st, g := h.find(shard)
 	switch {
 	case r != nil:
-		return r.pub.Load().Generation
+		return r.pub.Load().generation
 	case g != nil:
 		return st.gen
 	}
@@ -168,7 +168,8 @@ func (l *loop) askReads(now raft.Time) {
 	o := &l.out
 	for i := range o.Asks {
 		if r := l.byID[o.Asks[i].Shard]; r != nil { // a core asked: it is awake
-			r.newAsks = append(r.newAsks, o.Asks[i])
+			x := r.reading()
+			x.asks = append(x.asks, o.Asks[i])
 			r.asked = true
 		}
 	}
@@ -183,15 +184,15 @@ func (l *loop) askReads(now raft.Time) {
 
 func (l *loop) askReplica(now raft.Time, r *replica) {
 	o := &l.out
-	n := &r.newReads
-	asks := r.newAsks
-	r.newAsks = nil
+	x := r.reading()
+	n, asks := &x.fresh, x.asks
+	x.asks = nil
 	if len(n[byFollower]) > 0 {
 		if r.core.Leads() {
 			n[byLease] = append(n[byLease], n[byFollower]...)
 		} else {
 			l.readCtx++
-			r.reads = append(r.reads, readGroup{ctx: l.readCtx, dones: n[byFollower]})
+			x.asked = append(x.asked, readGroup{ctx: l.readCtx, dones: n[byFollower]})
 			r.core.FollowerRead(now, l.readCtx, o)
 		}
 		n[byFollower] = nil
@@ -202,7 +203,7 @@ func (l *loop) askReplica(now raft.Time, r *replica) {
 				r.core.AnswerRead(a, index, true, o)
 			}
 			if len(n[byLease]) > 0 {
-				r.readsReady = append(r.readsReady, readGroup{index: index, dones: n[byLease]})
+				x.ready = append(x.ready, readGroup{index: index, dones: n[byLease]})
 			}
 			n[byLease], asks = nil, nil
 		}
@@ -211,7 +212,7 @@ func (l *loop) askReplica(now raft.Time, r *replica) {
 	n[byQuorum], n[byLease] = nil, nil
 	if len(dones)+len(asks) > 0 {
 		l.readCtx++
-		r.reads = append(r.reads, readGroup{ctx: l.readCtx, dones: dones, asks: asks})
+		x.asked = append(x.asked, readGroup{ctx: l.readCtx, dones: dones, asks: asks})
 		r.core.ReadIndex(now, l.readCtx, o)
 	}
 }
@@ -236,7 +237,7 @@ func (l *loop) hideLeases() {
 // lease returns what the replica's lease rests on: old's, if that is the same;
 // nil if it claims none.
 func (r *replica) lease(old *raft.Lease) *raft.Lease {
-	l, ok := r.core.Lease(r.leaseBuf[:0])
+	l, ok := r.core.Lease(r.loop.leaseBuf[:0])
 	if !ok || r.shut() != nil {
 		return nil
 	}

@@ -241,7 +241,11 @@ func leaseStands(t *testing.T) error {
 	if r.h.LeaseRead(7) || !g.Stands() {
 		return errors.New("a lease that ended makes a read void that began under it")
 	}
-	r.on(func(raft.Time) { r.rep().desc.Version++ })
+	r.on(func(raft.Time) {
+		d := *r.rep().desc
+		d.Version++
+		r.rep().desc = &d
+	})
 	if g.Stands() {
 		return errors.New("stands although the range is another")
 	}

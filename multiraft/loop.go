@@ -107,6 +107,9 @@ type loop struct {
 	dones   spares[Waiter]
 	held    spares[raft.Msg]
 	marks   spares[shardMark]
+	cores   raft.Spares
+	// leaseBuf is memory for comparing.
+	leaseBuf [raft.MaxReplicas]raft.LeaseVoter
 }
 
 // spares are slices that were used and can be used again.
@@ -403,9 +406,10 @@ func (l *loop) stepMsg(now raft.Time, m *raft.Msg) bool {
 		}
 		return false
 	}
-	if m.ToReplica > r.self && r.quest.at > now.Add(askFirst) {
+	if m.ToReplica > r.self && r.questAt() > now.Add(askFirst) {
 		// Somebody sees a newer replica of the group on this node.
-		r.quest.at, r.quest.wait = now, askFirst
+		q := r.questions()
+		q.at, q.wait = now, askFirst
 		l.touch(r)
 	}
 	if l.logFull && m.Type == raft.MsgApp && len(m.Entries) > 0 && m.Shard != raft.MetaShard && !mutants.On("LC2") {
@@ -546,7 +550,8 @@ func (l *loop) takeRead(now raft.Time, q *readRequest) {
 		l.done.read(q.done, 0, err)
 		return
 	}
-	r.newReads[q.how] = append(r.newReads[q.how], q.done)
+	x := r.reading()
+	x.fresh[q.how] = append(x.fresh[q.how], q.done)
 	r.asked = true
 	r.stirredAt(now)
 	l.touch(r)
@@ -609,9 +614,9 @@ func (l *loop) commitRound(now raft.Time) {
 			b.SetApplied(r.shard, as)
 			r.asDirty = false
 		}
-		if r.ward.dirt && !mutants.On("IG5") {
-			b.SetQuarantine(r.shard, r.ward.mark)
-			r.ward.dirt = false
+		if r.ill != nil && r.ill.ward.dirt && !mutants.On("IG5") {
+			b.SetQuarantine(r.shard, r.ill.ward.mark)
+			r.ill.ward.dirt = false
 		}
 	}
 	if s := l.h.stepper; s != nil && s.OnRound != nil {
@@ -684,7 +689,7 @@ func (l *loop) commitRound(now raft.Time) {
 			if changed && l.h.onRole != nil {
 				l.h.onRole(r.view(old), r.view(v))
 			}
-			if l.h.onDesc != nil && (old.Desc.ConfVer != v.Desc.ConfVer || old.Desc.Version != v.Desc.Version) {
+			if l.h.onDesc != nil && (old.desc.ConfVer != v.desc.ConfVer || old.desc.Version != v.desc.Version) {
 				l.h.onDesc(r.view(v))
 			}
 		}
@@ -779,8 +784,8 @@ func (l *loop) applyAll(now raft.Time) {
 			r.out.held = append(r.out.held, t.Entries...)
 			continue
 		}
-		if r.loose.waits && !mutants.On("ST1") {
-			r.loose.held = append(r.loose.held, t.Entries...)
+		if held := r.loose.held; held != nil && !mutants.On("ST1") {
+			*held = append(*held, t.Entries...)
 			continue
 		}
 		for j := range t.Entries {
@@ -818,7 +823,7 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 	}
 
 	ac := &l.applyCtx
-	*ac = ApplyContext{Desc: &r.desc, Entry: e, Header: hdr, TimeBefore: r.as.GroupTs}
+	*ac = ApplyContext{Desc: r.desc, Entry: e, Header: hdr, TimeBefore: r.as.GroupTs}
 	if mutants.On("F1d") {
 		ac.Header.GroupTs = l.h.clock.Wall()
 	}
@@ -901,7 +906,8 @@ func (l *loop) applyEntry(now raft.Time, r *replica, e raft.Entry) bool {
 // another one can.
 func (l *loop) fence(r *replica, index raft.Index, err error, dones []Waiter) {
 	r.fenced = &fenceError{index, err}
-	r.handOffAt, r.handOffWait = 0, handOffMin
+	x := r.illness()
+	x.handOffAt, x.handOffWait = 0, handOffMin
 	l.h.logger.Error("replica fenced: an entry cannot be applied", "shard", r.shard, "index", index, "err", err)
 	for _, d := range dones {
 		l.done.propose(d, nil, 0, 0, ErrAmbiguous) // other replicas may have applied it
@@ -915,14 +921,15 @@ func (l *loop) fence(r *replica, index raft.Index, err error, dones []Waiter) {
 // handOff lets a fenced leader hand its leadership to the other voters, one
 // after the other. If they are fenced too it comes back; the pauses bound that.
 func (l *loop) handOff(now raft.Time, r *replica) {
-	if now < r.handOffAt || r.core.Status().Role != raft.RoleLeader {
+	x := r.illness()
+	if now < x.handOffAt || r.core.Status().Role != raft.RoleLeader {
 		return
 	}
-	r.handOffAt = now.Add(r.handOffWait)
-	r.handOffWait = min(2*r.handOffWait, handOffMax)
+	x.handOffAt = now.Add(x.handOffWait)
+	x.handOffWait = min(2*x.handOffWait, handOffMax)
 	for range r.desc.Replicas {
-		to := r.desc.Replicas[r.handOffTo%len(r.desc.Replicas)]
-		r.handOffTo++
+		to := r.desc.Replicas[x.handOffTo%len(r.desc.Replicas)]
+		x.handOffTo++
 		if to.ID != r.self && r.core.Transfer(now, to.ID, &l.out) == nil {
 			return
 		}
@@ -931,9 +938,12 @@ func (l *loop) handOff(now raft.Time, r *replica) {
 
 // due returns when the replica needs a round even if nothing arrives for it.
 func (r *replica) due() raft.Time {
-	d := min(r.core.Deadline(), r.nextTalk(), r.cmp.at, r.ward.at)
-	if r.fenced != nil && r.core.Status().Role == raft.RoleLeader {
-		d = min(d, r.handOffAt)
+	d := min(r.core.Deadline(), r.nextTalk(), r.cmp.at)
+	if x := r.ill; x != nil {
+		d = min(d, x.ward.at)
+		if r.fenced != nil && r.core.Status().Role == raft.RoleLeader {
+			d = min(d, x.handOffAt)
+		}
 	}
 	if r.out != nil {
 		d = min(d, r.out.look)
@@ -967,7 +977,7 @@ func (l *loop) applyConf(now raft.Time, r *replica, e raft.Entry, results [][]by
 	for _, c := range e.Commands() {
 		cc, err = raft.DecodeConfChange(c.Body)
 	}
-	next := r.desc
+	var next raft.Descriptor
 	if err == nil {
 		next, err = r.desc.Apply(cc)
 	}
@@ -976,18 +986,21 @@ func (l *loop) applyConf(now raft.Time, r *replica, e raft.Entry, results [][]by
 		if len(results) > 0 {
 			results[0] = []byte(err.Error())
 		}
-		next = r.desc
+		next = *r.desc
 	} else {
 		l.noteConf(now, r, &next)
 		l.voidImage(r) // it has the old descriptor
-		r.desc = next
+		r.desc = &next
 		r.as.ConfIndex = e.Index
 		l.through = append(l.through, r)
 		if !mutants.On("C5") || !r.isRemoved() {
-			l.batch.SetDescriptor(&r.desc)
+			l.batch.SetDescriptor(r.desc)
 		}
 	}
 	r.core.ConfApplied(now, next, e.Index, &l.out)
+	if err == nil {
+		r.desc = r.core.Descriptor() // the same, once
+	}
 }
 
 // noteConf sees to who is on the way out by the descriptor that takes the place
@@ -1003,7 +1016,10 @@ func (l *loop) noteConf(now raft.Time, r *replica, next *raft.Descriptor) {
 	}
 	for _, p := range r.desc.Replicas {
 		if _, stays := next.Replica(p.ID); !stays && p.ID != r.self {
-			r.departed = append(r.departed, departed{Replica: p, at: now.Add(tellFirst), wait: tellFirst})
+			if r.departed == nil {
+				r.departed = new(departures)
+			}
+			r.departed.list = append(r.departed.list, departed{Replica: p, at: now.Add(tellFirst), wait: tellFirst})
 		}
 	}
 }
@@ -1016,12 +1032,16 @@ func (l *loop) answerReads(o *raft.Out) {
 		if r == nil {
 			continue
 		}
-		k := slices.IndexFunc(r.reads, func(g readGroup) bool { return g.ctx == s.Context })
+		x := r.reads
+		if x == nil {
+			continue
+		}
+		k := slices.IndexFunc(x.asked, func(g readGroup) bool { return g.ctx == s.Context })
 		if k < 0 {
 			continue
 		}
-		g := r.reads[k]
-		r.reads = slices.Delete(r.reads, k, k+1)
+		g := x.asked[k]
+		x.asked = slices.Delete(x.asked, k, k+1)
 		l.touch(r)
 		for _, a := range g.asks {
 			r.core.AnswerRead(a, s.Index, s.Err == nil, o)
@@ -1037,17 +1057,18 @@ func (l *loop) answerReads(o *raft.Out) {
 			continue
 		}
 		g.index = s.Index
-		r.readsReady = append(r.readsReady, g)
+		x.ready = append(x.ready, g)
 	}
 }
 
 // readyReads completes reads whose index is applied and visible.
 func (l *loop) readyReads(r *replica) {
-	if len(r.readsReady) == 0 {
+	x := r.reads
+	if x == nil || len(x.ready) == 0 {
 		return
 	}
-	keep := r.readsReady[:0]
-	for _, g := range r.readsReady {
+	keep := x.ready[:0]
+	for _, g := range x.ready {
 		if g.index > r.as.Applied && !mutants.On("A16b") {
 			keep = append(keep, g)
 			continue
@@ -1056,8 +1077,8 @@ func (l *loop) readyReads(r *replica) {
 			l.done.read(d, g.index, nil)
 		}
 	}
-	clear(r.readsReady[len(keep):])
-	r.readsReady = keep
+	clear(x.ready[len(keep):])
+	x.ready = keep
 }
 
 // truncateAll cuts logs in the same batch; never above what is applied in it (I2).
@@ -1087,7 +1108,7 @@ func (l *loop) startSnapshots() {
 		if r == nil || r.snapsBusy[t.ToReplica] {
 			continue
 		}
-		if errors.Is(r.shut(), ErrDiverged) { // it is not to be spread
+		if err := r.shut(); err != nil && errors.Is(err, ErrDiverged) { // it is not to be spread
 			l.h.refuseSnapshot(l, t)
 			continue
 		}
@@ -1108,7 +1129,7 @@ func (l *loop) startSizes() {
 	descs := make([]raft.Descriptor, 0, len(l.out.Sizes))
 	for _, t := range l.out.Sizes {
 		if r := l.byID[t.Shard]; r != nil {
-			descs = append(descs, r.desc)
+			descs = append(descs, *r.desc)
 		}
 	}
 	l.h.spawn(func() {

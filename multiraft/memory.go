@@ -1,6 +1,7 @@
 package multiraft
 
 import (
+	"math"
 	"time"
 
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -44,9 +45,12 @@ func (b *inbox) bytes() int64 {
 	return int64(b.msgBytes + b.heldBytes)
 }
 
+// tailBytes is what its core holds, as far as it can be counted.
+func (r *replica) tailBytes() int32 { return int32(min(r.core.TailBytes(), math.MaxInt32)) }
+
 // countTail notes what the core of r holds now.
 func (l *loop) countTail(r *replica) {
-	if n := r.core.TailBytes(); n != r.tail && !mutants.On("GV6") {
+	if n := r.tailBytes(); n != r.tail && !mutants.On("GV6") {
 		l.tails += int64(n - r.tail)
 		r.tail = n
 	}
@@ -78,7 +82,7 @@ func (l *loop) evictTails() {
 func (l *loop) countTails() {
 	l.tails = 0
 	for _, r := range l.order {
-		r.tail = r.core.TailBytes()
+		r.tail = r.tailBytes()
 		l.tails += int64(r.tail)
 	}
 }

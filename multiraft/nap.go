@@ -91,10 +91,10 @@ func (l *loop) mayNap(r *replica) bool {
 	if r.out != nil && !r.out.rests() {
 		return false
 	}
-	return r.fenced == nil && !r.loose.waits && !r.gone && !r.removed && !r.retiring && !r.asDirty && !r.asked &&
-		len(r.queue)+len(r.waiting)+len(r.reads)+len(r.readsReady)+len(r.flights)+len(r.snapsBusy)+len(r.departed) == 0 &&
-		r.want == 0 && (r.cmp.at == raft.Never || r.cmp.state) && r.cmp.term == 0 && r.cmp.to == 0 && r.cmp.disputed == nil && !r.wasDisputed && !r.quarantined() &&
-		r.quest.newest.ConfVer == 0 && r.slow.share.Load() == 0
+	return r.fenced == nil && r.loose.held == nil && !r.gone && !r.removed && !r.retiring && !r.asDirty && !r.asked &&
+		len(r.queue)+len(r.waiting)+len(r.flights)+len(r.snapsBusy) == 0 && r.departed == nil &&
+		r.want == 0 && !r.readsOpen() && (r.cmp.at == raft.Never || r.cmp.state) && !r.cmp.asking() && !r.cmp.asked() && r.cmp.disputed == nil && !r.cmp.wasDisputed && !r.quarantined() &&
+		r.newestConf() == 0 && r.slow.share.Load() == 0
 }
 
 // nap puts r to sleep if it is time and nothing speaks against it. It is called at
@@ -126,7 +126,7 @@ func (l *loop) nap(now raft.Time, r *replica) bool {
 	}
 	g := ground{kind: kindLeader, flag: n.Leased, members: n.Members}
 	if !n.Leads {
-		g = ground{kind: kindLost, flag: n.Restarted, members: membersOf(l.memberBuf[:0], &r.desc)}
+		g = ground{kind: kindLost, flag: n.Restarted, members: membersOf(l.memberBuf[:0], r.desc)}
 		l.memberBuf = g.members
 		if !n.Lost {
 			g.kind, g.flag, g.lead = kindFollower, false, n.Members[0]
@@ -144,6 +144,8 @@ func (l *loop) nap(now raft.Time, r *replica) bool {
 	}, &g)
 	l.dismiss(r)
 	l.h.table.remove(r)
+	l.cores.Put(r.core)
+	r.core = nil // others may still hold r, but only its loop ever looks at the core
 	l.h.stats.naps.Add(1)
 	return true
 }
@@ -160,7 +162,7 @@ func membersOf(dst []raft.NapMember, d *raft.Descriptor) []raft.NapMember {
 func (l *loop) dismiss(r *replica) {
 	delete(l.byID, r.shard)
 	last := len(l.order) - 1
-	if r.place != last {
+	if int(r.place) != last {
 		l.order[r.place] = l.order[last]
 		l.order[r.place].place = r.place
 		l.unordered = true
@@ -255,6 +257,7 @@ func (h *Host) awaken(l *loop, now raft.Time, st *stub, g *ground) (*replica, er
 	}
 	var core *raft.Core
 	cfg := h.coreConfig(st.shard, me.ID)
+	cfg.Spares = &l.cores
 	if g.kind == kindUnsure {
 		cfg.Restarted = g.flag
 		core, err = raft.NewCore(cfg, state, now)

@@ -42,6 +42,7 @@ func TestNap(t *testing.T) {
 	r.h.digestEvery = -1 // the others would have to answer
 	r.lead(2)
 	r.ack(2)
+	core := r.rep().core
 	r.settleDown()
 	if !r.asleep() {
 		t.Fatalf("it does not sleep: %+v", r.rep().core.Status())
@@ -81,6 +82,9 @@ func TestNap(t *testing.T) {
 	r.turn()
 	if r.asleep() || !g.Stands() {
 		t.Fatalf("asleep %v, the grant stands %v", r.asleep(), g.Stands())
+	}
+	if r.rep().core != core {
+		t.Error("it woke in other memory than that it had given back")
 	}
 	r.ack(2)
 	if string(got) != "x" {

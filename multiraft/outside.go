@@ -171,7 +171,7 @@ func (h *Host) openOutside(now raft.Time, r *replica, m External) error {
 	}
 	bad := func(err error) error {
 		r.fenced = &fenceError{r.as.Applied, err}
-		r.handOffWait = handOffMin
+		r.illness()
 		return nil
 	}
 	if err := safely(func() (err error) { x.at, err = m.Applied(r.shard); return err }); err != nil {
@@ -180,7 +180,7 @@ func (h *Host) openOutside(now raft.Time, r *replica, m External) error {
 	if x.at < r.as.TruncIndex {
 		why := fmt.Sprintf("its state machine has the state as of index %d, and the log begins behind %d: it has lost what it had", x.at, r.as.TruncIndex)
 		derr := &DivergedError{Shard: r.shard, Node: h.node, Replica: r.self, Index: r.as.Applied, Why: why}
-		r.ward = ward{mark: engine.Quarantine{Why: engine.QuarantineUnreadable, Index: r.as.Applied}, dirt: true}
+		r.illness().ward = ward{mark: engine.Quarantine{Why: engine.QuarantineUnreadable, Index: r.as.Applied}, dirt: true}
 		x.at = r.as.Applied
 		return bad(derr)
 	}

@@ -42,7 +42,7 @@ type ward struct {
 }
 
 // quarantined reports whether the replica waits to be rebuilt.
-func (r *replica) quarantined() bool { return r.ward.mark.Why != 0 }
+func (r *replica) quarantined() bool { return r.ill != nil && r.ill.ward.mark.Why != 0 }
 
 // Distrust returns why the replica of shard on this node is not to be believed, an
 // ErrDiverged, whatever was read from it; nil: it is. It is asked after a read.
@@ -51,8 +51,8 @@ func (h *Host) Distrust(shard raft.ShardID) error {
 	if r == nil || mutants.On("IG7") {
 		return nil
 	}
-	if v := r.pub.Load(); v.Fenced != nil && errors.Is(v.Fenced, ErrDiverged) {
-		return fmt.Errorf("%w: shard %d: %w", ErrFenced, shard, v.Fenced)
+	if v := r.pub.Load(); v.fenced != nil && errors.Is(v.fenced, ErrDiverged) {
+		return fmt.Errorf("%w: shard %d: %w", ErrFenced, shard, v.fenced)
 	}
 	return nil
 }
@@ -118,8 +118,8 @@ func (h *Host) drop(d engine.Damage) {
 // quarantine takes r, which err is about, out of service.
 func (l *loop) quarantine(r *replica, err *DivergedError, unreadable bool) {
 	if r.quarantined() {
-		if unreadable && r.ward.mark.Why != engine.QuarantineUnreadable {
-			r.ward.mark.Why, r.ward.dirt, l.wantSync = engine.QuarantineUnreadable, true, true
+		if w := &r.ill.ward; unreadable && w.mark.Why != engine.QuarantineUnreadable {
+			w.mark.Why, w.dirt, l.wantSync = engine.QuarantineUnreadable, true, true
 			l.touch(r)
 		}
 		return
@@ -128,7 +128,7 @@ func (l *loop) quarantine(r *replica, err *DivergedError, unreadable bool) {
 	if unreadable {
 		q.Why = engine.QuarantineUnreadable
 	}
-	r.ward = ward{mark: q, dirt: true}
+	r.illness().ward = ward{mark: q, dirt: true}
 	l.wantSync = true
 	l.voidImage(r)
 	l.fence(r, r.as.Applied, err, nil)
@@ -141,17 +141,16 @@ func (r *replica) remain(q engine.Quarantine) {
 		return
 	}
 	err := &DivergedError{Shard: r.shard, Node: r.loop.h.node, Replica: r.self, Index: q.Index, Why: "it was found faulty before the restart"}
-	r.ward = ward{mark: q}
+	r.illness().ward = ward{mark: q}
 	r.fenced = &fenceError{q.Index, err}
-	r.handOffWait = handOffMin
 }
 
 // askRebuild asks the leader for a snapshot when it is time to.
 func (l *loop) askRebuild(now raft.Time, r *replica) {
-	w := &r.ward
-	if now < w.at || !r.quarantined() {
+	if !r.quarantined() || now < r.ill.ward.at {
 		return
 	}
+	w := &r.ill.ward
 	w.wait = min(max(2*w.wait, rebuildFirst), rebuildMost)
 	w.at = now.Add(w.wait)
 	st := r.core.Status()
@@ -207,6 +206,11 @@ func (l *loop) released(r *replica) {
 			l.h.onDiverged(DivergedError{Shard: r.shard, Node: l.h.node, Replica: r.self, Index: r.as.Applied, Rebuilt: true})
 		}
 	}
-	r.ward = ward{at: raft.Never}
-	r.cmp.disputed, r.cmp.to, r.want = nil, 0, 0
+	if r.ill != nil {
+		r.ill.ward = ward{at: raft.Never}
+	}
+	if r.cmp.answer != nil {
+		r.cmp.answer.to = 0
+	}
+	r.cmp.disputed, r.want = nil, 0
 }

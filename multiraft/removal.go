@@ -78,6 +78,41 @@ type departed struct {
 	tries int
 }
 
+// departures are all of a replica's departed.
+type departures struct{ list []departed }
+
+// keep leaves list of r.departed, which is d.
+func (d *departures) keep(r *replica, list []departed) {
+	if d.list = list; len(list) == 0 {
+		r.departed = nil
+	}
+}
+
+// questions returns r.quest, to be changed.
+func (r *replica) questions() *quest {
+	if r.quest == nil {
+		r.quest = &quest{at: raft.Never}
+	}
+	return r.quest
+}
+
+// questAt returns when the replica asks next.
+func (r *replica) questAt() raft.Time {
+	if r.quest == nil {
+		return raft.Never
+	}
+	return r.quest.at
+}
+
+// newestConf returns the version of the newest descriptor seen that does not hold the
+// replica; zero: none was seen.
+func (r *replica) newestConf() uint64 {
+	if r.quest == nil {
+		return 0
+	}
+	return r.quest.newest.ConfVer
+}
+
 // isRemoved reports whether the applied descriptor does not hold the replica.
 func (r *replica) isRemoved() bool {
 	_, ok := r.desc.Replica(r.self)
@@ -86,43 +121,50 @@ func (r *replica) isRemoved() bool {
 
 // nextTalk returns when the replica has to ask or to tell.
 func (r *replica) nextTalk() raft.Time {
-	d := r.quest.at
-	for i := range r.departed {
-		d = min(d, r.departed[i].at)
+	d := r.questAt()
+	if r.departed != nil {
+		for i := range r.departed.list {
+			d = min(d, r.departed.list[i].at)
+		}
 	}
 	return d
 }
 
 // watch plans the questions of a replica, once per round in which it was touched.
 func (l *loop) watch(now raft.Time, r *replica) {
-	q, v := &r.quest, &r.shown
+	v := &r.shown
 	switch {
 	case r.gone:
-		if q.at == raft.Never {
+		if q := r.questions(); q.at == raft.Never {
 			q.at, q.wait = now.Add(askFirst), askFirst
 		}
-	case v.isLeader || v.leader != 0 && q.newest.ConfVer == 0:
-		if q.leaderless != 0 {
-			*q = quest{at: raft.Never}
+	case v.isLeader || v.leader != 0 && r.newestConf() == 0:
+		if r.quest != nil && r.quest.leaderless != 0 {
+			r.quest = nil
 		}
-	case v.leader == 0 && q.leaderless == 0:
-		q.leaderless = max(now, 1)
-		if q.at == raft.Never {
-			q.at, q.wait = now.Add(doubtAfter), doubtAfter
+	case v.leader == 0:
+		if q := r.questions(); q.leaderless == 0 {
+			q.leaderless = max(now, 1)
+			if q.at == raft.Never {
+				q.at, q.wait = now.Add(doubtAfter), doubtAfter
+			}
 		}
 	}
-	if !v.isLeader && len(r.departed) > 0 {
-		r.departed = r.departed[:0] // the next leader knows, or they ask themselves
+	if !v.isLeader && r.departed != nil {
+		r.departed = nil // the next leader knows, or they ask themselves
 	}
 }
 
 // talk asks and tells what is due.
 func (l *loop) talk(now raft.Time, r *replica) {
-	if now >= r.quest.at {
+	if now >= r.questAt() {
 		l.ask(now, r)
 	}
-	keep := r.departed[:0]
-	for _, p := range r.departed {
+	if r.departed == nil {
+		return
+	}
+	keep := r.departed.list[:0]
+	for _, p := range r.departed.list {
 		if now >= p.at {
 			if p.tries++; p.tries > tellTimes {
 				continue
@@ -133,12 +175,12 @@ func (l *loop) talk(now raft.Time, r *replica) {
 		}
 		keep = append(keep, p)
 	}
-	r.departed = keep
+	r.departed.keep(r, keep)
 }
 
 // ask sends the question to everybody who may know.
 func (l *loop) ask(now raft.Time, r *replica) {
-	q := &r.quest
+	q := r.questions()
 	q.tries++
 	most := doubtMost
 	if r.isRemoved() || q.newest.ConfVer > 0 {
@@ -152,7 +194,7 @@ func (l *loop) ask(now raft.Time, r *replica) {
 			to = append(to, n)
 		}
 	}
-	for _, d := range []*raft.Descriptor{&r.desc, &q.newest} {
+	for _, d := range []*raft.Descriptor{r.desc, &q.newest} {
 		for _, m := range d.Replicas {
 			add(m.Node)
 		}
@@ -190,8 +232,8 @@ func (l *loop) stepMember(now raft.Time, m *raft.Msg) bool {
 	case raft.MsgMemberResp:
 		switch {
 		case m.Reject():
-			if r != nil && m.ToReplica == r.self {
-				r.departed = slices.DeleteFunc(r.departed, func(p departed) bool { return p.ID == m.FromReplica })
+			if r != nil && r.departed != nil && m.ToReplica == r.self {
+				r.departed.keep(r, slices.DeleteFunc(r.departed.list, func(p departed) bool { return p.ID == m.FromReplica }))
 			}
 		case r == nil || r.self > m.ToReplica:
 			if l.dying[m.Shard] == nil {
@@ -242,7 +284,7 @@ func (l *loop) learnGone(now raft.Time, r *replica, m *raft.Msg) {
 	if _, ok := d.Replica(r.self); err != nil || ok || d.Shard != r.shard || d.NextReplica <= r.self {
 		return
 	}
-	q := &r.quest
+	q := r.questions()
 	if d.ConfVer > q.newest.ConfVer || mutants.On("C13") {
 		if q.newest.ConfVer == 0 {
 			q.since = now
@@ -263,7 +305,7 @@ func (l *loop) learnGone(now raft.Time, r *replica, m *raft.Msg) {
 
 // mayGo reports whether nobody needs the replica any more.
 func (r *replica) mayGo(now raft.Time) bool {
-	q := &r.quest
+	q := r.questions()
 	if mutants.On("G11b") { // one answer is enough
 		return len(q.lacks) > 0
 	}
@@ -317,13 +359,13 @@ func (l *loop) retire(r *replica) {
 		lowest = r.self
 	}
 	h := l.h
-	h.logger.Info("a removed replica is destroyed", "shard", r.shard, "replica", r.self, "conf_ver", r.quest.newest.ConfVer)
+	h.logger.Info("a removed replica is destroyed", "shard", r.shard, "replica", r.self, "conf_ver", r.newestConf())
 	h.spawn(func() {
 		// First nobody finds it any more (a reader looks again after its read), then
 		// its data go.
 		h.forget(r)
 		r.dropOutside()
-		err := h.engine.Destroy(r.shard, &r.desc, lowest)
+		err := h.engine.Destroy(r.shard, r.desc, lowest)
 		if err != nil {
 			h.fatal(err)
 		}
@@ -364,15 +406,15 @@ func (l *loop) sweep(now raft.Time) {
 				}
 			}
 		}
-		if v := r.pub.Load(); !v.IsLeader && v.Leader != 0 && v.Leader != l.h.node {
-			l.askNode(r, v.Leader)
+		if v := r.pub.Load(); !v.isLeader && v.leader != 0 && v.leader != l.h.node {
+			l.askNode(r, v.leader)
 		}
 	}
 }
 
 // remove takes r out.
 func (h *timerHeap) remove(r *replica) {
-	i := r.heapPos
+	i := int(r.heapPos)
 	if i < 0 {
 		return
 	}

@@ -507,7 +507,7 @@ func laggingLearner(r *rig) string {
 		defer cancel()
 		done := make(chan error, 1)
 		go func() {
-			done <- r.h.ChangeConf(ctx, 7, raft.ConfChange{ConfVer: r.rep().pub.Load().Desc.ConfVer, Steps: s}, nil)
+			done <- r.h.ChangeConf(ctx, 7, raft.ConfChange{ConfVer: r.rep().pub.Load().desc.ConfVer, Steps: s}, nil)
 		}()
 		until(r.t, "handed in", func() bool { r.l.in.mu.Lock(); defer r.l.in.mu.Unlock(); return len(r.l.in.in.funcs) > 0 })
 		r.turn()

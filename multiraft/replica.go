@@ -53,7 +53,22 @@ type View struct {
 	lease *raft.Lease
 }
 
-// shown is what of a View tells whether another one has to take its place: all else
+// standing is what other goroutines see of a replica that is awake; a View is made of
+// it. It never changes.
+type standing struct {
+	desc       *raft.Descriptor
+	term       raft.Term
+	leader     raft.NodeID
+	isLeader   bool
+	isReady    bool
+	removed    bool
+	noQuorum   *NoQuorumError
+	fenced     *fenceError
+	generation uint64
+	lease      *raft.Lease
+}
+
+// shown is what of a standing tells whether another one has to take its place: all else
 // in it follows from this, or stays the same for as long as no quorum is lost.
 type shown struct {
 	lease    *raft.Lease
@@ -62,18 +77,18 @@ type shown struct {
 	isLeader bool
 	isReady  bool
 	noQuorum bool
-	fenced   error
+	fenced   *fenceError
 	confVer  uint64
 	version  uint64
 }
 
 // show publishes v.
-func (r *replica) show(v *View) {
+func (r *replica) show(v *standing) {
 	r.pub.Store(v)
-	r.gone = v.Removed
+	r.gone = v.removed
 	r.shown = shown{
-		lease: v.lease, term: v.Term, leader: v.Leader, isLeader: v.IsLeader, isReady: v.IsReady, noQuorum: v.NoQuorum != nil,
-		fenced: v.Fenced, confVer: v.Desc.ConfVer, version: v.Desc.Version,
+		lease: v.lease, term: v.term, leader: v.leader, isLeader: v.isLeader, isReady: v.isReady, noQuorum: v.noQuorum != nil,
+		fenced: v.fenced, confVer: v.desc.ConfVer, version: v.desc.Version,
 	}
 }
 
@@ -104,6 +119,10 @@ type replica struct {
 	loop  *loop
 	self  raft.ReplicaID
 
+	heapPos int32 // in loop.timers; -1: not there
+	place   int32 // in loop.order
+	tail    int32 // bytes that its core holds, as counted in loop.tails
+
 	touched   bool
 	leaseKept bool // this round changes nothing of the lease
 	asDirty   bool
@@ -111,48 +130,36 @@ type replica struct {
 	retiring  bool // to be taken off at the end of the round
 	gone      bool // Removed of the View
 	mixed     bool // waiting holds entries of several terms, in no order of index
-	asked     bool // newReads or newAsks hold some
+	asked     bool // reads holds some of this round
 
 	// want is the index at which the digest is asked for; zero: none.
 	want raft.Index
 
-	fenced error // nil or a *fenceError
+	fenced *fenceError // nil: it is not
 	slow   logSlow
 	as     raft.AppliedState
-	shown  shown                // of pub
-	pub    atomic.Pointer[View] // but for the positions, which move in most rounds
+	shown  shown                    // of pub
+	pub    atomic.Pointer[standing] // all but the positions, which move in most rounds
 	pos    positions
 
 	dueAt    raft.Time // when it needs a round; Never: when something arrives
 	deadline raft.Time // as the heap knows it: not later
-	heapPos  int       // -1: not in the heap
 
-	queue      []proposal // not yet in the log
-	waiting    []pendingEntry
-	readsReady []readGroup // answered, waiting for the applied index; in order of index
-	lastTs     uint64      // newest group time proposed or applied, nanoseconds
-	anomalies  uint64      // of the core, as counted so far
-	departed   []departed
-	quest      quest
-	cmp        comparison
-	// wasDisputed: others may have to be told that it is over.
-	wasDisputed bool
-	ward        ward
-	doze        doze
-	place       int // in loop.order
+	queue     []proposal // not yet in the log
+	waiting   []pendingEntry
+	lastTs    uint64      // newest group time proposed or applied, nanoseconds
+	anomalies uint64      // of the core, as counted so far
+	departed  *departures // nil: none
+	quest     *quest      // nil: there is nothing to ask
+	cmp       comparison
+	doze      doze
 
-	desc     raft.Descriptor
-	hard     raft.HardState
-	reads    []readGroup            // asked, not answered; in order of ctx
-	newReads [numReadHow][]ReadFunc // of this round
-	newAsks  []raft.ReadAsk         // of this round
+	desc  *raft.Descriptor // replaced as a whole, never changed
+	hard  raft.HardState
+	reads *reading // nil: none is under way
 
-	imageAt raft.Index // newest entry with an image that was applied since the boot; zero: none
-	ageAt   raft.Time  // when cutOld looks next
-	// Of images outside the log: the index that the core was told, zero for none; and what is
-	// counted up when those made so far became void.
-	imageKept raft.Index
-	imageLife uint32
+	images *imageRecord // nil: none was made
+	ill    *illness     // nil: neither fenced nor quarantined
 
 	out   *outside // its state outside of the store; nil: there is none
 	loose loose
@@ -163,17 +170,66 @@ type replica struct {
 	flushFrom uint64
 	snapsBusy map[raft.ReplicaID]bool
 
-	// Of a fenced leader: when it tries next to hand over, how long it waits after
-	// that, and to whose turn it comes.
+	gen uint64 // View.Generation
+}
+
+// reading is the reads of a replica that are under way.
+type reading struct {
+	fresh [numReadHow][]ReadFunc // of this round
+	asks  []raft.ReadAsk         // of this round
+	asked []readGroup            // not answered; in order of ctx
+	ready []readGroup            // answered, waiting for the applied index; in order of index
+}
+
+// reading returns r.reads, to be changed.
+func (r *replica) reading() *reading {
+	if r.reads == nil {
+		r.reads = new(reading)
+	}
+	return r.reads
+}
+
+// readsOpen reports whether reads are under way.
+func (r *replica) readsOpen() bool {
+	x := r.reads
+	return x != nil && len(x.asks)+len(x.asked)+len(x.ready)+len(x.fresh[byLease])+len(x.fresh[byQuorum])+len(x.fresh[byFollower]) > 0
+}
+
+// imageRecord is what is known of images of a replica.
+type imageRecord struct {
+	at raft.Index // newest entry with an image that was applied since the boot; zero: none
+	// Of images outside the log: the index that the core was told, zero for none; and what is
+	// counted up when those made so far became void.
+	kept raft.Index
+	life uint32
+	// ageAt is when cutOld looks next.
+	ageAt raft.Time
+}
+
+// imaged returns r.images, to be changed.
+func (r *replica) imaged() *imageRecord {
+	if r.images == nil {
+		r.images = new(imageRecord)
+	}
+	return r.images
+}
+
+// illness is how a fenced replica gets on.
+type illness struct {
+	ward ward
+	// Of a leader: when it tries next to hand over, how long it waits after that, and to
+	// whose turn it comes.
 	handOffAt   raft.Time
 	handOffWait time.Duration
 	handOffTo   int
+}
 
-	tail int // what its core holds, as counted in loop.tails
-
-	gen uint64 // View.Generation
-	// leaseBuf is memory for comparing.
-	leaseBuf [raft.MaxReplicas]raft.LeaseVoter
+// illness returns r.ill, to be changed.
+func (r *replica) illness() *illness {
+	if r.ill == nil {
+		r.ill = &illness{ward: ward{at: raft.Never}, handOffWait: handOffMin}
+	}
+	return r.ill
 }
 
 // fenceError is why a replica is fenced. It is a pointer, so that it compares
@@ -186,9 +242,9 @@ type fenceError struct {
 func (e *fenceError) Error() string { return fmt.Sprintf("index %d: %v", e.index, e.err) }
 func (e *fenceError) Unwrap() error { return e.err }
 
-// shut returns why the replica serves nobody, as View.Fenced: nil or a *fenceError.
-func (r *replica) shut() error {
-	if r.fenced == nil && r.cmp.disputed != nil {
+// shut returns why the replica serves nobody, as View.Fenced; nil: it does.
+func (r *replica) shut() *fenceError {
+	if r.fenced == nil {
 		return r.cmp.disputed
 	}
 	return r.fenced
@@ -209,17 +265,23 @@ func (r *replica) voters() (n int) {
 	return n
 }
 
-// forgot counts the replicas in v.NoQuorum that have forgotten.
-func (v *View) forgot() int {
-	if v.NoQuorum == nil {
+// forgot counts the replicas in v.noQuorum that have forgotten.
+func (v *standing) forgot() int {
+	if v.noQuorum == nil {
 		return 0
 	}
-	return len(v.NoQuorum.Forgot)
+	return len(v.noQuorum.Forgot)
 }
 
 // view returns v, which is or was r.pub, with the positions of now.
-func (r *replica) view(v *View) View {
-	out := *v
+func (r *replica) view(v *standing) View {
+	out := View{
+		Shard: r.shard, Replica: r.self, Desc: *v.desc, Term: v.term, Leader: v.leader, IsLeader: v.isLeader, IsReady: v.isReady,
+		NoQuorum: v.noQuorum, Removed: v.removed, Generation: v.generation, lease: v.lease,
+	}
+	if v.fenced != nil {
+		out.Fenced = v.fenced
+	}
 	out.Applied = raft.Index(r.pos.applied.Load())
 	out.Commit = raft.Index(r.pos.commit.Load())
 	out.Last = raft.Index(r.pos.last.Load())
@@ -253,22 +315,20 @@ func (r *replica) publish(now raft.Time, wall time.Time) (leadershipChanged bool
 	if same && old != nil && old.forgot() == len(st.Forgot) {
 		return false
 	}
-	v := &View{
-		Shard: r.shard, Replica: r.self, Desc: r.desc, Term: st.Term, Leader: st.LeadNode,
-		IsLeader: st.Role == raft.RoleLeader, IsReady: st.Ready,
-		Fenced: r.shut(), Removed: r.isRemoved(),
-		Generation: r.gen, lease: lease,
+	v := &standing{
+		desc: r.desc, term: st.Term, leader: st.LeadNode, isLeader: st.Role == raft.RoleLeader, isReady: st.Ready,
+		removed: r.isRemoved(), fenced: r.shut(), generation: r.gen, lease: lease,
 	}
 	if st.QuorumLost {
-		if old != nil && old.NoQuorum != nil && old.forgot() == len(st.Forgot) {
-			v.NoQuorum = old.NoQuorum
+		if old != nil && old.noQuorum != nil && old.forgot() == len(st.Forgot) {
+			v.noQuorum = old.noQuorum
 		} else {
-			v.NoQuorum = &NoQuorumError{Shard: r.shard, Down: st.QuorumDown, Forgot: st.Forgot, Voters: r.voters(), Since: wall.Add(-now.Sub(st.Since))}
+			v.noQuorum = &NoQuorumError{Shard: r.shard, Down: st.QuorumDown, Forgot: st.Forgot, Voters: r.voters(), Since: wall.Add(-now.Sub(st.Since))}
 		}
 	}
 	r.show(v)
-	return old != nil && (old.Leader != v.Leader || old.IsLeader != v.IsLeader || old.IsReady != v.IsReady ||
-		old.Term != v.Term || (old.NoQuorum == nil) != (v.NoQuorum == nil))
+	return old != nil && (old.leader != v.leader || old.isLeader != v.isLeader || old.isReady != v.isReady ||
+		old.term != v.term || (old.noQuorum == nil) != (v.noQuorum == nil))
 }
 
 // failQueued refuses everything not yet in the log. Nothing of it was proposed.
@@ -376,22 +436,26 @@ func (r *replica) failWaiting(err error, c *completions) {
 }
 
 func (r *replica) failReads(err error, c *completions) {
-	for _, g := range r.reads {
+	x := r.reads
+	if x == nil {
+		return
+	}
+	for _, g := range x.asked {
 		for _, d := range g.dones {
 			c.read(d, 0, err)
 		}
 	}
-	for _, g := range r.readsReady {
+	for _, g := range x.ready {
 		for _, d := range g.dones {
 			c.read(d, 0, err)
 		}
 	}
-	for _, dones := range r.newReads {
+	for _, dones := range x.fresh {
 		for _, d := range dones {
 			c.read(d, 0, err)
 		}
 	}
-	r.reads, r.readsReady, r.newReads, r.newAsks, r.asked = nil, nil, [numReadHow][]ReadFunc{}, nil, false
+	r.reads, r.asked = nil, false
 }
 
 func (r *replica) notLeader() error {
@@ -470,7 +534,7 @@ func (h timerHeap) less(i, j int) bool { return h[i].deadline < h[j].deadline }
 
 func (h timerHeap) swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].heapPos, h[j].heapPos = i, j
+	h[i].heapPos, h[j].heapPos = int32(i), int32(j)
 }
 
 func (h timerHeap) up(i int) {
@@ -505,14 +569,14 @@ func (h timerHeap) down(i int) {
 func (h *timerHeap) set(r *replica, d raft.Time) {
 	r.dueAt = d
 	if r.heapPos < 0 {
-		r.deadline, r.heapPos = d, len(*h)
+		r.deadline, r.heapPos = d, int32(len(*h))
 		*h = append(*h, r)
-		h.up(r.heapPos)
+		h.up(int(r.heapPos))
 		return
 	}
 	if d < r.deadline {
 		r.deadline = d
-		h.up(r.heapPos)
+		h.up(int(r.heapPos))
 	}
 }
 

@@ -31,11 +31,10 @@ const looseMost = 1 << 20
 type loose struct {
 	bytes int64      // of entries applied behind flushed; about
 	upTo  raft.Index // through which all is in tables
-	// waits: held is not applied before the flush that was begun ended. at is the entry
-	// that was waited for last.
-	waits bool
-	at    raft.Index
-	held  []raft.Entry
+	// held is not applied before the flush that was begun ended; nil: nothing is held. at is
+	// the entry that was waited for last.
+	at   raft.Index
+	held *[]raft.Entry
 }
 
 // applied counts an entry.
@@ -68,11 +67,12 @@ func (l *loop) settle(r *replica, rest []raft.Entry) bool {
 	if o.bytes <= looseMost && !simulated || simulated && (uint64(e.Index)+uint64(r.self))%2 == 0 {
 		return false
 	}
-	o.waits, o.at, o.held = true, e.Index, slices.Clone(rest)
+	held := slices.Clone(rest)
+	o.at, o.held = e.Index, &held
 	release := func(raft.Time) {
-		if l.byID[r.shard] == r && !r.removed && o.waits {
-			held := o.held
-			o.waits, o.held = false, nil
+		if l.byID[r.shard] == r && !r.removed && o.held != nil {
+			held := *o.held
+			o.held = nil
 			l.handBack(r, held)
 		}
 	}

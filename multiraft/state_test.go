@@ -20,8 +20,8 @@ func TestStatesAreCompared(t *testing.T) {
 	r.tell(q, 2, mine)
 	r.tell(q, 3, mine)
 	q = r.asked()
-	r.settle(func() bool { return r.rep().cmp.known })
-	state := r.rep().cmp.mine
+	r.settle(func() bool { return r.rep().known() })
+	state := r.rep().cmp.question.mine
 	if q.Flags != raft.FlagProbe || q.Index != 2 || state == mine {
 		t.Fatalf("asked %+v", q)
 	}
@@ -38,7 +38,7 @@ func TestStatesAreCompared(t *testing.T) {
 	r.tell(q, 2, mine)
 	r.tell(q, 3, mine)
 	q = r.asked()
-	r.settle(func() bool { return r.rep().cmp.known })
+	r.settle(func() bool { return r.rep().known() })
 	r.propose("c") // no rest
 	r.ack(2)
 	q.Epoch = raft.Epoch(stateChain)
@@ -56,8 +56,8 @@ func TestStatesAreCompared(t *testing.T) {
 	r.tell(q, 2, mine)
 	r.tell(q, 3, mine)
 	q = r.asked()
-	r.settle(func() bool { return r.rep().cmp.known })
-	state = r.rep().cmp.mine
+	r.settle(func() bool { return r.rep().known() })
+	state = r.rep().cmp.question.mine
 	q.Epoch = raft.Epoch(stateChain)
 	r.tell(q, 2, state)
 	r.sent = nil

@@ -146,11 +146,15 @@ func (s *Stepper) Inside(shard raft.ShardID) (Inside, bool) {
 	if r == nil || r.removed {
 		return Inside{}, false
 	}
-	in := Inside{Status: r.core.Status(), Desc: r.desc, Commands: len(r.queue), Sessions: len(r.flights)}
+	in := Inside{Status: r.core.Status(), Desc: *r.desc, Commands: len(r.queue), Sessions: len(r.flights)}
 	for i := range r.waiting {
 		in.Commands += len(r.waiting[i].dones)
 	}
-	for _, list := range [][]readGroup{r.reads, r.readsReady} {
+	x := r.reads
+	if x == nil {
+		x = new(reading)
+	}
+	for _, list := range [][]readGroup{x.asked, x.ready} {
 		for i := range list {
 			in.Reads += len(list[i].dones) + len(list[i].asks)
 			in.Asks += len(list[i].asks)

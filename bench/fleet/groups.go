@@ -20,6 +20,11 @@ type GroupsRow struct {
 	// shards that node led, of all.
 	Awake       int `json:"awake"`
 	LedByKilled int `json:"led_by_killed"`
+	// Memory is what the process held when they were awake, and AwakeHeap by how many bytes
+	// its heap had grown since before, per replica that had woken: what was written
+	// last included.
+	Memory    Memory `json:"memory"`
+	AwakeHeap int    `json:"awake_heap_bytes"`
 	// From the kill on: WithdrawnSeconds until all others had withdrawn their support for the
 	// killed node, before which nobody may be elected; LedSeconds until as many shards as
 	// before had a leader that serves; and until awake shards had accepted a write, which
@@ -142,6 +147,7 @@ func (c *Config) hot(ctx context.Context, o localcluster.Options, what string) (
 // kill wakes shards, kills a node, and waits until the others have taken over.
 func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 	keys := s.c.keys(row.Awake)
+	idle, asleep := readMemory(), s.awake()
 	s.c.step("waking %d shards", len(keys))
 	took, again, err := s.put(ctx, keys, putDepth)
 	if err != nil {
@@ -152,6 +158,11 @@ func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 		return err
 	}
 	row.BeforeSeconds = took[len(took)-1].Seconds()
+	took = nil
+	row.Memory = readMemory()
+	if n := s.awake() - asleep; n > 0 {
+		row.AwakeHeap = int(row.Memory.Heap-idle.Heap) / n
+	}
 	const victim = Nodes - 1 // writes are made at the first
 	row.LedByKilled = s.fleet.Node(victim).Metrics().Leaders
 	led := s.ready()

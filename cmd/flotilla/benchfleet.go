@@ -82,7 +82,7 @@ func newBenchGroups(a *app) *cobra.Command {
 		Long: `groups makes a cluster of three nodes for each number of shards. First clients write
 to a few shards while the others are idle, and to a cluster of those few shards alone,
 in pairs of runs that follow each other; the figures are medians. Then it writes to
-many shards, so that they are awake, kills a node, and says how long it took until
+many shards, so that they are awake, says what the process holds then, kills a node, and says how long it took until
 the others had withdrawn their support for it, until all shards had a leader again,
 and until 50 %, 99 % and all of those that were awake had accepted a write. Writes to all of
 them are under way meanwhile; what the same writes took before the kill is told too.
@@ -385,9 +385,12 @@ func (a *app) groups(ctx context.Context, b *fleetFlags) error {
 }
 
 func printGroups(w io.Writer, r *groupsReport) error {
-	t := newTable("", "SHARDS", "AWAKE", "LED BY KILLED", "WITHDRAWN(s)", "ALL LED(s)", "ACCEPTED 50%, 99%, ALL(s)", "SAME BEFORE(s)", "HOT", "HOT/s", "ALONE/s", "OF ALONE", "CPU/WRITE(us)")
+	t := newTable("", "SHARDS", "AWAKE", "HEAP/REPLICA(B)", "RSS(MiB)", "LED BY KILLED", "WITHDRAWN(s)", "ALL LED(s)", "ACCEPTED 50%, 99%, ALL(s)", "SAME BEFORE(s)", "HOT", "HOT/s", "ALONE/s", "OF ALONE", "CPU/WRITE(us)")
 	for _, x := range r.Rows {
-		hot, alone, of, cpu := "-", "-", "-", "-"
+		hot, alone, of, cpu, heap := "-", "-", "-", "-", "-"
+		if x.AwakeHeap > 0 {
+			heap = countText(int64(x.AwakeHeap))
+		}
 		if len(x.Pairs) > 0 {
 			hot, alone = countText(int64(x.HotPerS)), countText(int64(x.AlonePerS))
 			lo, hi := math.Inf(1), 0.0
@@ -397,7 +400,7 @@ func printGroups(w io.Writer, r *groupsReport) error {
 			cpu = fmt.Sprintf("%.1f, alone %.1f", x.HotCPU, x.AloneCPU)
 			of = fmt.Sprintf("%.0f%% [%.0f, %.0f]", 100*x.OfAlone, 100*lo, 100*hi)
 		}
-		t.add(countText(int64(x.Shards)), countText(int64(x.Awake)), countText(int64(x.LedByKilled)), fmt.Sprintf("%.2f", x.WithdrawnSeconds), fmt.Sprintf("%.2f", x.LedSeconds),
+		t.add(countText(int64(x.Shards)), countText(int64(x.Awake)), heap, countText(x.Memory.RSS>>20), countText(int64(x.LedByKilled)), fmt.Sprintf("%.2f", x.WithdrawnSeconds), fmt.Sprintf("%.2f", x.LedSeconds),
 			fmt.Sprintf("%.2f, %.2f, %.2f", x.AcceptedP50Seconds, x.AcceptedP99Seconds, x.AcceptedSeconds), fmt.Sprintf("%.2f", x.BeforeSeconds), fmt.Sprint(x.Hot), hot, alone, of, cpu)
 	}
 	_, err := fmt.Fprint(w, t)

@@ -50,7 +50,7 @@ func TestBenchGroups(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	row := r.Rows[0]
-	if row.Failed != "" || row.LedByKilled == 0 || row.LedSeconds <= 0 || row.AcceptedSeconds <= 0 || row.HotPerS <= 0 || row.OfAlone <= 0 {
+	if row.Failed != "" || row.LedByKilled == 0 || row.LedSeconds <= 0 || row.AcceptedSeconds <= 0 || row.HotPerS <= 0 || row.OfAlone <= 0 || row.Memory.Heap <= 0 || row.Memory.RSS <= 0 {
 		t.Errorf("%+v", row)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {

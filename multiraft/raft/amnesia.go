@@ -157,7 +157,7 @@ func (c *Core) forget(p *progress, has, must Index, o *Out) {
 		p.toProbe(has + 1)
 		return
 	}
-	p.forgot, p.lost = true, must
+	p.forgot, p.ownGap().lost = true, must
 	p.toProbe(c.log.last + 1)
 	p.match, p.next, p.epoch, p.round, p.wantSnap = 0, c.log.last+1, 0, 0, false
 	p.vote, p.preVote = voteRefused, voteRefused
@@ -176,9 +176,10 @@ func (c *Core) forget(p *progress, has, must Index, o *Out) {
 }
 
 func (c *Core) tellForgetter(p *progress, o *Out) {
-	m := Msg{Type: MsgForgot, Index: p.lost}
-	m.LogTerm, _ = c.log.term(p.lost)
-	if p.lost == 0 {
+	lost := p.gap().lost
+	m := Msg{Type: MsgForgot, Index: lost}
+	m.LogTerm, _ = c.log.term(lost)
+	if lost == 0 {
 		m.Commit = Index(p.mem.voted)
 	}
 	c.send(o, p.node, p.id, m)

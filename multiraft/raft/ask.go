@@ -56,7 +56,7 @@ func (c *Core) FollowerRead(now Time, ctx uint64, o *Out) {
 		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: ctx, Err: ErrNotLeader})
 		return
 	}
-	a := &c.asking
+	a := &c.own().asking
 	c.checkAsked(o)
 	if a.seq == 0 {
 		// The boot epoch keeps the answers to an earlier life apart: they know
@@ -74,17 +74,19 @@ func (c *Core) FollowerRead(now Time, ctx uint64, o *Out) {
 }
 
 func (c *Core) ask(now Time, o *Out) {
-	c.asking.sent = now
-	c.asking.tries++
-	c.send(o, c.leadNode, c.lead, Msg{Type: MsgReadReq, Round: c.asking.seq})
+	a := &c.own().asking
+	a.sent = now
+	a.tries++
+	c.send(o, c.leadNode, c.lead, Msg{Type: MsgReadReq, Round: a.seq})
 }
 
 // askDue returns when a question to the leader has to be repeated.
 func (c *Core) askDue() Time {
-	if len(c.asking.reads) == 0 {
+	a := &c.few().asking
+	if len(a.reads) == 0 {
 		return Never
 	}
-	return c.asking.sent.Add(c.tun.ProbeRetry)
+	return a.sent.Add(c.tun.ProbeRetry)
 }
 
 func (c *Core) tickAsked(now Time, o *Out) {
@@ -92,10 +94,10 @@ func (c *Core) tickAsked(now Time, o *Out) {
 		return
 	}
 	c.checkAsked(o)
-	switch {
-	case len(c.asking.reads) == 0:
-	case c.asking.tries >= askTries:
-		c.failAsked(c.asking.seq, o)
+	switch a := &c.few().asking; {
+	case len(a.reads) == 0:
+	case a.tries >= askTries:
+		c.failAsked(a.seq, o)
 	default:
 		c.ask(now, o)
 	}
@@ -103,7 +105,7 @@ func (c *Core) tickAsked(now Time, o *Out) {
 
 // checkAsked fails the reads whose leader is not the leader any more.
 func (c *Core) checkAsked(o *Out) {
-	a := &c.asking
+	a := &c.few().asking
 	if mutants.On("D3") { // they may be answered yet
 		return
 	}
@@ -114,7 +116,10 @@ func (c *Core) checkAsked(o *Out) {
 
 // failAsked fails the reads of questions up to round.
 func (c *Core) failAsked(round uint64, o *Out) {
-	a := &c.asking
+	if len(c.few().asking.reads) == 0 {
+		return
+	}
+	a := &c.own().asking
 	n := 0
 	for n < len(a.reads) && a.reads[n].round <= round {
 		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: a.reads[n].ctx, Err: ErrNotLeader})
@@ -149,7 +154,10 @@ func (c *Core) AnswerRead(a ReadAsk, index Index, ok bool, o *Out) {
 // stepReadResp takes the leader's answer. It settles the reads that had begun
 // when the question was sent, and no others.
 func (c *Core) stepReadResp(m *Msg, o *Out) {
-	a := &c.asking
+	if c.seldom == nil {
+		return // nothing was asked
+	}
+	a := &c.seldom.asking
 	if m.FromReplica != a.lead || m.Term != a.term || m.Round > a.seq {
 		return
 	}

@@ -28,13 +28,21 @@ func (c *Core) Clone(live Liveness) *Core {
 	n.log.free = slices.Clone(c.log.free)
 	n.peers = slices.Clone(c.peers)
 	for i := range n.peers {
-		f := &n.peers[i].inflight
-		f.sent, f.head = slices.Clone(f.sent[f.head:]), 0
+		p := &n.peers[i]
+		if f := p.inflight; f != nil {
+			p.inflight = &inflight{sent: slices.Clone(f.sent[f.head:]), size: f.size}
+		}
+		if b := p.behind; b != nil {
+			own := *b
+			p.behind = &own
+		}
 	}
-	n.reads = slices.Clone(c.reads)
-	n.asking.reads = slices.Clone(c.asking.reads)
-	n.leaving = slices.Clone(c.leaving)
-	n.drops = slices.Clone(c.drops)
+	if c.seldom != nil {
+		s := *c.seldom
+		s.reads, s.leaving, s.drops = slices.Clone(s.reads), slices.Clone(s.leaving), slices.Clone(s.drops)
+		s.asking.reads = slices.Clone(s.asking.reads)
+		n.seldom = &s
+	}
 	return &n // desc is replaced as a whole and never changed
 }
 
@@ -56,21 +64,24 @@ func (c *Core) Freeze(keepTruncate bool) {
 		}
 	}
 	c.contactAt, c.quorumSince = 0, 0
-	c.asking.sent, c.asking.tries = 0, 0
-	if len(c.asking.reads) > 0 {
-		c.asking.sent = FrozenTime
+	if s := c.seldom; s != nil {
+		s.asking.sent, s.asking.tries = 0, 0
+		if len(s.asking.reads) > 0 {
+			s.asking.sent = FrozenTime
+		}
+		if s.readSent = min(s.readSent, FrozenTime); len(s.reads) == 0 {
+			s.readSent = 0
+		}
+		s.image.wanted, s.image.spared = false, false
 	}
 	if c.lead != 0 {
 		c.contactAt = FrozenTime
-	}
-	if c.readSent = min(c.readSent, FrozenTime); len(c.reads) == 0 {
-		c.readSent = 0
 	}
 	if c.quorumLost {
 		c.quorumSince = FrozenTime
 	}
 	c.stirred = false // what is explored is at rest
-	c.cutRetry, c.image.wanted, c.image.spared = 0, false, false
+	c.cutRetry = 0
 	c.queryAt, c.quorumFrom, c.waitAll, c.waitMost, c.sizeDue = 0, FrozenTime, 0, 0, 0
 	c.attempts, c.gaveWay, c.anomalies = 0, false, 0
 	c.lastSeen, c.appliedAt = c.log.last, c.log.applied
@@ -87,8 +98,10 @@ func (c *Core) Freeze(keepTruncate bool) {
 		p := &c.peers[i]
 		p.retryAt = FrozenTime + 1
 		p.retryWait = min(p.retryWait, 2*c.tun.ProbeRetry)
-		p.failures = min(p.failures, 1)
-		p.snapSince = FrozenTime
+		if b := p.behind; b != nil {
+			b.failures = min(b.failures, 1)
+			b.snapSince = FrozenTime
+		}
 		p.mem = memory{} // no store of the exploration comes back older than it was
 		if p.fortifyAt > FrozenTime {
 			p.fortifyAt = FrozenTime + 1
@@ -104,6 +117,9 @@ func (c *Core) Freeze(keepTruncate bool) {
 func (c *Core) CheckQuiet(now Time) error {
 	if c.Stirred() || c.Deadline() <= now {
 		return nil // or time has more to say than what came in
+	}
+	if !reflect.DeepEqual(nothing, seldom{}) || notBehind != (behind{}) {
+		return fmt.Errorf("what cores share that have nothing of it was written to: %+v, %+v", nothing, notBehind)
 	}
 	n := c.Clone(nil)
 	var o Out
@@ -177,7 +193,7 @@ func (c *Core) Timers(dst []Timer) []Timer {
 	if c.quorumLost {
 		add(TimerQuorum, c.quorumSince, 0)
 	}
-	if len(c.reads) > 0 {
+	if len(c.few().reads) > 0 {
 		add(TimerRead, c.readDue(), 0)
 	}
 	for i := range c.peers {
@@ -209,13 +225,16 @@ func (c *Core) Fire(t Timer, o *Out) {
 	case TimerQuorum:
 		c.quorumSince = past(c.tun.QuorumGrace)
 	case TimerRead:
-		c.readSent = past(2 * c.tun.ProbeRetry)
+		c.own().readSent = past(2 * c.tun.ProbeRetry)
 	case TimerRetry:
-		p.retryAt, p.snapSince = FrozenTime, past(c.tun.SnapshotTimeout)
+		p.retryAt = FrozenTime
+		if b := p.behind; b != nil {
+			b.snapSince = past(c.tun.SnapshotTimeout)
+		}
 	case TimerFortify:
 		p.fortifyAt = 0
 	case TimerAsk:
-		c.asking.sent = past(c.tun.ProbeRetry)
+		c.own().asking.sent = past(c.tun.ProbeRetry)
 	}
 	c.Tick(FrozenTime, o)
 }
@@ -245,36 +264,37 @@ func (c *Core) AppendState(dst []byte, f *StateForm) []byte {
 	dst = f.AppendHardState(dst, &c.hs)
 	dst = append(dst, byte(c.role), flags(c.suspect, c.released, c.voteDurable, c.granted, c.ready, c.timeoutSent, c.quorumLost, c.truncNow), flags(c.due, c.leased, c.grantSent, c.leadOver, c.restarted, c.forgotten))
 	dst = c.log.appendState(dst, f)
-	dst = f.AppendDescriptor(dst, &c.desc)
+	dst = f.AppendDescriptor(dst, c.desc)
 	dst = u(dst, uint64(len(c.peers)))
 	for _, i := range f.order(len(c.peers), func(i int) uint32 { return uint32(c.peers[i].node) }) {
 		dst = c.peers[i].appendState(dst, f)
 	}
 	dst = u(u(u(dst, f.id(uint32(c.lead))), f.id(uint32(c.leadNode))), uint64(c.leadEpoch))
-	for _, t := range [...]Time{c.contactAt, c.lagAt, c.electionAt, c.transferAt, c.commitAt, c.quorumSince, c.truncAt, c.readSent, c.asking.sent} {
+	s := c.few()
+	for _, t := range [...]Time{c.contactAt, c.lagAt, c.electionAt, c.transferAt, c.commitAt, c.quorumSince, c.truncAt, s.readSent, s.asking.sent} {
 		dst = appendTime(dst, t)
 	}
 	dst = u(u(u(dst, uint64(c.campaigned)), uint64(c.voteMark.Term)), uint64(c.voteMark.Index))
 	dst = u(u(u(u(dst, uint64(c.preLeading)), uint64(c.uncommitted)), uint64(c.confIndex)), f.id(uint32(c.transferTo)))
-	dst = u(dst, uint64(len(c.reads)))
-	for _, r := range c.reads {
+	dst = u(dst, uint64(len(s.reads)))
+	for _, r := range s.reads {
 		dst = u(u(u(dst, r.ctx), uint64(r.index)), r.round)
 	}
-	a := &c.asking
+	a := &s.asking
 	dst = u(u(u(u(dst, a.seq), f.id(uint32(a.lead))), uint64(a.term)), uint64(len(a.reads)))
 	for _, r := range a.reads {
 		dst = u(u(dst, r.ctx), r.round)
 	}
-	dst = u(u(dst, c.readRound), uint64(len(c.leaving)))
-	for _, i := range f.order(len(c.leaving), func(i int) uint32 { return uint32(c.leaving[i].Node) }) {
-		dst = f.appendReplica(dst, c.leaving[i])
+	dst = u(u(dst, c.readRound), uint64(len(s.leaving)))
+	for _, i := range f.order(len(s.leaving), func(i int) uint32 { return uint32(s.leaving[i].Node) }) {
+		dst = f.appendReplica(dst, s.leaving[i])
 	}
-	dst = u(u(u(dst, uint64(c.compactTo)), uint64(c.applyBytes)), uint64(len(c.drops)))
-	for _, d := range c.drops {
+	dst = u(u(u(dst, uint64(c.compactTo)), uint64(c.applyBytes)), uint64(len(s.drops)))
+	for _, d := range s.drops {
 		dst = u(u(u(dst, uint64(d.Shard)), uint64(d.Index)), uint64(d.Term))
 	}
 	dst = u(u(u(u(dst, uint64(c.cutTo)), uint64(c.cutEntry)), uint64(c.wish)), uint64(c.cutAsked))
-	i := &c.image
+	i := &s.image
 	dst = append(u(u(u(dst, uint64(i.at)), uint64(i.bytes)), uint64(i.seen)), i.fails, flags(i.making, i.without, i.force, i.fresh))
 	dst = append(u(u(dst, uint64(c.redo)), uint64(c.dataBytes)), flags(c.redoes), byte(c.pressure))
 	t := &c.told
@@ -302,14 +322,16 @@ func (p *progress) appendState(dst []byte, f *StateForm) []byte {
 	u := binary.AppendUvarint
 	dst = f.appendReplica(dst, Replica{Node: p.node, ID: p.id, Role: p.role})
 	dst = append(dst, p.vote, p.preVote, byte(p.state), flags(p.paused, p.fetching, p.wantSnap, p.forgot))
-	for _, i := range [...]Index{p.match, p.next, p.snapIndex, p.sentCommit, p.sentCompact, p.lost, p.mem.index} {
+	for _, i := range [...]Index{p.match, p.next, p.gap().snapIndex, p.sentCommit, p.sentCompact, p.gap().lost, p.mem.index} {
 		dst = u(dst, uint64(i))
 	}
-	dst = u(u(dst, uint64(p.inflight.bytes)), uint64(p.inflight.count()))
-	for _, s := range p.inflight.sent[p.inflight.head:] {
-		dst = u(u(dst, uint64(s.last)), uint64(s.bytes))
+	dst = u(u(dst, uint64(p.inflight.bytes())), uint64(p.inflight.count()))
+	if f := p.inflight; f != nil {
+		for _, s := range f.sent[f.head:] {
+			dst = u(u(dst, uint64(s.last)), uint64(s.bytes))
+		}
 	}
-	dst = u(u(u(u(dst, uint64(p.retryWait)), uint64(p.failures)), p.round), uint64(p.epoch))
+	dst = u(u(u(u(dst, uint64(p.retryWait)), uint64(p.gap().failures)), p.round), uint64(p.epoch))
 	dst = u(u(u(u(dst, uint64(p.mem.ackTerm)), p.mem.ackBoot), uint64(p.mem.voted)), p.mem.votedBoot)
 	return appendTime(dst, p.fortifyAt)
 }

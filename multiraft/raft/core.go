@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+	"unsafe"
 
 	"github.com/flotillakv/flotilla/internal/invariants"
 	"github.com/flotillakv/flotilla/internal/mutants"
@@ -66,6 +67,37 @@ type Config struct {
 	// Shared, if set, takes the place of Tuning: many cores look at it, and none
 	// changes it. It has every field set (Tuning.WithDefaults).
 	Shared *Tuning
+	// Spares, if set, may give the core its memory.
+	Spares *Spares
+}
+
+// Spares keeps memory of cores that are not used any more, for others: groups that wake
+// and fall asleep by the thousand cost the collector nothing for it. The zero value is
+// empty. It is not safe for concurrent use.
+type Spares struct{ free []*Core }
+
+// MaxSpares bounds the cores whose memory is kept, of about 1.2 KB each.
+const MaxSpares = 256
+
+// Put takes the memory of c, to which nobody may refer any more.
+func (s *Spares) Put(c *Core) {
+	if len(s.free) < MaxSpares {
+		clear(c.peers)
+		*c = Core{peers: c.peers[:0]} // refers to nothing
+		s.free = append(s.free, c)
+	}
+}
+
+// take returns an empty core. s may be nil.
+func (s *Spares) take() *Core {
+	if s == nil || len(s.free) == 0 {
+		return new(Core)
+	}
+	last := len(s.free) - 1
+	c := s.free[last]
+	s.free[last] = nil
+	s.free = s.free[:last]
+	return c
 }
 
 // Tuning holds the limits and delays of a Core. Zero fields mean the default.
@@ -220,10 +252,15 @@ type Core struct {
 	timeoutSent bool
 	grantSent   bool // leader: in this term somebody was granted a campaign
 	quorumLost  bool
+	gaveWay     bool // since a leader was known: let another one's campaign go first
+	pressure    LogPressure
+	attempts    int32 // campaigns since a leader was known
 
-	lead      ReplicaID // believed leader of hs.Term; zero: unknown
-	leadNode  NodeID
-	anomalies uint64
+	lead     ReplicaID // believed leader of hs.Term; zero: unknown
+	leadNode NodeID
+	// transferTo is whom this leader hands over to; zero: nobody.
+	transferTo ReplicaID
+	anomalies  uint64
 
 	log raftLog
 	// peers has one element per replica of desc, in its order; self is this
@@ -236,8 +273,6 @@ type Core struct {
 	lagAt     Time  // ask lead for the rest; Never: not lagging
 
 	electionAt Time // Never: a leader is known or this replica may not campaign
-	attempts   int  // campaigns since a leader was known
-	gaveWay    bool // in that time: let another one's campaign go first
 	campaigned Term // newest term in which this core asked for votes
 
 	compactTo  Index
@@ -246,32 +281,26 @@ type Core struct {
 	wish       Index // leader: how far it would cut the logs
 	cutAsked   Index // leader: how far the owner was asked to
 	cutRetry   Time  // leader: not before: ask again, after the owner could not
-	image      imageState
 	redo       Index // see Hold
-	pressure   LogPressure
 	dataBytes  int64 // see Sized; zero: unknown
 	sizeDue    Time  // not before: next SizeTask
 	truncAt    Time
 	lastSeen   Index // log end and applied index when truncAt was set
 	appliedAt  Index
-	applyBytes int // handed out and not yet applied
-	drops      []DropTask
+	applyBytes int        // handed out and not yet applied
 	told       RoleChange // what the owner knows
-	asking     asking
+	seldom     *seldom    // nil: all of it is zero
 
 	// Leader side.
-	preLeading  Index // last index before this leader's empty entry
-	uncommitted int   // bytes above commit proposed in this term
-	confIndex   Index // index of the newest configuration entry that may be unapplied
-	transferTo  ReplicaID
-	transferAt  Time // deadline
-	commitAt    Time // when a commit record is due to peers that know less
-	reads       []pendingRead
-	readRound   uint64    // newest round sent
-	leaving     []Replica // members just removed, owed a last commit record
-	quorumFrom  Time      // no judgement of the quorum before
+	preLeading  Index  // last index before this leader's empty entry
+	uncommitted int    // bytes above commit proposed in this term
+	confIndex   Index  // index of the newest configuration entry that may be unapplied
+	transferAt  Time   // deadline
+	commitAt    Time   // when a commit record is due to peers that know less
+	readRound   uint64 // newest round sent
+	quorumFrom  Time   // no judgement of the quorum before
 
-	desc Descriptor
+	desc *Descriptor // replaced as a whole, never changed
 
 	// What is seldom looked at.
 	rng         rand.PCG
@@ -279,8 +308,36 @@ type Core struct {
 	waitMost    Time // until then a majority has to, and afterwards one
 	queryAt     Time // not before: next LeadQuery
 	voteMark    LogMark
-	readSent    Time
 	quorumSince Time
+}
+
+// seldom is what few cores have at any time. A core takes memory for it when it has.
+type seldom struct {
+	asking   asking
+	image    imageState
+	drops    []DropTask
+	leaving  []Replica     // leader: members just removed, owed a last commit record
+	reads    []pendingRead // leader
+	readSent Time
+}
+
+// nothing is the seldom of cores that have none. It stays zero.
+var nothing seldom
+
+// few returns what there is of c.seldom, to be read.
+func (c *Core) few() *seldom {
+	if c.seldom == nil {
+		return &nothing
+	}
+	return c.seldom
+}
+
+// own returns c.seldom, to be changed.
+func (c *Core) own() *seldom {
+	if c.seldom == nil {
+		c.seldom = new(seldom)
+	}
+	return c.seldom
 }
 
 type pendingRead struct {
@@ -309,7 +366,8 @@ func NewCore(cfg Config, st State, now Time) (*Core, error) {
 	if cfg.Node == 0 || id == 0 || cfg.Liveness == nil || st.Desc.Shard == 0 {
 		return nil, errors.New("raft: config without node, replica, liveness or shard")
 	}
-	c := &Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id, leased: cfg.Leased, restarted: cfg.Restarted}
+	c := cfg.Spares.take()
+	*c = Core{live: cfg.Liveness, tun: tun, shard: st.Desc.Shard, node: cfg.Node, id: id, leased: cfg.Leased, restarted: cfg.Restarted, peers: c.peers}
 	since := now
 	if cfg.Since != 0 {
 		since = cfg.Since
@@ -321,6 +379,9 @@ func NewCore(cfg Config, st State, now Time) (*Core, error) {
 	}
 	return c, nil
 }
+
+// CoreBytes returns the bytes of a core, and of what it knows of one member besides.
+func CoreBytes() (core, member uintptr) { return unsafe.Sizeof(Core{}), unsafe.Sizeof(progress{}) }
 
 // load takes over a durable state; also after a snapshot.
 func (c *Core) load(now Time, st State) error {
@@ -357,9 +418,10 @@ func (c *Core) load(now Time, st State) error {
 	c.role, c.released = RoleFollower, false
 	c.lagAt, c.commitAt, c.truncAt, c.transferAt = Never, Never, Never, Never
 	c.compactTo, c.cutTo, c.cutEntry, c.wish, c.cutAsked = l.trunc, l.trunc, 0, 0, 0
-	c.image = imageState{}
 	c.applyBytes = 0
-	c.drops = c.drops[:0]
+	if s := c.seldom; s != nil {
+		s.image, s.drops = imageState{}, s.drops[:0]
+	}
 	c.quorumFrom = now.Add(2 * time.Second)
 	c.due = true
 	c.setDesc(st.Desc)
@@ -434,7 +496,7 @@ func (c *Core) Step(now Time, m *Msg, o *Out) {
 		}
 	case MsgCommitResp:
 		if p := c.peer(m.FromReplica); p != nil && c.role == RoleLeader {
-			if len(c.reads) == 0 {
+			if len(c.few().reads) == 0 {
 				c.stirred = stirred // who asks later asks in a later round
 			}
 			p.round = max(p.round, m.Round)
@@ -655,9 +717,11 @@ func (c *Core) Flush(now Time, o *Out) {
 		c.flushLeader(now, o)
 	}
 	c.flushApply(o)
-	for len(c.drops) > 0 && c.log.commit >= c.drops[0].Index {
-		o.Drops = append(o.Drops, c.drops[0])
-		c.drops = c.drops[:copy(c.drops, c.drops[1:])]
+	if s := c.seldom; s != nil {
+		for len(s.drops) > 0 && c.log.commit >= s.drops[0].Index {
+			o.Drops = append(o.Drops, s.drops[0])
+			s.drops = s.drops[:copy(s.drops, s.drops[1:])]
+		}
 	}
 	c.flushCut(now, o)
 	c.flushTruncate(now, o)
@@ -849,8 +913,8 @@ func (c *Core) PeerReset(now Time, node NodeID, o *Out) {
 			p.paused = false
 			p.retryWait = 0
 			p.sentCommit, p.sentCompact = 0, 0
-			if len(c.reads) > 0 {
-				c.readSent = 0
+			if len(c.few().reads) > 0 {
+				c.own().readSent = 0
 			}
 		case c.role == RoleCandidate && p.vote == voteNone && c.voteDurable:
 			c.askVote(p, o)
@@ -879,7 +943,7 @@ func (c *Core) HardState() HardState {
 }
 
 // Descriptor returns the applied descriptor. The caller does not change it.
-func (c *Core) Descriptor() Descriptor { return c.desc }
+func (c *Core) Descriptor() *Descriptor { return c.desc }
 
 // Status is a snapshot of a core for its owner.
 type Status struct {

@@ -151,7 +151,10 @@ func (c *Core) flushCut(now Time, o *Out) {
 // CutNow has the log cut as far as it may be, though little is to be gained: its oldest
 // entry is old.
 func (c *Core) CutNow() {
-	c.truncNow, c.due, c.image.force = true, true, true
+	c.truncNow, c.due = true, true
+	if c.tun.Cut == CutLeaderImage {
+		c.own().image.force = true
+	}
 }
 
 // Images outside the log (CutLeaderImage)
@@ -190,7 +193,7 @@ type imageState struct {
 // Imaged says that the owner keeps an image of the group as of idx, durably; it takes so
 // many bytes. One of an index that is not applied here is of no use.
 func (c *Core) Imaged(idx Index, bytes int64) {
-	i := &c.image
+	i := &c.own().image
 	i.making = false
 	if idx > c.log.applied {
 		return
@@ -207,7 +210,7 @@ func (c *Core) Imaged(idx Index, bytes int64) {
 // ImageFailed says that no image was made. It is asked for again, ever more seldom. later:
 // this was no time for it; else the log is cut as without images until there is one.
 func (c *Core) ImageFailed(now Time, later bool) {
-	i := &c.image
+	i := &c.own().image
 	i.making, i.without = false, i.without || !later
 	c.cutRetry = now.Add(10 * c.tun.ProbeRetry << i.fails)
 	i.fails = min(i.fails+1, imageRetries)
@@ -217,13 +220,18 @@ func (c *Core) ImageFailed(now Time, later bool) {
 }
 
 // NoImage says that the image is gone.
-func (c *Core) NoImage() { c.image.at, c.image.bytes = 0, 0 }
+func (c *Core) NoImage() {
+	if s := c.seldom; s != nil {
+		s.image.at, s.image.bytes = 0, 0
+	}
+}
 
 // SnapshotFrom says that the snapshot that is sent to a member is of idx, and not of what
 // was applied when it was asked for: the log behind idx is kept for it.
 func (c *Core) SnapshotFrom(to ReplicaID, idx Index) {
 	if p := c.peer(to); p != nil && p.state == stateSnapshot {
-		p.snapIndex = min(p.snapIndex, idx)
+		b := p.ownGap()
+		b.snapIndex = min(b.snapIndex, idx)
 	}
 }
 
@@ -231,7 +239,7 @@ func (c *Core) SnapshotFrom(to ReplicaID, idx Index) {
 // images are made; within: it may hold so much back. It returns through where the log may
 // be cut, of what could be cut but for it.
 func (c *Core) cover(alive, within bool, pos, to Index) Index {
-	i := &c.image
+	i := &c.own().image
 	if alive && within {
 		return pos // it gets it from the log
 	}
@@ -244,7 +252,7 @@ func (c *Core) cover(alive, within bool, pos, to Index) Index {
 
 // flushImage asks for an image, if it is worth it, or has one dropped that nobody needs.
 func (c *Core) flushImage(now Time, o *Out) {
-	i, l := &c.image, &c.log
+	i, l := &c.own().image, &c.log
 	quiet := c.truncNow && !i.fresh
 	i.fresh = false
 	if c.role != RoleLeader || !c.ready || c.transferTo != 0 || c.pressure != PressureNone {

@@ -738,11 +738,12 @@ func (c *Core) takeEntries(term Term, ents []Entry, o *Out) {
 // noteDrop remembers that proposals of this replica may have been overwritten
 // from first on, in terms up to term.
 func (c *Core) noteDrop(first Index, term Term) {
-	for len(c.drops) > 0 && c.drops[len(c.drops)-1].Index >= first {
-		term = max(term, c.drops[len(c.drops)-1].Term)
-		c.drops = c.drops[:len(c.drops)-1]
+	s := c.own()
+	for len(s.drops) > 0 && s.drops[len(s.drops)-1].Index >= first {
+		term = max(term, s.drops[len(s.drops)-1].Term)
+		s.drops = s.drops[:len(s.drops)-1]
 	}
-	c.drops = append(c.drops, DropTask{Shard: c.shard, Index: first, Term: term})
+	s.drops = append(s.drops, DropTask{Shard: c.shard, Index: first, Term: term})
 }
 
 // Restore replaces the replica's state by a snapshot that the owner installed
@@ -763,7 +764,7 @@ func (c *Core) Restore(now Time, st State, o *Out) {
 	st.Hard.Commit = max(st.Hard.Commit, st.Applied.Applied, c.log.commit)
 	oldLast := c.log.last
 	if mutants.On("C14") {
-		st.Desc = c.desc
+		st.Desc = *c.desc
 	}
 	err := c.load(now, st)
 	if mutants.On("B23") && oldLast > c.log.last {

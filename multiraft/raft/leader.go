@@ -17,20 +17,27 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 	c.electionAt, c.attempts, c.gaveWay = Never, 0, false
 	c.preLeading, c.ready, c.uncommitted = c.log.last, false, 0
 	c.transferTo, c.transferAt, c.timeoutSent, c.grantSent = 0, Never, false, false
-	c.reads, c.readRound, c.readSent = c.reads[:0], 0, 0
+	c.readRound = 0
 	if mutants.On("D3") { // what this replica asked as a follower, it answers itself now
-		for _, a := range c.asking.reads {
-			o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: a.ctx, Index: c.log.commit})
+		a := &c.own().asking
+		for _, r := range a.reads {
+			o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: r.ctx, Index: c.log.commit})
 		}
-		c.asking.reads = c.asking.reads[:0]
+		a.reads = a.reads[:0]
 	}
-	c.commitAt, c.leaving = Never, c.leaving[:0]
+	if s := c.seldom; s != nil {
+		s.reads, s.readSent, s.leaving = s.reads[:0], 0, s.leaving[:0]
+	}
+	c.commitAt = Never
 	c.wish, c.cutAsked, c.cutRetry = 0, 0, 0
 	c.quorumFrom, c.quorumLost = now.Add(c.tun.QuorumGrace), false
 	for i := range c.peers {
 		p := &c.peers[i]
-		round, match := p.round, p.match
-		*p = progress{node: p.node, id: p.id, role: p.role, next: c.log.last + 1, inflight: p.inflight, mem: p.mem, forgot: p.forgot, lost: p.lost}
+		round, match, lost := p.round, p.match, p.gap().lost
+		*p = progress{node: p.node, id: p.id, role: p.role, next: c.log.last + 1, inflight: p.inflight, mem: p.mem, forgot: p.forgot}
+		if lost != 0 {
+			p.behind = &behind{lost: lost}
+		}
 		if mutants.On("D8") {
 			p.round = round
 		}
@@ -52,14 +59,16 @@ func (c *Core) becomeLeader(now Time, o *Out) {
 // whose promises would hold up an election otherwise.
 func (c *Core) stopLeading(o *Out) {
 	c.keepAcks()
-	for i := range c.reads {
-		if mutants.On("D4") {
-			o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[i].ctx, Index: c.reads[i].index})
-			continue
+	if s := c.seldom; s != nil {
+		for i := range s.reads {
+			if mutants.On("D4") {
+				o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: s.reads[i].ctx, Index: s.reads[i].index})
+				continue
+			}
+			o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: s.reads[i].ctx, Err: ErrNotLeader})
 		}
-		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[i].ctx, Err: ErrNotLeader})
+		s.reads = s.reads[:0]
 	}
-	c.reads = c.reads[:0]
 	for i := range c.peers {
 		if p := &c.peers[i]; i != c.self {
 			if mutants.On("B0-C1d") {
@@ -168,11 +177,13 @@ func (c *Core) flushLeader(now Time, o *Out) {
 	case c.commitAt == Never || commitDue:
 		c.commitAt = now.Add(c.tun.CommitDelay)
 	}
-	for _, p := range c.leaving {
-		// So that a removed replica gets to know it.
-		c.send(o, p.Node, p.ID, Msg{Type: MsgCommit, Commit: c.log.commit})
+	if s := c.seldom; s != nil {
+		for _, p := range s.leaving {
+			// So that a removed replica gets to know it.
+			c.send(o, p.Node, p.ID, Msg{Type: MsgCommit, Commit: c.log.commit})
+		}
+		s.leaving = s.leaving[:0]
 	}
-	c.leaving = c.leaving[:0]
 	c.maybeTimeoutNow(o)
 	c.confirmReads(o)
 }
@@ -192,8 +203,8 @@ func (c *Core) maybeCommit() {
 	c.commitTo(i)
 	if !c.ready {
 		c.ready = true
-		for k := range c.reads {
-			c.reads[k].index = c.log.commit
+		for k := range c.few().reads {
+			c.seldom.reads[k].index = c.log.commit
 		}
 	}
 }
@@ -271,6 +282,9 @@ func (c *Core) sendApp(now Time, p *progress, prevTerm Term, ents []Entry, o *Ou
 		for i := range ents {
 			size += len(ents[i].Value)
 		}
+		if p.inflight == nil {
+			p.inflight = new(inflight)
+		}
 		p.inflight.add(last, size)
 		p.next = last + 1
 		p.sentCommit = max(p.sentCommit, min(c.log.commit, last))
@@ -294,7 +308,7 @@ func (c *Core) retryDue(p *progress) Time {
 		return p.retryAt // it has to be told
 	case p.forgot:
 	case p.state == stateSnapshot:
-		return p.snapSince.Add(c.tun.SnapshotTimeout)
+		return p.gap().snapSince.Add(c.tun.SnapshotTimeout)
 	case p.match < c.log.last && (p.paused || p.inflight.count() > 0 || p.fetching) && c.alive(p.node):
 		return p.retryAt
 	}
@@ -374,7 +388,7 @@ func (c *Core) Awaits(t *FetchTask) bool {
 // Unacknowledged returns how many bytes of entries are on their way to a peer.
 func (c *Core) Unacknowledged(to ReplicaID) int {
 	if p := c.peer(to); p != nil && c.role == RoleLeader {
-		return p.inflight.bytes
+		return p.inflight.bytes()
 	}
 	return 0
 }
@@ -434,9 +448,10 @@ func (c *Core) snapshotFailed(now Time, p *progress) {
 		return
 	}
 	p.toProbe(p.match + 1)
-	p.failures++
+	b := p.ownGap()
+	b.failures++
 	p.paused = true
-	p.retryWait = min(c.tun.ProbeRetry<<min(p.failures-1, 8), 10*c.tun.ProbeRetry)
+	p.retryWait = min(c.tun.ProbeRetry<<min(b.failures-1, 8), 10*c.tun.ProbeRetry)
 	c.armRetry(now, p)
 }
 
@@ -444,7 +459,7 @@ func (c *Core) snapshotFailed(now Time, p *progress) {
 // it acknowledges: all was sent to it, and nobody waits for it.
 func (c *Core) steady(p *progress) bool {
 	return p.state == stateReplicate && (p.next > c.log.last || mutants.On("K22")) && !p.fetching && !p.wantSnap &&
-		c.ready && len(c.reads) == 0 && c.transferTo == 0 && len(c.leaving) == 0 && !c.desc.IsJoint()
+		c.ready && len(c.few().reads) == 0 && c.transferTo == 0 && len(c.few().leaving) == 0 && !c.desc.IsJoint()
 }
 
 // stepAppResp takes the answer to an append. It reports whether that is all there
@@ -490,7 +505,7 @@ func (c *Core) stepAppResp(now Time, m *Msg, o *Out) (quiet bool) {
 		p.retryWait = 0
 		c.armRetry(now, p)
 	case stateSnapshot:
-		if p.match+1 > c.log.trunc && p.match >= p.snapIndex {
+		if p.match+1 > c.log.trunc && p.match >= p.gap().snapIndex {
 			p.toReplicate()
 		}
 	}
@@ -543,16 +558,21 @@ func (c *Core) updateCompactTo(now Time, o *Out) {
 	}
 	to := l.applied
 	images := c.tun.Cut == CutLeaderImage
-	c.image.wanted, c.image.spared = false, true
+	if images {
+		i := &c.own().image
+		i.wanted, i.spared = false, true
+	}
 	for i := range c.peers {
 		p := &c.peers[i]
 		if i == c.self || p.forgot {
 			continue
 		}
-		c.image.spared = c.image.spared && p.match >= c.image.at && p.state != stateSnapshot
+		if images && (p.match < c.seldom.image.at || p.state == stateSnapshot) {
+			c.seldom.image.spared = false
+		}
 		pos := max(p.match, l.trunc)
 		if p.state == stateSnapshot {
-			pos = max(pos, p.snapIndex)
+			pos = max(pos, p.gap().snapIndex)
 		}
 		if pos >= to {
 			continue
@@ -630,43 +650,46 @@ func (c *Core) ReadIndex(now Time, ctx uint64, o *Out) {
 		case mutants.On("D5"):
 			r.index = c.log.applied
 		}
-		c.reads = append(c.reads, r)
+		s := c.own()
+		s.reads = append(s.reads, r)
 	}
 }
 
 // nextReadRound opens a round if reads wait for one, or if the running one got
 // no answer for too long.
 func (c *Core) nextReadRound(now Time) bool {
-	n := len(c.reads)
-	if n == 0 || c.reads[n-1].round <= c.readRound && now < c.readDue() {
+	s := c.seldom
+	if s == nil || len(s.reads) == 0 || s.reads[len(s.reads)-1].round <= c.readRound && now < c.readDue() {
 		return false
 	}
 	c.readRound++
-	c.readSent = now
+	s.readSent = now
 	c.peers[c.self].round = c.readRound
 	return true
 }
 
 func (c *Core) readDue() Time {
-	if c.readSent == 0 {
+	sent := c.few().readSent
+	if sent == 0 {
 		return 0
 	}
-	return c.readSent.Add(c.tun.ProbeRetry)
+	return sent.Add(c.tun.ProbeRetry)
 }
 
 // confirmReads answers the reads whose round, or a later one, a quorum has
 // confirmed in this term.
 func (c *Core) confirmReads(o *Out) {
-	if len(c.reads) == 0 || !c.ready && !mutants.On("D1") || c.role != RoleLeader {
+	s := c.seldom
+	if s == nil || len(s.reads) == 0 || !c.ready && !mutants.On("D1") || c.role != RoleLeader {
 		return
 	}
 	r := uint64(quorumOf(c.peers, roundOf))
 	n := 0
-	for n < len(c.reads) && c.reads[n].round <= r {
-		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: c.reads[n].ctx, Index: c.reads[n].index})
+	for n < len(s.reads) && s.reads[n].round <= r {
+		o.Reads = append(o.Reads, ReadState{Shard: c.shard, Context: s.reads[n].ctx, Index: s.reads[n].index})
 		n++
 	}
-	c.reads = c.reads[:copy(c.reads, c.reads[n:])]
+	s.reads = s.reads[:copy(s.reads, s.reads[n:])]
 }
 
 // Transfer hands the leadership to another voter (thesis section 3.10). While
@@ -761,7 +784,7 @@ func (c *Core) checkQuorum(now Time, o *Out) {
 
 func (c *Core) leaderDeadline() Time {
 	d := min(c.transferAt, c.commitAt)
-	if len(c.reads) > 0 {
+	if len(c.few().reads) > 0 {
 		d = min(d, c.readDue())
 	}
 	var counted [MaxReplicas]int64

@@ -50,7 +50,7 @@ type raftLog struct {
 // Values of small entries are cut from pieces of memory, so that not each of them
 // costs an allocation. A group that starts to write begins with a small piece.
 const (
-	chunkMin = 1 << 10
+	chunkMin = 256 // of thousands of groups that are awake most write little
 	chunkMax = 8 << 10
 )
 

@@ -21,8 +21,11 @@ func (c *Core) peer(id ReplicaID) *progress {
 // progress; acknowledgements and votes of others stop to count here.
 func (c *Core) setDesc(desc Descriptor) {
 	old := c.peers
-	c.desc = desc.Clone()
-	c.peers = make([]progress, 0, len(desc.Replicas))
+	own := desc.Clone()
+	c.desc = &own
+	if c.peers = c.peers[:0]; len(old) > 0 || cap(c.peers) < len(desc.Replicas) { // else it is spare memory
+		c.peers = make([]progress, 0, len(desc.Replicas))
+	}
 	c.self = -1
 	for _, r := range desc.Replicas {
 		p := progress{node: r.Node, id: r.ID, role: r.Role, next: c.log.last + 1}
@@ -49,7 +52,8 @@ func (c *Core) setDesc(desc Descriptor) {
 	}
 	for i := range old {
 		if c.role == RoleLeader && c.peer(old[i].id) == nil && old[i].state == stateReplicate {
-			c.leaving = append(c.leaving, Replica{Node: old[i].node, ID: old[i].id})
+			s := c.own()
+			s.leaving = append(s.leaving, Replica{Node: old[i].node, ID: old[i].id})
 		}
 	}
 	if _, ok := desc.Replica(c.hs.Lead); !ok && c.hs.Lead != 0 && c.hs.Lead < desc.NextReplica {

@@ -69,11 +69,11 @@ func (c *Core) Nap(dst []NapMember) (n Nap, ok bool) {
 	case !whole && !(mutants.On("N1") && l.applied == l.last):
 		return n, false
 	case c.due, c.stirred, c.forgotten, c.leadOver, c.released, c.pressure != PressureNone,
-		c.redoes && c.redo < l.last, len(c.drops) > 0, len(c.asking.reads) > 0, c.confIndex > l.applied,
+		c.redoes && c.redo < l.last, len(c.few().drops) > 0, len(c.few().asking.reads) > 0, c.confIndex > l.applied,
 		c.self < 0, c.desc.IsJoint():
 		return n, false
 	case lost:
-		return Nap{Lost: true, Restarted: c.restarted, Term: c.hs.Term, Last: l.last, Round: c.readRound, Asked: c.asking.seq}, true
+		return Nap{Lost: true, Restarted: c.restarted, Term: c.hs.Term, Last: l.last, Round: c.readRound, Asked: c.few().asking.seq}, true
 	case c.restarted, c.quorumLost, l.last == 0, l.lastTerm != c.hs.Term, l.accTerm != c.hs.Term:
 		return n, false
 	}
@@ -82,7 +82,7 @@ func (c *Core) Nap(dst []NapMember) (n Nap, ok bool) {
 			return n, false
 		}
 	}
-	n = Nap{Term: c.hs.Term, Last: l.last, Round: c.readRound, Asked: c.asking.seq}
+	n = Nap{Term: c.hs.Term, Last: l.last, Round: c.readRound, Asked: c.few().asking.seq}
 	if c.role == RoleLeader {
 		n.Leads, n.Leased = true, c.hs.Leased
 		n.Members, ok = c.napMembers(dst)
@@ -97,7 +97,7 @@ func (c *Core) Nap(dst []NapMember) (n Nap, ok bool) {
 
 // napMembers is the part of Nap that a leader has for its members.
 func (c *Core) napMembers(dst []NapMember) ([]NapMember, bool) {
-	if !c.ready || !c.isVoter() || c.grantSent || c.transferTo != 0 || len(c.reads)+len(c.leaving) > 0 || c.uncommitted > 0 ||
+	if !c.ready || !c.isVoter() || c.grantSent || c.transferTo != 0 || len(c.few().reads)+len(c.few().leaving) > 0 || c.uncommitted > 0 ||
 		c.quorumUntil() <= c.now || c.hs.Lead != c.id {
 		return dst, false
 	}
@@ -135,9 +135,11 @@ func WakeCore(cfg Config, st State, n *Nap, now Time, o *Out) (*Core, error) {
 		return nil, corrupt("state", "it is not as it was when the replica was put away")
 	}
 	c.restarted = n.Restarted
-	c.readRound, c.asking.seq = n.Round, n.Asked
-	if mutants.On("N4") {
-		c.readRound, c.asking.seq = 0, 0
+	if !mutants.On("N4") {
+		c.readRound = n.Round
+		if n.Asked != 0 {
+			c.own().asking.seq = n.Asked
+		}
 	}
 	if n.Lost {
 		return c, nil

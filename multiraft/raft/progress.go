@@ -45,20 +45,44 @@ type progress struct {
 	next        Index
 	sentCommit  Index
 	sentCompact Index
-	inflight    inflight
-	round       uint64 // newest read round the peer confirmed in this term
-	epoch       Epoch  // at which the peer fortified this leader in this term
-	fortifyAt   Time   // not before: next MsgFortify
+	inflight    *inflight // nil: nothing was sent yet
+	round       uint64    // newest read round the peer confirmed in this term
+	epoch       Epoch     // at which the peer fortified this leader in this term
+	fortifyAt   Time      // not before: next MsgFortify
 
 	retryAt   Time          // when silence means a loss
 	retryWait time.Duration // current retry interval
 
 	mem memory // what it promised, over terms and boots
 
+	behind *behind // nil: all of it is zero
+}
+
+// behind is what is known of a member that needs, or needed, a snapshot, or has forgotten.
+type behind struct {
 	failures  int   // snapshots in a row that did not arrive
 	snapIndex Index // stateSnapshot: the log is kept from here on
 	snapSince Time
 	lost      Index // forgot: through which index it should hold the log; zero: it lost a vote
+}
+
+// notBehind is the behind of members that were never far away. It stays zero.
+var notBehind behind
+
+// gap returns what there is of p.behind, to be read.
+func (p *progress) gap() *behind {
+	if p.behind == nil {
+		return &notBehind
+	}
+	return p.behind
+}
+
+// ownGap returns p.behind, to be changed.
+func (p *progress) ownGap() *behind {
+	if p.behind == nil {
+		p.behind = new(behind)
+	}
+	return p.behind
 }
 
 func (p *progress) toProbe(next Index) {
@@ -70,22 +94,26 @@ func (p *progress) toProbe(next Index) {
 func (p *progress) toReplicate() {
 	p.state, p.paused, p.fetching = stateReplicate, false, false
 	p.next = p.match + 1
-	p.failures = 0
+	if b := p.behind; b != nil {
+		b.failures = 0
+	}
 	p.inflight.reset()
 }
 
 func (p *progress) toSnapshot(now Time, keepFrom Index) {
 	p.state, p.paused, p.fetching = stateSnapshot, false, false
-	p.snapIndex, p.snapSince = keepFrom, now
+	b := p.ownGap()
+	b.snapIndex, b.snapSince = keepFrom, now
 	p.inflight.reset()
 }
 
 // inflight is the window of appends sent and not yet acknowledged, bounded by
-// count and by bytes. It grows on demand and keeps its memory.
+// count and by bytes. It grows on demand and keeps its memory. A nil window is
+// empty, and nothing can be added to it.
 type inflight struct {
-	sent  []sentAppend
-	head  int
-	bytes int
+	sent []sentAppend
+	head int
+	size int // bytes
 }
 
 type sentAppend struct {
@@ -94,22 +122,37 @@ type sentAppend struct {
 }
 
 func (f *inflight) reset() {
+	if f == nil {
+		return
+	}
 	f.sent, f.head = f.sent[:0], 0
 	if !mutants.On("B9") {
-		f.bytes = 0
+		f.size = 0
 	}
 }
 
-func (f *inflight) count() int { return len(f.sent) - f.head }
+func (f *inflight) count() int {
+	if f == nil {
+		return 0
+	}
+	return len(f.sent) - f.head
+}
+
+func (f *inflight) bytes() int {
+	if f == nil {
+		return 0
+	}
+	return f.size
+}
 
 // full reports whether nothing more may be sent. One append always passes an
 // empty window.
 func (f *inflight) full(maxMsgs, maxBytes int) bool {
 	n := f.count()
-	if mutants.On("B9") && f.bytes >= maxBytes {
+	if mutants.On("B9") && f.bytes() >= maxBytes {
 		return true
 	}
-	return n > 0 && (n >= maxMsgs || f.bytes >= maxBytes)
+	return n > 0 && (n >= maxMsgs || f.bytes() >= maxBytes)
 }
 
 func (f *inflight) add(last Index, bytes int) {
@@ -118,13 +161,16 @@ func (f *inflight) add(last Index, bytes int) {
 		f.sent, f.head = f.sent[:n], 0
 	}
 	f.sent = append(f.sent, sentAppend{last, bytes})
-	f.bytes += bytes
+	f.size += bytes
 }
 
 // freeTo releases what an acknowledgement through index i covers.
 func (f *inflight) freeTo(i Index) {
+	if f == nil {
+		return
+	}
 	for f.head < len(f.sent) && f.sent[f.head].last <= i {
-		f.bytes -= f.sent[f.head].bytes
+		f.size -= f.sent[f.head].bytes
 		f.head++
 	}
 	if f.head == len(f.sent) {

@@ -103,14 +103,14 @@ type HardState struct {
 	Vote ReplicaID
 	// Lead is the replica this one fortified in Term, LeadEpoch the pair epoch
 	// at which its node was supported then. Both zero: none.
-	Lead      ReplicaID
-	LeadNode  NodeID
-	LeadEpoch Epoch
+	Lead     ReplicaID
+	LeadNode NodeID
 	// Leased says that this replica may claim leases when it leads. It is set from
 	// Config.Leased with each election this replica wins: groups of before become
 	// leased with their next leader.
-	Leased bool
-	Commit Index
+	Leased    bool
+	LeadEpoch Epoch
+	Commit    Index
 }
 
 // AppliedState is the applied side of a replica. It is written in the same

@@ -184,8 +184,8 @@ func TestInflight(t *testing.T) {
 		for _, m := range model {
 			bytes += m.bytes
 		}
-		if f.count() != len(model) || f.bytes != bytes {
-			t.Fatalf("%d appends of %d bytes, want %d of %d", f.count(), f.bytes, len(model), bytes)
+		if f.count() != len(model) || f.bytes() != bytes {
+			t.Fatalf("%d appends of %d bytes, want %d of %d", f.count(), f.bytes(), len(model), bytes)
 		}
 		if len(model) > 8 {
 			t.Fatalf("%d in flight", len(model))
