@@ -147,6 +147,14 @@ func fileSystem(dir string) (name string, durable bool) {
 	return fmt.Sprintf("file system %#x", uint32(st.Type)), true
 }
 
+// Blocks returns the bytes of the blocks that a file takes.
+func Blocks(info os.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return info.Size()
+}
+
 // Resident returns the resident memory of this process in bytes, or zero where
 // that is not known.
 func Resident() int64 {

@@ -2,7 +2,10 @@
 
 package bench
 
-import "time"
+import (
+	"os"
+	"time"
+)
 
 // readUsage measures next to nothing on this system, and says so.
 func readUsage(string) usage {
@@ -16,6 +19,9 @@ func processUsage(int) (cpu time.Duration, rssBytes int64) { return 0, 0 }
 func hardware() (cpu string, memoryMiB int64, load float64) { return "", 0, 0 }
 
 func fileSystem(string) (name string, durable bool) { return "", true }
+
+// Blocks returns the length of a file: blocks are not known on this system.
+func Blocks(info os.FileInfo) int64 { return info.Size() }
 
 // Resident is not known on this system.
 func Resident() int64 { return 0 }

@@ -46,6 +46,7 @@ type deferred struct {
 	// Of Rest: whether a read found something in clean since the last one, and seq as of then.
 	cleanRead atomic.Bool
 	restSeq   uint64
+	tidier    tidier
 	open      int // open snapshots, and the newest of them
 	keep      uint64
 

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +43,9 @@ type Engine struct {
 	failed   atomic.Pointer[failure]
 	failOnce sync.Once
 	down     chan struct{} // closed when failed is set
+	// ending is done when the store is being closed or has failed.
+	ending context.Context
+	end    context.CancelFunc
 	// opening is the channel on which Open waits while Pebble opens; then nil.
 	opening atomic.Pointer[chan error]
 
@@ -67,6 +71,7 @@ type Engine struct {
 	walBytes atomic.Int64
 	usageMu  sync.Mutex // one look at a time; innermost but for Pebble's
 
+	dropLogs  atomic.Int32 // logs that wait to be used again are removed instead
 	through   atomic.Bool  // a memtable may hold writes to the applied side
 	paced     atomic.Bool  // background work takes a share of the processors only
 	hurry     atomic.Int32 // calls that wait for background work
@@ -114,6 +119,7 @@ const (
 // creation which a crash had cut short may have been completed in part.
 func Open(o Options) (*Engine, error) {
 	e := &Engine{opts: o.withDefaults(), down: make(chan struct{})}
+	e.ending, e.end = context.WithCancel(context.Background())
 	e.log = e.opts.Logger
 	e.fs = e.opts.FS
 	if e.fs == nil {
@@ -433,6 +439,7 @@ func (e *Engine) release() {
 func (e *Engine) Close() error {
 	e.closeOnce.Do(func() {
 		e.closed.Store(true)
+		e.end()
 		if f := e.failed.Load(); f != nil {
 			e.closeErr = f.err
 			return
@@ -536,6 +543,7 @@ func (e *Engine) fail(cause error) error {
 		err := fmt.Errorf("%w: %w", ErrFailed, cause)
 		e.failed.Store(&failure{err})
 		close(e.down)
+		e.end()
 		e.log.Error("the store has failed; the node stops", "dir", e.dir, "err", cause)
 		if ch := e.opening.Load(); ch != nil {
 			*ch <- err

@@ -56,7 +56,8 @@ func (e *Engine) MemoryUse() (u MemoryUse) {
 
 // Rest gives back memory that is of no use at rest: what was flushed and is kept for reads,
 // if no read found anything there since the last call; and, if nothing was applied
-// either, what is known of the logs that have no entries. Its owner calls it every few seconds.
+// either, what is known of the logs that have no entries. What the store takes of its disk is made
+// small then, too, on a goroutine of the store's (see tidy.go). Its owner calls it every few seconds.
 func (e *Engine) Rest() {
 	d := e.def
 	if d == nil || mutants.On("GV8") {
@@ -64,6 +65,7 @@ func (e *Engine) Rest() {
 	}
 	d.mu.Lock()
 	still := d.seq == d.restSeq
+	quiet := d.seq-d.restSeq <= restBatches && d.mem.empty() && d.imm == nil && d.idle == nil
 	d.restSeq = d.seq
 	if !d.cleanRead.Swap(false) {
 		d.clean = nil
@@ -73,6 +75,9 @@ func (e *Engine) Rest() {
 		e.journal.mu.Lock()
 		e.journal.pruneNow()
 		e.journal.mu.Unlock()
+	}
+	if quiet {
+		e.tidy()
 	}
 }
 

@@ -30,6 +30,7 @@ type Metrics struct {
 	DeferredBytes  int64  // applied in memory, not in tables yet
 	RedoBytes      int64  // of the write-ahead log since the last flush of those
 	Flushes        uint64 // of what was applied in memory
+	Resting        bool   // nothing was applied lately, and all that Engine.Rest does is done
 	ThroughBytes   uint64 // applied in memory, and written through the log with a descriptor
 }
 
@@ -115,6 +116,7 @@ func (e *Engine) Metrics() Metrics {
 		m.Flushes, m.ThroughBytes = e.stats.flushes.Load(), e.stats.through.Load()
 	}
 	p := e.db.Metrics()
+	m.Resting = e.resting(p)
 	m.DiskBytes = p.DiskSpaceUsage()
 	m.LiveBytes = p.Table.Local.LiveSize
 	m.WALBytes = p.WAL.PhysicalSize

@@ -122,6 +122,8 @@ type Options struct {
 	yield func()
 	// sealed is called with a batch before Pebble gets it (tests).
 	sealed func(*Batch)
+	// restBytes takes the place of the constant.
+	restBytes int64
 	// markAlways writes a watermark at every SyncNow.
 	markAlways bool
 }
@@ -148,6 +150,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.ManifestBytes <= 0 {
 		o.ManifestBytes = manifestBytes
+	}
+	if o.restBytes <= 0 {
+		o.restBytes = restBytes
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

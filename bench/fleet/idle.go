@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"time"
 
 	"github.com/flotillakv/flotilla/bench"
@@ -30,13 +32,19 @@ type IdleRow struct {
 	RSSPerReplica  float64 `json:"rss_per_replica"`
 	// At rest: of the whole process, in percent of one core; bytes per second that the
 	// nodes sent each other, and that the machine sent over loopback; synced batches.
-	CPUPercent     float64 `json:"cpu_percent"`
-	PeerBytes      float64 `json:"peer_bytes_per_s"`
-	LoopbackBytes  float64 `json:"loopback_bytes_per_s"`
-	FsyncsPerS     float64 `json:"fsyncs_per_s"`
-	RoundsPerS     float64 `json:"rounds_per_s"`
-	DiskPerReplica float64 `json:"disk_per_replica"`
-	DiskBytes      int64   `json:"disk_bytes"`
+	CPUPercent    float64 `json:"cpu_percent"`
+	PeerBytes     float64 `json:"peer_bytes_per_s"`
+	LoopbackBytes float64 `json:"loopback_bytes_per_s"`
+	FsyncsPerS    float64 `json:"fsyncs_per_s"`
+	RoundsPerS    float64 `json:"rounds_per_s"`
+	// The blocks of all files of the three nodes: DiskTables of tables, DiskLogs of
+	// write-ahead logs, also those that are kept to be written over, the rest of lists and
+	// records of the node. Logs do not grow with the replicas.
+	DiskPerReplica   float64 `json:"disk_per_replica"`
+	TablesPerReplica float64 `json:"tables_per_replica"`
+	DiskBytes        int64   `json:"disk_bytes"`
+	DiskTables       int64   `json:"disk_table_bytes"`
+	DiskLogs         int64   `json:"disk_log_bytes"`
 	// CloseSeconds: all nodes, one after the other. RestartSeconds: all at the same
 	// time, until the first key that is asked for is read back.
 	CloseSeconds   float64 `json:"close_s"`
@@ -51,6 +59,7 @@ func (r *IdleRow) Subtract(one IdleRow) {
 		r.HeapPerReplica = float64(r.Heap-one.Heap) / n
 		r.RSSPerReplica = float64(r.RSS-one.RSS) / n
 		r.DiskPerReplica = float64(r.DiskBytes-one.DiskBytes) / n
+		r.TablesPerReplica = float64(r.DiskTables-one.DiskTables) / n
 	}
 }
 
@@ -103,8 +112,9 @@ func Idle(ctx context.Context, c Config) (row IdleRow, err error) {
 	row.LoopbackBytes = float64(after.loopback-before.loopback) / window
 	row.FsyncsPerS = float64(after.syncs-before.syncs) / window
 	row.RoundsPerS = float64(after.rounds-before.rounds) / window
-	row.DiskBytes = after.disk
-
+	if err := row.readDisk(s.o.Dir); err != nil {
+		return row, fmt.Errorf("looking at the files: %w", err)
+	}
 	c.step("%.2f %% of a core, %.0f bytes/s between the nodes; restarting", row.CPUPercent, row.PeerBytes)
 	began = time.Now()
 	if err := s.fleet.Close(); err != nil {
@@ -136,8 +146,8 @@ const restShare, restChange = 0.02, 0.05
 // fall asleep a few seconds after their last message.
 const restAfter = 8 * time.Second
 
-// settle waits until no replica has anything to do any more and the process takes next to
-// no processor time, or always the same, but not longer than Config.Settle.
+// settle waits until no replica has anything to do any more, the stores are made small (engine.Rest)
+// and the process takes next to no processor time, or always the same, but not longer than Config.Settle.
 func (s *site) settle(ctx context.Context) error {
 	began, last := time.Now(), -1.0
 	for time.Since(began) < s.c.Settle {
@@ -146,7 +156,7 @@ func (s *site) settle(ctx context.Context) error {
 			return err
 		}
 		share := float64(bench.CPUTime()-cpu) / float64(time.Since(at))
-		if time.Since(began) > restAfter && s.awake() <= restAwake && (share < restShare || last >= 0 && max(share, last)-min(share, last) < restChange*max(share, last)) {
+		if time.Since(began) > restAfter && s.awake() <= restAwake && s.resting() && (share < restShare || last >= 0 && max(share, last)-min(share, last) < restChange*max(share, last)) {
 			return nil
 		}
 		last = share
@@ -166,13 +176,46 @@ func (s *site) awake() (n int) {
 	return n
 }
 
+// resting reports whether all stores are at rest.
+func (s *site) resting() bool {
+	for _, node := range s.fleet.Nodes() {
+		if m := node.Metrics(); !m.Engine.Resting {
+			return false
+		}
+	}
+	return true
+}
+
+// readDisk counts the blocks of all files below dir. Files that go meanwhile do not count.
+func (r *IdleRow) readDisk(dir string) error {
+	r.DiskBytes, r.DiskTables, r.DiskLogs = 0, 0, 0
+	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil {
+			var info fs.FileInfo
+			if info, err = entry.Info(); err == nil {
+				n := bench.Blocks(info)
+				r.DiskBytes += n
+				switch filepath.Ext(path) {
+				case ".sst":
+					r.DiskTables += n
+				case ".log":
+					r.DiskLogs += n
+				}
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+}
+
 // glance is a reading of what only grows.
 type glance struct {
 	at              time.Time
 	cpu             time.Duration
 	peers, loopback int64
 	syncs, rounds   uint64
-	disk            int64
 }
 
 func (s *site) look() glance {
@@ -184,7 +227,6 @@ func (s *site) look() glance {
 		}
 		g.syncs += m.Engine.Syncs
 		g.rounds += m.Host.Rounds
-		g.disk += int64(m.Engine.DiskBytes)
 	}
 	g.loopback = bench.LoopbackBytes()
 	g.cpu, g.at = bench.CPUTime(), time.Now()

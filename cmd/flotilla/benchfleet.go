@@ -331,14 +331,15 @@ func sweepFailure(why string) error {
 }
 
 func printIdle(w io.Writer, r *idleReport) error {
-	t := newTable("", "SHARDS", "USED", "CREATE(s)", "HEAP/REPLICA", "RSS/REPLICA", "HEAP(MiB)", "RSS(MiB)", "CPU(%)", "PEERS(B/s)", "LO(B/s)", "FSYNC/s", "DISK/REPLICA", "CLOSE(s)", "RESTART(s)")
+	t := newTable("", "SHARDS", "USED", "CREATE(s)", "HEAP/REPLICA", "RSS/REPLICA", "HEAP(MiB)", "RSS(MiB)", "CPU(%)", "PEERS(B/s)", "LO(B/s)", "FSYNC/s", "DISK/REPLICA", "TABLES/REPLICA", "LOGS/NODE(KiB)", "CLOSE(s)", "RESTART(s)")
 	for i, x := range append([]fleet.IdleRow{r.One}, r.Rows...) {
-		heap, rss, disk := "-", "-", "-"
+		heap, rss, disk, tables := "-", "-", "-", "-"
 		if i > 0 {
-			heap, rss, disk = countText(int64(x.HeapPerReplica)), countText(int64(x.RSSPerReplica)), countText(int64(x.DiskPerReplica))
+			heap, rss = countText(int64(x.HeapPerReplica)), countText(int64(x.RSSPerReplica))
+			disk, tables = countText(int64(x.DiskPerReplica)), countText(int64(x.TablesPerReplica))
 		}
 		t.add(countText(int64(x.Shards)), countText(int64(x.Used)), fmt.Sprintf("%.2f", x.CreateSeconds), heap, rss, fmt.Sprint(x.Heap>>20), fmt.Sprint(x.RSS>>20), fmt.Sprintf("%.2f", x.CPUPercent),
-			countText(int64(x.PeerBytes)), countText(int64(x.LoopbackBytes)), fmt.Sprintf("%.1f", x.FsyncsPerS), disk, fmt.Sprintf("%.2f", x.CloseSeconds), fmt.Sprintf("%.2f", x.RestartSeconds))
+			countText(int64(x.PeerBytes)), countText(int64(x.LoopbackBytes)), fmt.Sprintf("%.1f", x.FsyncsPerS), disk, tables, countText(x.DiskLogs/int64(r.Nodes)>>10), fmt.Sprintf("%.2f", x.CloseSeconds), fmt.Sprintf("%.2f", x.RestartSeconds))
 	}
 	_, err := fmt.Fprint(w, t)
 	return err
