@@ -224,6 +224,9 @@ func (e *Engine) pebbleOptions() *pebble.Options {
 		NoSyncOnClose:              false,
 		DisableWAL:                 mutants.On("B0-E4"),
 		CompactionConcurrencyRange: func() (int, int) { return 1, compactions() },
+		// Statistics of tables are read aside, whenever that comes; a simulation has to be
+		// the same each time.
+		DisableTableStats: e.opts.FlushInline,
 	}
 	if o.Cache = e.cache; e.opts.Cache != nil {
 		o.Cache = e.opts.Cache.c
