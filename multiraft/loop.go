@@ -455,6 +455,9 @@ func (l *loop) proposeQueued(now raft.Time) {
 	keep := l.queued[:0]
 	partly := false
 	for _, r := range l.queued {
+		if len(r.queue) == 0 { // all of it was refused meanwhile
+			continue
+		}
 		l.touch(r)
 		if err := r.closed(); err != nil {
 			r.failQueued(err, &l.done)
