@@ -366,11 +366,11 @@ func (h *Host) addGroups(states []raft.State, restarted bool) error {
 
 // bed makes a replica a stub from the start, if it has nothing to do.
 func (h *Host) bed(st *raft.State, restarted bool) bool {
-	if st.Last != st.Applied.Applied || st.Applied.TruncIndex != st.Last || st.Desc.IsJoint() || st.Hard.Term>>32 != 0 {
+	if st.Last != st.Applied.Applied || st.Desc.IsJoint() || st.Hard.Term>>32 != 0 {
 		return false
 	}
 	g := ground{kind: kindUnsure, flag: restarted, members: membersOf(nil, &st.Desc)}
-	h.loopOf(st.Desc.Shard).stubs.put(stub{shard: st.Desc.Shard, last: st.Last, gen: h.gens.Add(1), term: uint32(st.Hard.Term)}, &g)
+	h.loopOf(st.Desc.Shard).stubs.put(stub{shard: st.Desc.Shard, last: st.Last, gen: h.gens.Add(1), term: uint32(st.Hard.Term), kept: st.Applied.TruncIndex < st.Last}, &g)
 	return true
 }
 
@@ -624,6 +624,33 @@ func (h *Host) Views() []View {
 	if len(out) == awake {
 		return out
 	}
+	sortViews(out)
+	return slices.CompactFunc(out, func(a, b View) bool { return a.Shard == b.Shard }) // one that woke meanwhile
+}
+
+// SomeViews returns at most limit replicas of this node, in order of shard id: fenced ones, then
+// those that are awake, then others. It looks at no more of those that sleep.
+func (h *Host) SomeViews(limit int) []View {
+	out := h.AwakeViews()
+	slices.SortStableFunc(out, func(a, b View) int {
+		switch {
+		case a.Fenced != nil && b.Fenced == nil:
+			return -1
+		case a.Fenced == nil && b.Fenced != nil:
+			return 1
+		}
+		return 0
+	})
+	out = out[:min(limit, len(out))]
+	h.EachAsleep(func(s raft.ShardID) bool {
+		if len(out) >= limit {
+			return false
+		}
+		if v, ok := h.View(s); ok {
+			out = append(out, v)
+		}
+		return true
+	})
 	sortViews(out)
 	return slices.CompactFunc(out, func(a, b View) bool { return a.Shard == b.Shard }) // one that woke meanwhile
 }

@@ -246,13 +246,14 @@ func (h *Host) press(groups []pressedGroup, share int32) {
 			}
 		}
 		l.in.put(func(it *items) {
-			it.funcs = append(it.funcs, func(raft.Time) { l.press(mine) })
+			it.funcs = append(it.funcs, func(now raft.Time) { l.press(now, mine) })
 		})
 	}
 }
 
-// press is Host.press for the groups of this loop.
-func (l *loop) press(groups []pressedGroup) {
+// press is Host.press for the groups of this loop. Those that sleep with a log that is not cut
+// wake, some at a time: the others have their turn when the logs are looked at next.
+func (l *loop) press(now raft.Time, groups []pressedGroup) {
 	still := make(map[raft.ShardID]bool, len(groups))
 	for _, g := range groups {
 		still[g.Shard] = true
@@ -264,8 +265,16 @@ func (l *loop) press(groups []pressedGroup) {
 		}
 	}
 	l.pressed = groups
+	woken := 0
 	for _, g := range groups {
-		if r := l.byID[g.Shard]; r != nil && !r.removed {
+		r := l.byID[g.Shard]
+		if r == nil && woken < rouseAtOnce {
+			if st, _, ok := l.stubs.get(g.Shard); ok && st.kept {
+				r = l.wake(now, g.Shard)
+				woken++
+			}
+		}
+		if r != nil && !r.removed {
 			r.core.Press(g.pressure)
 			r.slow.share.Store(g.share)
 			if r.out != nil {

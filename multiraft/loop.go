@@ -34,10 +34,11 @@ type loop struct {
 	order     []*replica
 	unordered bool
 	peak      int // most of them since shed
-	// Those that sleep; scanLeft of them, from scanNext on, are to be looked at.
+	// Those that sleep; the first scanLeft of them are to be looked at.
 	stubs              stubs
 	scanAt             raft.Time
-	scanNext, scanLeft int
+	scanLeft           int
+	scanOver           bool     // and then all of them once more
 	scanRank           int      // electRank of those that are woken
 	scanMore           bool     // some have a higher one
 	rousing            sync.Map // shards that the loop was told to wake

@@ -133,6 +133,10 @@ func (l *loop) nap(now raft.Time, r *replica) bool {
 		}
 	} else {
 		l.napBuf = n.Members
+		for i := range n.Members { // who was away when the others were compared is owed that, too
+			m := &n.Members[i]
+			m.Lags = m.Lags || r.cmp.absent && m.Node != l.h.node && !l.live(m.Node) && !mutants.On("Z14")
+		}
 	}
 	if n.Lost && l.h.needsWaking(&g) && !mutants.On("Z7") {
 		d.looked, d.tryAt = false, now.Add(l.h.idleAfter)
@@ -140,7 +144,7 @@ func (l *loop) nap(now raft.Time, r *replica) bool {
 	}
 	l.maxRound, l.maxAsked = max(l.maxRound, n.Round), max(l.maxAsked, n.Asked)
 	l.stubs.put(stub{
-		shard: r.shard, last: n.Last, gen: r.gen, term: uint32(n.Term), since: uint32(time.Duration(now) / time.Millisecond), nap: d.naps,
+		shard: r.shard, last: n.Last, gen: r.gen, term: uint32(n.Term), since: uint32(time.Duration(now) / time.Millisecond), nap: d.naps, kept: n.Kept,
 	}, &g)
 	l.dismiss(r)
 	l.h.table.remove(r)
@@ -222,7 +226,7 @@ func (l *loop) wake(now raft.Time, shard raft.ShardID) *replica {
 		l.fatal(fmt.Errorf("multiraft: shard %d does not wake: %w", shard, err))
 		return nil
 	}
-	if r.doze.naps = 0; time.Duration(uint32(time.Duration(now)/time.Millisecond)-st.since)*time.Millisecond < wokenSoon*l.h.idleAfter && g.kind != kindUnsure {
+	if r.doze.naps = 0; time.Duration(uint32(time.Duration(now)/time.Millisecond)-st.since)*time.Millisecond < wokenSoon*l.h.idleAfter && g.kind != kindUnsure && !mutants.On("Z10") {
 		r.doze.naps = min(st.nap+1, napMost)
 	}
 	l.h.table.put(r)
@@ -242,8 +246,13 @@ func (h *Host) awaken(l *loop, now raft.Time, st *stub, g *ground) (*replica, er
 	var err error
 	if st.fresh {
 		state, ok, err = h.begin(st.shard)
-	} else if state, ok, err = h.engine.LoadCut(st.shard, st.last); err == nil && !ok {
-		state, ok, err = h.engine.Load(st.shard)
+	} else {
+		if !st.kept {
+			state, ok, err = h.engine.LoadCut(st.shard, st.last)
+		}
+		if err == nil && !ok {
+			state, ok, err = h.engine.Load(st.shard)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -262,7 +271,7 @@ func (h *Host) awaken(l *loop, now raft.Time, st *stub, g *ground) (*replica, er
 		cfg.Restarted = g.flag
 		core, err = raft.NewCore(cfg, state, now)
 	} else {
-		n := raft.Nap{Leads: g.kind == kindLeader, Leased: g.flag, Lost: g.kind == kindLost, Restarted: g.kind == kindLost && g.flag, Term: raft.Term(st.term), Last: st.last, Members: g.members, Round: l.maxRound, Asked: l.maxAsked}
+		n := raft.Nap{Leads: g.kind == kindLeader, Leased: g.flag, Lost: g.kind == kindLost, Restarted: g.kind == kindLost && g.flag, Term: raft.Term(st.term), Last: st.last, Kept: st.kept, Members: g.members, Round: l.maxRound, Asked: l.maxAsked}
 		if g.kind == kindFollower {
 			n.Members = []raft.NapMember{g.lead}
 		}
@@ -272,8 +281,8 @@ func (h *Host) awaken(l *loop, now raft.Time, st *stub, g *ground) (*replica, er
 		return nil, err
 	}
 	r, err := h.newReplica(now, me.ID, core, state, st.gen)
-	if err == nil && g.kind != kindUnsure {
-		r.cmp.agreed = r.as.Applied // it was compared before it fell asleep
+	if err == nil && g.kind != kindUnsure && (!g.lags && !st.kept || mutants.On("Z14")) {
+		r.cmp.agreed = r.as.Applied // it was compared, with all members, before it fell asleep
 	}
 	return r, err
 }
@@ -288,7 +297,7 @@ func needless(st *stub, g *ground, live raft.Liveness, m *raft.Msg) bool {
 	case raft.MsgAppResp:
 		return g.kind == kindLeader && m.Index == st.last && m.Round == 0 && m.Epoch == 0
 	case raft.MsgCommit:
-		return g.kind == kindFollower && m.Commit <= st.last && m.CompactTo <= st.last && m.Round == 0 &&
+		return g.kind == kindFollower && m.Commit <= st.last && m.CompactTo <= st.last && (!st.kept || mutants.On("N8")) && m.Round == 0 &&
 			m.From == g.lead.Node && m.FromReplica == g.lead.ID && g.leader(0, live) != 0
 	}
 	return false
@@ -416,11 +425,14 @@ func (l *loop) rouse(now raft.Time, shard raft.ShardID, atOnce bool) bool {
 	return true
 }
 
-// scanFrom has the loop look through all of its stubs.
+// scanFrom has the loop look through all of its stubs: from now on, or when it is through with
+// what it is at, so that the last ones have their turn however often liveness changes.
 func (l *loop) scanFrom(now raft.Time) {
-	if l.scanLeft == 0 {
-		l.scanAt = now
+	if l.scanLeft > 0 {
+		l.scanOver = true
+		return
 	}
+	l.scanAt = now
 	l.scanLeft, l.scanRank, l.scanMore = l.stubs.count(), 0, false
 }
 
@@ -435,19 +447,18 @@ func (l *loop) nextScan() raft.Time {
 // scan looks at some stubs, and wakes those that need it. A group without a leader is
 // woken on one node; should it have none when all were looked at, on the next one: the
 // replica on the first may never have been used, and not know that others were.
+// It goes from the last stub to the first: the place of one that wakes is taken by the last one,
+// which was looked at.
 func (l *loop) scan(now raft.Time) {
 	l.scanAt = now.Add(scanEvery)
 	verdict := make(map[uint32]bool) // of grounds: whether to look closer
 	var wake []raft.ShardID
 	l.stubs.mu.RLock()
 	cost := 0
-	for n := min(scanStubs, l.scanLeft); n > 0 && cost < scanWakes && l.stubs.n > 0; n-- {
+	l.scanLeft = min(l.scanLeft, l.stubs.n)
+	for n := scanStubs; n > 0 && l.scanLeft > 0 && (cost < scanWakes || mutants.On("Z11")); n-- {
 		l.scanLeft--
-		if l.scanNext >= l.stubs.n {
-			l.scanNext = 0
-		}
-		st := l.stubs.at(l.scanNext)
-		l.scanNext++
+		st := l.stubs.at(l.scanLeft)
 		g := l.stubs.grounds[st.ground]
 		look, known := verdict[st.ground]
 		if !known {
@@ -468,12 +479,15 @@ func (l *loop) scan(now raft.Time) {
 			cost += scanUnsure - 1
 		}
 	}
-	if l.stubs.n == 0 {
-		l.scanLeft = 0
-	} else if l.scanLeft == 0 && l.scanMore && !mutants.On("Z5") {
-		l.scanLeft, l.scanMore = l.stubs.n, false
-		l.scanRank++
-		l.scanAt = now.Add(scanAgain)
+	if l.scanLeft == 0 {
+		switch {
+		case l.scanOver:
+			l.scanLeft, l.scanRank, l.scanMore, l.scanOver = l.stubs.n, 0, false, false
+		case l.scanMore && !mutants.On("Z5"):
+			l.scanLeft, l.scanMore = l.stubs.n, false
+			l.scanRank++
+			l.scanAt = now.Add(scanAgain)
+		}
 	}
 	l.stubs.mu.RUnlock()
 	for _, s := range wake {
@@ -486,7 +500,7 @@ func (l *loop) scan(now raft.Time) {
 func (h *Host) needsWaking(g *ground) bool {
 	if g.kind == kindLeader {
 		for i := range g.members {
-			if m := &g.members[i]; m.Lags && h.hears(m.Node) {
+			if m := &g.members[i]; m.Lags && h.hears(m.Node) && !mutants.On("Z12") {
 				return true
 			}
 		}

@@ -14,7 +14,7 @@ func TestNapMutants(t *testing.T) {
 	for _, c := range napCases {
 		cases[c.name] = c.run
 	}
-	for id, name := range map[string]string{"Z1": "unsure", "Z7": "lost", "Z2": "held", "D9l": "lease"} {
+	for id, name := range map[string]string{"Z1": "unsure", "Z7": "lost", "Z2": "held", "D9l": "lease", "Z10": "thrash", "Z11": "sweep", "Z12": "lags", "N8": "kept", "Z14": "lags"} {
 		t.Run(id, func(t *testing.T) {
 			mutants.Set(id)
 			defer mutants.Set("")

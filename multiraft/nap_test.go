@@ -99,7 +99,8 @@ func TestNap(t *testing.T) {
 var napCases = []struct {
 	name string
 	run  func(*testing.T) error
-}{{"lease", napLease}, {"held", napHeld}, {"unsure", napUnsure}, {"lost", napNobody}}
+}{{"lease", napLease}, {"held", napHeld}, {"unsure", napUnsure}, {"lost", napNobody},
+	{"orphan", napOrphan}, {"lags", napLags}, {"kept", napKept}, {"thrash", napThrash}, {"sweep", napSweep}}
 
 func TestNapRules(t *testing.T) {
 	for _, c := range napCases {
@@ -250,5 +251,223 @@ func napNobody(t *testing.T) error {
 		return errors.New("it sleeps on")
 	}
 	r.lead(2)
+	return nil
+}
+
+// napFollower has the replica of the rig fall asleep as a follower of node 2, with one entry.
+func napFollower(r *rig) error {
+	r.h.digestEvery = -1 // the others would have to answer
+	app := raft.Msg{Type: raft.MsgApp, From: 2, Term: 1, Flags: raft.FlagFortify, Entries: []raft.Entry{rigEntry(1, raft.EntryEmpty, "")}}
+	app.Commit, app.CompactTo = 1, 1
+	r.in(app)
+	r.now = r.now.Add(3 * time.Second)
+	r.in(raft.Msg{Type: raft.MsgCommit, From: 2, Term: 1, Commit: 1, CompactTo: 1})
+	for range 6 {
+		r.now = r.now.Add(DefaultIdleAfter)
+		r.turn()
+	}
+	if v, _ := r.h.View(7); !v.Asleep || v.Leader != 2 {
+		return fmt.Errorf("it does not sleep: %+v", v)
+	}
+	return nil
+}
+
+// napOrphan: a follower sleeps on when its leader's node dies, of which nobody tells it. Who
+// asks it for the leader hears of none any more, and it campaigns.
+func napOrphan(t *testing.T) error {
+	r := newRigWith(t, true)
+	if err := napFollower(r); err != nil {
+		return err
+	}
+	ask := func() raft.NodeID {
+		var elsewhere *NotLeaderError
+		if o := r.propose("x"); !errors.As(o.err, &elsewhere) {
+			t.Fatalf("the proposal got %v", o.err)
+		}
+		return elsewhere.Leader
+	}
+	if leader := ask(); leader != 2 || !r.asleep() {
+		return fmt.Errorf("leader %d, asleep %v", leader, r.asleep())
+	}
+	r.dead, r.sent = 2, nil
+	if r.turn(); !r.asleep() {
+		return errors.New("it wakes though nobody asks")
+	}
+	if leader := ask(); leader != 0 {
+		return fmt.Errorf("it names node %d, which is dead", leader)
+	}
+	for range 4 { // it may be the other one's turn first
+		r.now = r.now.Add(standBack / 2)
+		r.turn()
+	}
+	if r.asleep() || !slices.ContainsFunc(r.sent, func(m raft.Msg) bool { return m.Type == raft.MsgPreVote && m.To == 3 }) {
+		return fmt.Errorf("nobody elects; sent %v", r.sent)
+	}
+	return nil
+}
+
+// napLags: a leader sleeps though the replica on a dead node lacks some of its log, wakes when
+// that node is back, and sends what it owes.
+func napLags(t *testing.T) error {
+	r := newRigWith(t, true)
+	r.h.digestEvery = -1 // the others would have to answer
+	r.lead(2)
+	r.dead = 3
+	r.silent = 3
+	r.ack(2)
+	s := r.rep().core.Status()
+	r.in(raft.Msg{Type: raft.MsgAppResp, From: 2, Term: s.Term, Index: s.Last, Epoch: 1 << 32})
+	for range 20 {
+		r.now = r.now.Add(DefaultIdleAfter / 2)
+		r.turn()
+	}
+	if !r.asleep() {
+		return fmt.Errorf("it does not sleep while node 3 is dead: %+v", r.rep().core.Status())
+	}
+	r.dead, r.silent, r.sent = 0, 0, nil
+	r.h.digestEvery = time.Second
+	r.h.LivenessChanged(3)
+	for range 3 {
+		r.turn()
+		r.now = r.now.Add(scanEvery)
+	}
+	if r.asleep() || !slices.ContainsFunc(r.sent, func(m raft.Msg) bool { return m.Type == raft.MsgApp && m.To == 3 }) {
+		return fmt.Errorf("asleep %v, sent %v", r.asleep(), r.sent)
+	}
+	// It was never compared with who was away.
+	s = r.rep().core.Status()
+	r.in(raft.Msg{Type: raft.MsgAppResp, From: 3, Term: s.Term, Index: s.Last, Epoch: 1 << 32})
+	r.now = r.now.Add(2 * time.Second)
+	if r.turn(); !slices.ContainsFunc(r.sent, func(m raft.Msg) bool { return m.Type == raft.MsgDigest && m.To == 3 }) {
+		return errors.New("who was away is not compared")
+	}
+	return nil
+}
+
+// napKept: a follower sleeps while the node of another member is dead, with the log that is kept
+// for that one, and cuts it when its leader says so.
+func napKept(t *testing.T) error {
+	r := newRigWith(t, true)
+	r.h.digestEvery = -1 // the others would have to answer
+	r.dead, r.silent = 3, 3
+	app := raft.Msg{Type: raft.MsgApp, From: 2, Term: 1, Flags: raft.FlagFortify, Entries: []raft.Entry{rigEntry(1, raft.EntryEmpty, "")}, Commit: 1}
+	r.in(app)
+	for range 8 {
+		r.now = r.now.Add(DefaultIdleAfter / 2)
+		r.turn()
+	}
+	if !r.asleep() {
+		return fmt.Errorf("it does not sleep while node 3 is dead: %+v", r.rep().core.Status())
+	}
+	if st, _, err := r.e.Load(7); err != nil || st.Applied.TruncIndex != 0 {
+		return fmt.Errorf("nothing is kept of its log: %+v, %w", st.Applied, err)
+	}
+	r.dead, r.silent = 0, 0 // and has all of the log by now
+	r.in(raft.Msg{Type: raft.MsgCommit, From: 2, Term: 1, Commit: 1, CompactTo: 1})
+	for range 8 {
+		r.now = r.now.Add(DefaultIdleAfter / 2)
+		r.turn()
+	}
+	if st, _, err := r.e.Load(7); err != nil || st.Applied.TruncIndex != 1 || !r.asleep() {
+		return fmt.Errorf("its log is not cut: %+v, %w, asleep %v", st.Applied, err, r.asleep())
+	}
+	return nil
+}
+
+// napThrash: a replica that is woken soon after it fell asleep stays awake for twice as long
+// the next time, up to sixteen times, and one that slept long begins anew.
+func napThrash(t *testing.T) error {
+	r := newRigWith(t, true)
+	r.h.digestEvery = -1 // the others would have to answer
+	r.lead(2)
+	r.ack(2)
+	awake := func() time.Duration {
+		o := r.propose("x")
+		for _, n := range []raft.NodeID{2, 3} {
+			s := r.rep().core.Status()
+			r.in(raft.Msg{Type: raft.MsgAppResp, From: n, Term: s.Term, Index: s.Last, Epoch: 1 << 32})
+		}
+		if o.n != 1 || o.err != nil {
+			t.Fatalf("told %d times, %v", o.n, o.err)
+		}
+		from := r.now
+		for !r.asleep() {
+			if r.now = r.now.Add(DefaultIdleAfter / 10); r.now > from.Add(time.Hour) {
+				t.Fatalf("it never sleeps: %+v", r.rep().core.Status())
+			}
+			r.turn()
+		}
+		return r.now.Sub(from)
+	}
+	awake()
+	r.now = r.now.Add(time.Minute)
+	for k, want := range []time.Duration{1, 2, 4, 8, 16, 16, 1, 2} {
+		if want == 1 {
+			r.now = r.now.Add(time.Minute) // a long sleep
+			r.turn()
+		}
+		if got := awake(); got < want*DefaultIdleAfter || got >= (want*2)*DefaultIdleAfter {
+			return fmt.Errorf("wake %d: it stayed awake for %v, %d times %v were due", k, got, want, DefaultIdleAfter)
+		}
+	}
+	return nil
+}
+
+// napSweep: when a node dies that led thousands of groups whose replicas sleep here, none of
+// them wakes at once. The loop comes by: so many in a tenth of a second and no more, those whose
+// turn it is on this node first, and in the end all that nobody else had elected.
+func napSweep(t *testing.T) error {
+	r := newRig(t)
+	r.h.digestEvery = -1 // the others would have to answer
+	const n = 3000
+	var descs []raft.Descriptor
+	for s := range raft.ShardID(n) {
+		d, _ := rigDealt{first: 100, n: n}.Descriptor(100 + s)
+		descs = append(descs, d)
+	}
+	r.h.awake = 0
+	if err := r.h.CreateGroups(descs); err != nil {
+		return err
+	}
+	g := ground{kind: kindFollower, lead: raft.NapMember{Node: 2, ID: 2, Epoch: 1 << 32}, members: membersOf(nil, &raft.Descriptor{Replicas: rigDesc().Replicas})}
+	mine := 0
+	r.dead = 2
+	for s := range raft.ShardID(n) { // they slept under a leader
+		st, _, _ := r.l.stubs.get(100 + s)
+		r.l.stubs.remove(100 + s)
+		r.l.stubs.put(st, &g)
+		if r.h.electRank(100+s, &g) == 0 {
+			mine++
+		}
+	}
+	r.dead = 0
+	r.h.LivenessChanged(3)
+	for range 20 {
+		r.now = r.now.Add(scanEvery)
+		r.turn()
+	}
+	woken := func() int { return n - r.h.Census().Asleep }
+	if got := woken(); got != 0 {
+		return fmt.Errorf("%d wake though their leader is well", got)
+	}
+	r.dead = 2
+	r.h.LivenessChanged(2)
+	for tenths, before := 0, 0; r.l.scanLeft > 0 || tenths == 0; tenths++ {
+		r.turn()
+		now := woken()
+		switch {
+		case now-before > scanWakes:
+			return fmt.Errorf("%d wake at once", now-before)
+		case now > mine && tenths <= mine/scanWakes:
+			return fmt.Errorf("%d are awake before the other node had its turn, which has %d of them", now, n-mine)
+		case tenths > 10*n/scanWakes:
+			return fmt.Errorf("%d of %d are awake after %d tenths of a second", now, n, tenths)
+		}
+		before = now
+		r.now = r.now.Add(scanEvery)
+	}
+	if got := woken(); got != n {
+		return fmt.Errorf("%d of %d are awake in the end", got, n)
+	}
 	return nil
 }

@@ -25,6 +25,7 @@ type rig struct {
 	unsound bool        // the clock may not be used for leases
 	deaf    bool        // no other node is heard
 	dead    raft.NodeID // this one is not heard
+	silent  raft.NodeID // this one promises nothing
 	ahead   time.Duration
 	onSend  func(m *raft.Msg)
 }
@@ -37,12 +38,17 @@ func (r *rig) Send(_ raft.NodeID, m []raft.Msg) {
 	}
 	r.sent = append(r.sent, m...)
 }
-func (r *rig) LeaseArm() int64                                 { return 0 }
-func (r *rig) LeaseNow(int64) (raft.Time, bool)                { return r.now.Add(r.ahead), !r.unsound }
-func (r *rig) Now() raft.Time                                  { return r.now }
-func (r *rig) Wall() uint64                                    { return uint64(r.now) }
-func (r *rig) SupportFor(n raft.NodeID) (raft.Epoch, bool)     { return 1 << 32, !r.deaf && n != r.dead }
-func (r *rig) SupportFrom(raft.NodeID) (raft.Epoch, raft.Time) { return 1 << 32, r.until }
+func (r *rig) LeaseArm() int64                             { return 0 }
+func (r *rig) LeaseNow(int64) (raft.Time, bool)            { return r.now.Add(r.ahead), !r.unsound }
+func (r *rig) Now() raft.Time                              { return r.now }
+func (r *rig) Wall() uint64                                { return uint64(r.now) }
+func (r *rig) SupportFor(n raft.NodeID) (raft.Epoch, bool) { return 1 << 32, !r.deaf && n != r.dead }
+func (r *rig) SupportFrom(n raft.NodeID) (raft.Epoch, raft.Time) {
+	if n == r.silent {
+		return 0, 0
+	}
+	return 1 << 32, r.until
+}
 
 func (r *rig) Apply(_ *engine.Batch, a *ApplyContext) error {
 	for i, c := range a.Entry.Commands() {

@@ -15,7 +15,7 @@ import (
 // The loop that owns a group is the only writer of its stub; others read under mu.
 
 // stub is what is kept of one sleeping replica. Its log ends at last, and all of it
-// is applied, durable and cut.
+// is applied, durable and, unless kept, cut.
 type stub struct {
 	shard  raft.ShardID
 	last   raft.Index
@@ -25,7 +25,8 @@ type stub struct {
 	since  uint32 // when it fell asleep: the clock's low bits, milliseconds
 	nap    uint8  // how often it was woken soon after it fell asleep
 	fresh  bool   // the store has no record of it: see untouched.go
-	_      [2]byte
+	kept   bool   // some of its log is not cut: see raft.Nap
+	_      [1]byte
 }
 
 // kind is what a sleeping replica was when it fell asleep.

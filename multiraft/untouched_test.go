@@ -80,6 +80,9 @@ func untouchedFirst(t *testing.T) error {
 	if len(all) != 100 || all[6].Desc.Keyspace != 1 || string(all[7].Desc.Start) != "0008" || all[7].Replica != 1 || !all[7].Asleep {
 		return fmt.Errorf("%d views, %+v", len(all), all[7])
 	}
+	if some := r.h.SomeViews(10); len(some) != 10 || !slices.ContainsFunc(some, func(v View) bool { return v.Shard == 7 && !v.Asleep }) {
+		return fmt.Errorf("%d of at most 10 views, %+v", len(some), some)
+	}
 	var err error
 	r.h.Propose(8, raft.Command{Op: 1}, func(_ []byte, _ raft.Index, _ uint32, e error) { err = e })
 	if elsewhere := new(NotLeaderError); !errors.As(err, &elsewhere) || elsewhere.Leader != 0 {

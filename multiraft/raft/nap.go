@@ -1,13 +1,17 @@
 package raft
 
-import "github.com/flotillakv/flotilla/internal/mutants"
+import (
+	"slices"
+
+	"github.com/flotillakv/flotilla/internal/mutants"
+)
 
 // A core with nothing to do can be put away: its owner keeps a Nap, drops the core,
 // and makes another one from the disk and the Nap when something comes for the
 // replica. To everybody else that is as if the core had been there all the time.
 //
 //	N1  Who naps has nothing open: all of its log is durable, committed, applied and
-//	    cut; nobody waits for it, and it waits for nobody. Its hard state is on the
+//	    cut (but see N2); nobody waits for it, and it waits for nobody. Its hard state is on the
 //	    disk.
 //	N2  A leader naps only when every member whose node is alive holds its whole log
 //	    and was told that it is committed. Those whose nodes are dead may lag; the
@@ -17,6 +21,9 @@ import "github.com/flotillakv/flotilla/internal/mutants"
 //	    what changed meanwhile.
 //	    One that has no leader naps only while its owner knows that no majority can be
 //	    reached; the owner wakes it when that changes.
+//	    What such members lack may be kept of a log that is cut as far as it may be, at the
+//	    leader and, while some member's node is dead, at followers; the stub says so (Kept).
+//	    Who naps with a whole log goes on cutting where it was.
 //	N4  A round of reads, or a question to the leader, has a number that was never
 //	    used before in its term by this replica, over naps too: what was answered to
 //	    an earlier one must not count. The owner keeps the highest numbers of all its
@@ -36,7 +43,9 @@ type Nap struct {
 	Lost, Restarted bool
 	Term            Term
 	Last            Index // end of the log, which is of Term
-	Members         []NapMember
+	// Kept: some of the log is not cut, for members whose nodes were dead.
+	Kept    bool
+	Members []NapMember
 	// Round and Asked are the numbers of N4.
 	Round, Asked uint64
 }
@@ -60,20 +69,21 @@ type NapMember struct {
 // either, and no batch with something of it that is not durable yet.
 func (c *Core) Nap(dst []NapMember) (n Nap, ok bool) {
 	l := &c.log
-	whole := l.trunc == l.last && l.applied == l.last && l.commit == l.last && l.stable == l.last
+	kept := l.trunc < l.last && !mutants.On("N1")
+	whole := (!kept || c.keepsForDead()) && l.applied == l.last && l.commit == l.last && l.stable == l.last
 	if mutants.On("N5") { // what is not known to be committed does not count
 		whole = l.trunc == l.applied && l.applied == l.commit
 	}
 	lost := c.lead == 0 && !c.suspect && (c.role == RoleFollower || c.role == RolePreCandidate)
 	switch {
-	case !whole && !(mutants.On("N1") && l.applied == l.last):
+	case !whole:
 		return n, false
 	case c.due, c.stirred, c.forgotten, c.leadOver, c.released, c.pressure != PressureNone,
 		c.redoes && c.redo < l.last, len(c.few().drops) > 0, len(c.few().asking.reads) > 0, c.confIndex > l.applied,
 		c.self < 0, c.desc.IsJoint():
 		return n, false
 	case lost:
-		return Nap{Lost: true, Restarted: c.restarted, Term: c.hs.Term, Last: l.last, Round: c.readRound, Asked: c.few().asking.seq}, true
+		return Nap{Lost: true, Restarted: c.restarted, Term: c.hs.Term, Last: l.last, Kept: kept, Round: c.readRound, Asked: c.few().asking.seq}, true
 	case c.restarted, c.quorumLost, l.last == 0, l.lastTerm != c.hs.Term, l.accTerm != c.hs.Term:
 		return n, false
 	}
@@ -82,17 +92,31 @@ func (c *Core) Nap(dst []NapMember) (n Nap, ok bool) {
 			return n, false
 		}
 	}
-	n = Nap{Term: c.hs.Term, Last: l.last, Round: c.readRound, Asked: c.few().asking.seq}
+	n = Nap{Term: c.hs.Term, Last: l.last, Kept: kept, Round: c.readRound, Asked: c.few().asking.seq}
 	if c.role == RoleLeader {
 		n.Leads, n.Leased = true, c.hs.Leased
 		n.Members, ok = c.napMembers(dst)
-		return n, ok
+		return n, ok && (!kept || slices.ContainsFunc(n.Members, func(m NapMember) bool { return m.Lags }))
 	}
 	if c.role != RoleFollower || c.lead == 0 || c.lead != c.hs.Lead || c.suspect || c.lagAt != Never && !mutants.On("N5") || !c.fortified() {
 		return n, false
 	}
 	n.Members = append(dst, NapMember{Node: c.hs.LeadNode, ID: c.hs.Lead, Epoch: c.hs.LeadEpoch})
 	return n, true
+}
+
+// keepsForDead reports whether the log is cut as far as it may be while some member's node is
+// dead, which may lack the rest. Other policies than the default cut by rules of their own.
+func (c *Core) keepsForDead() bool {
+	if c.tun.Cut != CutPiggyback || max(c.compactTo, c.cutTo) > c.log.trunc {
+		return false
+	}
+	for i := range c.peers {
+		if i != c.self && !c.alive(c.peers[i].node) {
+			return true
+		}
+	}
+	return false
 }
 
 // napMembers is the part of Nap that a leader has for its members.
@@ -131,7 +155,7 @@ func WakeCore(cfg Config, st State, n *Nap, now Time, o *Out) (*Core, error) {
 		return nil, err
 	}
 	l := &c.log
-	if l.last != n.Last || l.applied != n.Last || l.trunc != n.Last || hard.Term != n.Term || len(n.Members) == 0 && !n.Lost {
+	if l.last != n.Last || l.applied != n.Last || (l.trunc < n.Last) != n.Kept || hard.Term != n.Term || len(n.Members) == 0 && !n.Lost {
 		return nil, corrupt("state", "it is not as it was when the replica was put away")
 	}
 	c.restarted = n.Restarted
@@ -172,7 +196,10 @@ func WakeCore(cfg Config, st State, n *Nap, now Time, o *Out) (*Core, error) {
 		}
 		p.match = l.last
 		p.toReplicate()
-		p.sentCommit, p.sentCompact = l.last, l.last
+		p.sentCommit, p.sentCompact = l.last, l.trunc
+		if mutants.On("N7") {
+			p.sentCompact = l.last
+		}
 		p.mem.index, p.mem.ackTerm, p.mem.ackBoot = l.last, c.hs.Term, m.Boot
 	}
 	return c, nil

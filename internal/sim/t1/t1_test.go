@@ -84,7 +84,7 @@ func TestT1(t *testing.T) {
 		fmt.Println(covered.Text(coverage.T1))
 		fmt.Println("not reached:", covered.Holes(coverage.T1))
 	}
-	if sum.Commits == 0 || sum.Leaders == 0 || sum.Reopens == 0 || sum.Reads == 0 || sum.Histories == 0 || sum.Naps == 0 || sum.Wakes == 0 {
+	if sum.Commits == 0 || sum.Leaders == 0 || sum.Reopens == 0 || sum.Reads == 0 || sum.Histories == 0 || sum.Naps == 0 || sum.Wakes == 0 || sum.AsleepRead == 0 {
 		t.Errorf("the runs reached too little: %s", fmt.Sprint(sum))
 	}
 }

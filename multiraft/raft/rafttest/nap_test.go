@@ -1,6 +1,7 @@
 package rafttest
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -67,6 +68,15 @@ func napUncut() error {
 	return nil
 }
 
+// TestB0_E1 is named for the binding rule of the design: of a replica that sleeps the disk
+// holds no entry above what is applied, committed or not, since its stub is all that says where
+// its log ends. TestNapMutants takes the rule out.
+func TestB0_E1(t *testing.T) {
+	if err := errors.Join(napUncut(), napCommitBelowLast()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestNapScenarios are what goes wrong with replicas that sleep, by name.
 func TestNapScenarios(t *testing.T) {
 	for name, run := range napScenarios {
@@ -82,6 +92,7 @@ var napScenarios = map[string]func() error{
 	"commit-below-last":    napCommitBelowLast,
 	"lost-commit-notice":   napLostCommit,
 	"nap-races-withdrawal": napWithdrawal,
+	"kept-for-the-dead":    napKeptForTheDead,
 }
 
 // napCommitBelowLast: a follower whose log ends behind what it knows to be committed does
@@ -147,6 +158,29 @@ func napWithdrawal() error {
 	e.Run("campaign 2\nsettle\npropose 2 x\nsettle\nwait 100ms")
 	if out := e.Run("holds 2 x\nholds 3 x"); strings.Contains(out, "error") {
 		return fmt.Errorf("no other leader: %s%s", out, e.Run("status"))
+	}
+	return nil
+}
+
+// napKeptForTheDead: leader and follower sleep while the third node is dead, with the log that it
+// lacks. When it is back the leader wakes and sends that, and then all logs are cut.
+func napKeptForTheDead() error {
+	e := New()
+	e.Run("nodes 3\ncampaign 1\nsettle\nwait 3s\nquiet on\ncrash 3\nlapse\npropose 1 x\nsettle\nwait 3s")
+	if e.Run("nap 1\nnap 2"); e.nodes[0].nap == nil || e.nodes[1].nap == nil {
+		return fmt.Errorf("they do not sleep while the third one is dead: %s", e.Run("status"))
+	}
+	if !e.nodes[0].nap.Kept || !e.nodes[1].nap.Kept {
+		return fmt.Errorf("their logs are cut: %s", e.Run("log 1\nlog 2"))
+	}
+	e.Run("restart 3\nheal\nsettle\nwait 5s")
+	if out := e.Run("holds 3 x"); out != "ok\n" {
+		return fmt.Errorf("it never gets what it lacks: %s%s", out, e.Run("status"))
+	}
+	for i := range e.nodes {
+		if s := e.nodes[i].core.Status(); s.Trunc != s.Last {
+			return fmt.Errorf("the log of %d is not cut: %s", i+1, e.Run("status"))
+		}
 	}
 	return nil
 }
