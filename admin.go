@@ -73,7 +73,8 @@ type replicaReport struct {
 type nodeQuery struct {
 	// Shards names them; at most pageShards.
 	Shards []uint64 `json:"shards,omitempty"`
-	// Brief: no more than briefReplicas.
+	// Brief: where there are very many replicas no more than briefReplicas, those that are fenced
+	// and awake first.
 	Brief bool `json:"brief,omitempty"`
 }
 
@@ -219,11 +220,10 @@ func (n *Node) viewsOf(q nodeQuery) (out []multiraft.View) {
 		}
 		return out
 	}
-	out = n.host.Views()
-	if q.Brief && len(out) > manyReplicas {
-		out = out[:briefReplicas]
+	if q.Brief && n.host.Census().Replicas > manyReplicas {
+		return n.host.SomeViews(briefReplicas)
 	}
-	return out
+	return n.host.Views()
 }
 
 // report describes this node and its replicas.

@@ -561,54 +561,54 @@ func (n *Node) RemoveNode(ctx context.Context, id uint32, o RemovalOptions) (Rem
 	return r, nil
 }
 
-// planRemoval finds the replicas on a node and new places for them.
+// planRemoval finds the replicas on a node and new places for them. Of very many shards it
+// looks at a page at a time, and keeps those that the node has.
 func (n *Node) planRemoval(ctx context.Context, node raft.NodeID, shrink bool) ([]Move, error) {
-	var all []raft.Descriptor
+	load := map[raft.NodeID]int{}
+	for id := range n.collect(ctx, nodeQuery{Brief: true}) {
+		if raft.NodeID(id) != node {
+			load[raft.NodeID(id)] = 0
+		}
+	}
+	var leaving []raft.Descriptor
 	for cursor := []byte(nil); ; {
-		routes, next, err := catalog.ListShards(ctx, n.catalog(), cursor, 1024)
+		routes, next, err := catalog.ListShards(ctx, n.catalog(), cursor, pageShards)
 		if err != nil {
 			return nil, err
 		}
+		newest := make(map[raft.ShardID]raft.Descriptor, len(routes))
+		var q nodeQuery
 		for _, r := range routes {
-			all = append(all, r.Desc)
+			newest[r.Desc.Shard] = r.Desc
+			q.Shards = append(q.Shards, uint64(r.Desc.Shard))
+		}
+		if len(q.Shards) > 0 { // none would ask for all
+			for _, rep := range n.collect(ctx, q) { // the catalog may lag behind the shards
+				for _, p := range rep.Replicas {
+					if d, err := raft.DecodeDescriptor(p.Desc); err == nil && newest[d.Shard].Shard != 0 && d.ConfVer > newest[d.Shard].ConfVer {
+						newest[d.Shard] = d
+					}
+				}
+			}
+		}
+		for _, r := range routes {
+			d := newest[r.Desc.Shard]
+			for _, m := range d.Replicas {
+				if _, up := load[m.Node]; up {
+					load[m.Node]++
+				}
+			}
+			if _, has := d.ReplicaOn(node); has {
+				leaving = append(leaving, d)
+			}
 		}
 		if cursor = next; len(next) == 0 {
 			break
 		}
 	}
-	reps := n.collect(ctx, nodeQuery{})
-	at := make(map[uint64]int, len(all))
-	for i := range all {
-		at[uint64(all[i].Shard)] = i
-	}
-	for _, rep := range reps { // the catalog may lag behind the shards
-		for _, p := range rep.Replicas {
-			if i, ok := at[p.Shard]; ok {
-				if d, err := raft.DecodeDescriptor(p.Desc); err == nil && d.ConfVer > all[i].ConfVer {
-					all[i] = d
-				}
-			}
-		}
-	}
-	load := map[raft.NodeID]int{}
-	for id := range reps {
-		if raft.NodeID(id) != node {
-			load[raft.NodeID(id)] = 0
-		}
-	}
-	for _, d := range all {
-		for _, r := range d.Replicas {
-			if _, up := load[r.Node]; up {
-				load[r.Node]++
-			}
-		}
-	}
 	var moves []Move
-	for _, d := range all {
-		old, has := d.ReplicaOn(node)
-		if !has {
-			continue
-		}
+	for _, d := range leaving {
+		old, _ := d.ReplicaOn(node)
 		to := raft.NodeID(0)
 		for id, k := range load {
 			if _, holds := d.ReplicaOn(id); !holds && (to == 0 || k < load[to] || k == load[to] && id < to) {
