@@ -34,6 +34,8 @@ type Config struct {
 	Used int
 	// Awake is how many shards are written to before a node is killed. Zero: none is killed.
 	Awake int
+	// Asleep is how many shards hold something and sleep when a node is killed. Zero: none is killed.
+	Asleep int
 	// Hot is the number of busy shards, Clients how many clients keep them busy, for
 	// Duration after Warmup, Pairs times with the others and alone. Hot zero: this part is left out.
 	Hot, Clients     int

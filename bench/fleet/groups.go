@@ -37,6 +37,21 @@ type GroupsRow struct {
 	AcceptedSeconds    float64 `json:"accepted_s"`
 	AgainWrites        int     `json:"again_writes"`
 	BeforeSeconds      float64 `json:"before_s"`
+	// Asleep shards held something and slept when a node was killed that led AsleepLed of them.
+	// From when support for it was withdrawn on: TouchedSeconds until a sample of shards all over
+	// the keyspace had accepted a write, which was begun then; SweptSeconds until all had a leader
+	// again, most of them without being asked for one. Meanwhile, for the whole process:
+	// processor time in percent of one core, replicas that woke and bytes between the nodes, per
+	// second. StillAwake replicas were awake when the cluster had come to rest again, the node
+	// still dead.
+	Asleep         int     `json:"asleep,omitempty"`
+	AsleepLed      int     `json:"asleep_led,omitempty"`
+	TouchedSeconds float64 `json:"touched_s,omitempty"`
+	SweptSeconds   float64 `json:"swept_s,omitempty"`
+	SweepCPU       float64 `json:"sweep_cpu_percent,omitempty"`
+	SweepWakes     float64 `json:"sweep_wakes_per_s,omitempty"`
+	SweepBytes     float64 `json:"sweep_bytes_per_s,omitempty"`
+	StillAwake     int     `json:"still_awake,omitempty"`
 	// Hot shards among all were written to, and as many in a cluster of their own, in
 	// Pairs of runs that follow each other. The other fields are their medians.
 	Hot       int     `json:"hot,omitempty"`
@@ -87,16 +102,24 @@ func Groups(ctx context.Context, c Config) (row GroupsRow, err error) {
 			c.step("pair %d: %.0f %% of what they do alone", i+1, 100*p.OfAlone)
 		}
 	}
-	if c.Awake == 0 {
-		return row, nil
+	for _, part := range []struct {
+		shards int
+		run    func(*site, context.Context, *GroupsRow) error
+	}{{c.Awake, (*site).kill}, {c.Asleep, (*site).killAsleep}} {
+		if part.shards == 0 {
+			continue
+		}
+		c.step("creating %d shards", c.Shards)
+		s, err := c.open(ctx, localcluster.Options{Shards: c.Shards})
+		if err != nil {
+			return row, err
+		}
+		err = s.guard(ctx, "electing after a kill", func(ctx context.Context) error { return part.run(s, ctx, &row) })
+		if err = errors.Join(err, s.close()); err != nil {
+			return row, err
+		}
 	}
-	c.step("creating %d shards", c.Shards)
-	s, err := c.open(ctx, localcluster.Options{Shards: c.Shards})
-	if err != nil {
-		return row, err
-	}
-	err = s.guard(ctx, "electing after a kill", func(ctx context.Context) error { return s.kill(ctx, &row) })
-	return row, errors.Join(err, s.close())
+	return row, nil
 }
 
 // add takes one more pair in.
@@ -163,20 +186,13 @@ func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 	if n := s.awake() - asleep; n > 0 {
 		row.AwakeHeap = int(row.Memory.Heap-idle.Heap) / n
 	}
-	const victim = Nodes - 1 // writes are made at the first
 	row.LedByKilled = s.fleet.Node(victim).Metrics().Leaders
 	led := s.ready()
-	var before [Nodes]uint64
-	for i, n := range s.fleet.Nodes() {
-		before[i] = n.Metrics().Live.Withdrawn
-	}
 	s.c.step("killing a node that leads %d of %d shards", row.LedByKilled, led)
-	killed := make(chan error, 1)
-	go func() { killed <- s.fleet.Kill(victim) }() // which also closes its files: that takes a while
-	for s.fleet.Node(victim) != nil {
-		if err := pause(ctx, 100*time.Microsecond); err != nil {
-			return err
-		}
+	withdrawn := s.withdrawn()
+	killed, err := s.killVictim(ctx)
+	if err != nil {
+		return err
 	}
 	began := time.Now()
 	accepted := make(chan error, 1)
@@ -188,15 +204,7 @@ func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 		row.AgainWrites = again
 		accepted <- err
 	}()
-	err = s.await(ctx, func() (bool, string) {
-		withdrawn := 0
-		for i, n := range s.fleet.Nodes() {
-			if n.Metrics().Live.Withdrawn > before[i] {
-				withdrawn++
-			}
-		}
-		return withdrawn == Nodes-1, fmt.Sprintf("%d of %d nodes have withdrawn their support", withdrawn, Nodes-1)
-	})
+	err = s.await(ctx, withdrawn)
 	if err == nil {
 		row.WithdrawnSeconds = time.Since(began).Seconds()
 		err = s.await(ctx, func() (bool, string) {
@@ -212,6 +220,98 @@ func (s *site) kill(ctx context.Context, row *GroupsRow) error {
 	}
 	s.c.step("support withdrawn after %.2f s, all led after %.2f s, all %d accept writes after %.2f s", row.WithdrawnSeconds, row.LedSeconds, len(keys), row.AcceptedSeconds)
 	return nil
+}
+
+// victim is the node that is killed; writes are made at the first.
+const victim = Nodes - 1
+
+// killVictim kills a node, and returns when it is dead. What comes out of the channel later is
+// whether its files could be closed.
+func (s *site) killVictim(ctx context.Context) (<-chan error, error) {
+	killed := make(chan error, 1)
+	go func() { killed <- s.fleet.Kill(victim) }()
+	for s.fleet.Node(victim) != nil {
+		if err := pause(ctx, 100*time.Microsecond); err != nil {
+			return killed, err
+		}
+	}
+	return killed, nil
+}
+
+// withdrawn returns a condition for await: all others have withdrawn support that they gave the
+// victim at the time of the call.
+func (s *site) withdrawn() func() (bool, string) {
+	var before [Nodes]uint64
+	for i, n := range s.fleet.Nodes() {
+		before[i] = n.Metrics().Live.Withdrawn
+	}
+	return func() (bool, string) {
+		withdrawn := 0
+		for i, n := range s.fleet.Nodes() {
+			if n.Metrics().Live.Withdrawn > before[i] {
+				withdrawn++
+			}
+		}
+		return withdrawn == Nodes-1, fmt.Sprintf("%d of %d nodes have withdrawn their support", withdrawn, Nodes-1)
+	}
+}
+
+// killAsleep has shards hold something and fall asleep, kills a node, and waits until all of them
+// have a leader again, and the cluster is at rest.
+func (s *site) killAsleep(ctx context.Context, row *GroupsRow) error {
+	row.Asleep = min(s.c.Asleep, s.c.Shards)
+	s.c.step("writing to %d shards", row.Asleep)
+	if _, _, err := s.put(ctx, s.c.keys(row.Asleep), putDepth); err != nil {
+		return err
+	}
+	s.c.step("coming to rest")
+	if err := s.settle(ctx); err != nil {
+		return err
+	}
+	row.AsleepLed = s.fleet.Node(victim).Metrics().Leaders
+	led, awake := s.ready(), s.awake()
+	s.c.step("killing a node that leads %d of %d shards; %d replicas are awake", row.AsleepLed, led, awake)
+	withdrawn := s.withdrawn()
+	killed, err := s.killVictim(ctx)
+	if err == nil {
+		err = s.await(ctx, withdrawn)
+	}
+	if err != nil {
+		return errors.Join(err, <-killed)
+	}
+	before, wakes := s.look(), s.wakes()
+	took, _, err := s.put(ctx, s.c.keys(min(sample, row.Asleep)), putDepth)
+	if n := len(took); err == nil && n > 0 {
+		row.TouchedSeconds = took[n-1].Seconds()
+		err = s.await(ctx, func() (bool, string) {
+			n := s.ready()
+			return n >= led, fmt.Sprintf("%d of %d shards have a leader", n, led)
+		})
+	}
+	if err = errors.Join(err, <-killed); err != nil {
+		return err
+	}
+	after := s.look()
+	row.SweptSeconds = after.at.Sub(before.at).Seconds()
+	row.SweepCPU = 100 * (after.cpu - before.cpu).Seconds() / row.SweptSeconds
+	row.SweepWakes = float64(s.wakes()-wakes) / row.SweptSeconds
+	row.SweepBytes = float64(after.peers-before.peers) / row.SweptSeconds
+	s.c.step("all led again %.2f s after support was withdrawn (%d that were asked for %.2f s): %.1f %% of a core, %.0f wakes/s, %.0f bytes/s",
+		row.SweptSeconds, len(took), row.TouchedSeconds, row.SweepCPU, row.SweepWakes, row.SweepBytes)
+	if err := s.settle(ctx); err != nil {
+		return err
+	}
+	row.StillAwake = s.awake()
+	s.c.step("%d replicas are awake at rest, the node still dead; %d MiB of heap", row.StillAwake, readMemory().Heap>>20)
+	return nil
+}
+
+// wakes counts the replicas that woke so far.
+func (s *site) wakes() (n uint64) {
+	for _, node := range s.fleet.Nodes() {
+		n += node.Metrics().Host.Wakes
+	}
+	return n
 }
 
 // load keeps the hot shards busy. It returns the writes per second, and the processor time

@@ -87,6 +87,9 @@ the others had withdrawn their support for it, until all shards had a leader aga
 and until 50 %, 99 % and all of those that were awake had accepted a write. Writes to all of
 them are under way meanwhile; what the same writes took before the kill is told too.
 
+With --asleep it also kills a node when many shards that hold something sleep, and says
+how long it took until all of them had a leader again, and what that cost meanwhile.
+
 Each number is measured in a process of its own.`,
 		Example: lines("  flotilla bench groups", "  flotilla bench groups --counts 10000,100000 --awake 10000 -o json"),
 		Args:    arguments(),
@@ -105,6 +108,7 @@ Each number is measured in a process of its own.`,
 	}
 	f := cmd.Flags()
 	f.IntVar(&b.Awake, "awake", 10_000, "most shards to wake before a node is killed; 0: leave this part out")
+	f.IntVar(&b.Asleep, "asleep", 0, "shards that hold something and sleep when a node is killed, in a cluster of their own; 0: leave this part out")
 	f.IntVar(&b.Hot, "hot", 48, "busy shards among the idle ones; 0: leave this part out")
 	f.IntVar(&b.Clients, "clients", 1024, "clients that write to the busy shards")
 	f.IntVar(&b.Pairs, "pairs", 5, "how often they are measured with the others and alone")
@@ -138,7 +142,7 @@ func (b *fleetFlags) check() error {
 	if len(b.counts) == 0 || len(b.counts) > 64 {
 		return usageError("--counts: give 1 to 64 numbers of shards")
 	}
-	for _, n := range append(slices.Clone(b.counts), b.Used, b.Awake, b.Hot, b.one) {
+	for _, n := range append(slices.Clone(b.counts), b.Used, b.Awake, b.Asleep, b.Hot, b.one) {
 		if n < 0 || n > maxFleet {
 			return usageError("%d shards: must lie between 1 and %d", n, maxFleet)
 		}
@@ -221,7 +225,7 @@ func (a *app) measure(ctx context.Context, b *fleetFlags, what string, count int
 	if what == "idle" {
 		args = append(args, "--window", b.Window.String(), "--used", fmt.Sprint(b.Used))
 	} else {
-		args = append(args, "--awake", fmt.Sprint(b.Awake), "--hot", fmt.Sprint(b.Hot), "--clients", fmt.Sprint(max(b.Clients, 1)), "--pairs", fmt.Sprint(max(b.Pairs, 1)),
+		args = append(args, "--awake", fmt.Sprint(b.Awake), "--asleep", fmt.Sprint(b.Asleep), "--hot", fmt.Sprint(b.Hot), "--clients", fmt.Sprint(max(b.Clients, 1)), "--pairs", fmt.Sprint(max(b.Pairs, 1)),
 			"--duration", b.Duration.String(), "--warmup", b.Warmup.String())
 	}
 	if a.quiet {
