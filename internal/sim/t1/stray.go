@@ -117,12 +117,24 @@ func (s *stray) hung() bool {
 	}
 	with, without := 0, 0
 	d := s.w.orc.groups[s.shard].newest()
+	cut := raft.Index(0) // the leader's log begins behind it
 	for _, r := range d.Replicas {
 		n := s.w.nodes[r.Node-1]
 		if !n.up {
 			continue
 		}
-		if _, ok := n.host.View(s.shard); !ok {
+		if v, ok := n.host.View(s.shard); ok && v.IsLeader {
+			if x := n.shadow.visible[s.shard]; x != nil {
+				cut = max(cut, x.trunc)
+			}
+		}
+	}
+	for _, r := range d.Replicas {
+		n := s.w.nodes[r.Node-1]
+		if !n.up {
+			continue
+		}
+		if v, ok := n.host.View(s.shard); !ok || v.Last < cut {
 			continue // it waits for a snapshot, and nobody is sure enough to send one
 		}
 		if _, has, err := n.eng.GetGroup(s.shard, straySuffix); err == nil && has {
