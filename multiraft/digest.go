@@ -137,11 +137,16 @@ func (c *comparison) reply() *answer {
 }
 
 type digestAnswer struct {
-	replica raft.ReplicaID
-	digest  raft.Digest
-	from    raft.Index
-	none    bool // it has none for that index
+	replica  raft.ReplicaID
+	digest   raft.Digest
+	from     raft.Index
+	none     bool // it has none for that index
+	disputed bool // it waits to hear that a dispute is over, which an answer like this can end
 }
+
+// waits reports whether the replica is disputed and an answer about states, or about chains,
+// can end that: what states differed in no chain shows.
+func (c *comparison) waits(state bool) bool { return c.disputed != nil && (state || !c.byState) }
 
 // noteApplied extends the digest of r by an entry and what came of it, which is in
 // the round's batch from mark on, and in sum (what was answered).
@@ -287,6 +292,9 @@ func (l *loop) answerDigest(r *replica) {
 	if r.as.DigestFrom == raft.NoDigest || !ok {
 		m.Flags = raft.FlagReject
 	}
+	if r.cmp.waits(false) && !mutants.On("IG10") {
+		m.Flags |= raft.FlagProbe
+	}
 	c.told, c.toldAt = digestAnswer{digest: d, from: r.as.DigestFrom}, r.as.Applied
 	c.to = 0
 	l.out.Msgs = append(l.out.Msgs, m)
@@ -317,7 +325,7 @@ func (l *loop) stepDigest(now raft.Time, m *raft.Msg) bool {
 			slices.ContainsFunc(q.said, func(a digestAnswer) bool { return a.replica == m.FromReplica }) {
 			break
 		}
-		q.said = append(q.said, digestAnswer{replica: m.FromReplica, digest: raft.Digest(m.Round), from: raft.Index(m.Epoch), none: m.Reject()})
+		q.said = append(q.said, digestAnswer{replica: m.FromReplica, digest: raft.Digest(m.Round), from: raft.Index(m.Epoch), none: m.Reject(), disputed: m.Flags&raft.FlagProbe != 0})
 		l.maybeJudge(now, r)
 	case raft.MsgDigestVerdict:
 		if st.Role != raft.RoleLeader && st.LeadNode == m.From {
@@ -341,6 +349,9 @@ func (l *loop) takeQuestion(r *replica, m *raft.Msg) {
 		l.sumState(r, func(_ raft.Time, d raft.Digest, ok bool) {
 			if ok {
 				answer.Flags, answer.Epoch, answer.Round = 0, raft.Epoch(stateChain), uint64(d)
+				if r.cmp.waits(true) && !mutants.On("IG10") {
+					answer.Flags = raft.FlagProbe
+				}
 				c := r.cmp.reply()
 				c.told, c.toldAt = digestAnswer{digest: d, from: stateChain}, answer.Index
 			}
@@ -391,6 +402,12 @@ func (l *loop) judge(now raft.Time, r *replica) {
 			c.state = c.byState
 			return // too few to say that it is over, or about something else
 		}
+		// Who became disputed under an earlier leader says so, and hears that it is over.
+		waiting := slices.ContainsFunc(q.said, func(a digestAnswer) bool { return a.disputed && !a.none && a.from == q.from })
+		if waiting && answers+1 <= r.voters()/2 {
+			return // too few, as above
+		}
+		c.wasDisputed = c.wasDisputed || waiting
 		l.verdict(r, index, 0, 0)
 		c.agreed = index
 		if state {
@@ -399,7 +416,10 @@ func (l *loop) judge(now raft.Time, r *replica) {
 		if c.absent = answers < len(r.desc.Replicas)-1; !c.absent {
 			c.question = nil
 		}
-		c.at = raft.Never
+		if waiting { // until all have heard it
+			return
+		}
+		c.at, c.wasDisputed = raft.Never, c.wasDisputed && c.absent
 		return
 	}
 	majority, ok := r.majorityDigest()
@@ -540,10 +560,11 @@ func (l *loop) takeVerdict(r *replica, m *raft.Msg) {
 	case m.Flags&raft.FlagProbe != 0:
 		if c.disputed == nil {
 			l.dispute(r, &DivergedError{Shard: r.shard, Index: m.Index})
+			c.byState = a.told.from == stateChain
 		}
 	case m.Reject() && a.told.digest != raft.Digest(m.Round):
 		l.quarantine(r, &DivergedError{Shard: r.shard, Node: l.h.node, Replica: r.self, Index: m.Index}, false)
-	default:
+	case c.waits(a.told.from == stateChain):
 		c.disputed = nil
 	}
 }

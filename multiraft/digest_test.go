@@ -193,6 +193,63 @@ func TestNoMajority(t *testing.T) {
 	}
 }
 
+// TestDisputeOutlivesItsLeader: a leader that knows of no dispute hears from a member that
+// it is disputed, tells it that a majority agrees, and asks again until it has heard it.
+func TestDisputeOutlivesItsLeader(t *testing.T) {
+	r := newRig(t)
+	r.leads()
+	answer := func(q raft.Msg, from raft.NodeID, flags uint8) {
+		r.in(raft.Msg{Type: raft.MsgDigestResp, Flags: flags, From: from, Term: q.Term, Index: q.Index, Epoch: q.Epoch, Round: uint64(r.rep().as.Digest)})
+	}
+	for range 2 {
+		q := r.asked()
+		r.sent = nil
+		answer(q, 2, raft.FlagProbe)
+		answer(q, 3, 0)
+		if v := r.took(raft.MsgDigestVerdict); len(v) != 2 || v[0].To != 2 || v[0].Flags != 0 {
+			t.Fatalf("verdict %+v", v)
+		}
+	}
+	q := r.asked()
+	answer(q, 2, 0)
+	answer(q, 3, 0)
+	if c := &r.rep().cmp; c.at != raft.Never || c.wasDisputed {
+		t.Errorf("asks again at %d, %+v", c.at, c)
+	}
+	r.sent = nil
+	r.propose("b")
+	r.ack(2)
+	r.ack(3)
+	q = r.asked()
+	r.sent = nil
+	answer(q, 2, 0)
+	answer(q, 3, 0)
+	if v := r.took(raft.MsgDigestVerdict); len(v) != 0 {
+		t.Errorf("a verdict that nobody waits for: %+v", v)
+	}
+}
+
+// TestStateDispute: a follower that is disputed for its state does not hear from equal
+// chains that this is over.
+func TestStateDispute(t *testing.T) {
+	r := newRig(t)
+	r.followed()
+	r.question(2, 0)
+	r.on(func(raft.Time) { r.rep().cmp.answer.told.from = stateChain })
+	r.in(raft.Msg{Type: raft.MsgDigestVerdict, Flags: raft.FlagProbe, From: 2, Term: 1, Index: 2, Epoch: raft.Epoch(stateChain)})
+	if r.rep().closed() == nil {
+		t.Fatal("it is not disputed")
+	}
+	r.question(2, 0)
+	if a := r.took(raft.MsgDigestResp); len(a) != 1 || a[0].Flags != 0 {
+		t.Errorf("answers %+v", a)
+	}
+	r.in(raft.Msg{Type: raft.MsgDigestVerdict, From: 2, Term: 1, Index: 2})
+	if r.rep().closed() == nil {
+		t.Error("equal chains end a dispute about states")
+	}
+}
+
 // followed is a follower of node 2 with two entries applied.
 func (r *rig) followed() {
 	r.t.Helper()
@@ -381,6 +438,23 @@ var integrityScenarios = map[string]func(r *rig) error{
 		r.condemned()
 		if err := r.h.Distrust(7); !errors.Is(err, ErrDiverged) {
 			return fmt.Errorf("a quarantined replica is believed: %v", err)
+		}
+		return nil
+	},
+	"IG10": func(r *rig) error { // who is disputed says so, to leaders that know nothing of it
+		r.followed()
+		r.question(2, 0)
+		r.in(raft.Msg{Type: raft.MsgDigestVerdict, Flags: raft.FlagProbe, From: 2, Term: 1, Index: 2})
+		if r.rep().closed() == nil {
+			return errors.New("it is not disputed")
+		}
+		r.question(2, 0)
+		if a := r.took(raft.MsgDigestResp); len(a) != 1 || a[0].Flags != raft.FlagProbe {
+			return fmt.Errorf("answers %+v", a)
+		}
+		r.in(raft.Msg{Type: raft.MsgDigestVerdict, From: 2, Term: 1, Index: 2})
+		if err := r.rep().closed(); err != nil {
+			return fmt.Errorf("it is over, and still %w", err)
 		}
 		return nil
 	},

@@ -77,7 +77,7 @@ type Config struct {
 type Spares struct{ free []*Core }
 
 // MaxSpares bounds the cores whose memory is kept, of about 1.2 KB each.
-const MaxSpares = 256
+const MaxSpares = 64
 
 // Put takes the memory of c, to which nobody may refer any more.
 func (s *Spares) Put(c *Core) {

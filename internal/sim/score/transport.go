@@ -56,6 +56,7 @@ func transportPlants() []plant {
 		tested("IG7", "found here", "what was read from a quarantined replica counts", "multiraft", "TestIntegrityMutants", "S15"),
 		tested("IG8", "found here", "a quarantined replica goes on to apply", "multiraft", "TestIntegrityMutants", "S20"),
 		tested("IG9", "found here", "a damaged table is dropped while its replicas serve", ".", "TestDamageMutants", "S15"),
+		tested("IG10", "found here", "a dispute under an earlier leader never ends", "multiraft", "TestIntegrityMutants", "L3"),
 		failing("ST3", "H1", "a change of configuration writes all that memory holds of its shard through the log, and every group waits", ".", "^TestChangeOfAFullShard$", "L1"),
 		failing("H1a", "H1", "a node whose disk stands still keeps the support of the others until it runs out", ".", "^TestDiskStall$", "L1 bound"),
 		failing("H2c", "H2", "writes are taken until the disk is full", ".", "^TestDiskFull$", "L3"),
