@@ -3,8 +3,10 @@
 package t1
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -57,5 +59,48 @@ func TestMutants(t *testing.T) {
 			d := res.Failure.Detail
 			t.Logf("found: %s", fmt.Sprintf("%s after %d runs, %v, seed %d profile %s: %s", res.Failure.Oracle, runs, time.Since(began).Round(time.Millisecond), res.Schedule.Seed, res.Schedule.Profile, d[:min(len(d), 160)]))
 		})
+	}
+}
+
+// sleepy is the schedule of a seed in which replicas sleep as soon as nothing comes for them, and
+// leaders are cut off and asked for reads meanwhile.
+func sleepy(seed uint64) *Schedule {
+	s := Draw(seed, "net", 3*time.Second)
+	p := &s.Params
+	p.IdleAfter, p.Awake, p.NoLease, p.Defer, p.Compare, p.Stray, p.LogBytes = 5*time.Millisecond, -1, false, 0, 0, 0, 0
+	p.Shards, p.Groups, p.Support = 1, 1, 200*time.Millisecond
+	p.Beat = p.Support / 5
+	p.Tuning.IdleTruncate, p.Tuning.Cut = 5*time.Millisecond, 0
+	s.Actions = slices.DeleteFunc(s.Actions, func(a Action) bool {
+		return a.Kind != ActOp && a.Kind != ActIsolate && a.Kind != ActFollow || a.Kind == ActOp && a.At/1e6%400 < 200
+	})
+	for at := int64(5e8); at < int64(s.Duration); at += 9e8 {
+		s.Actions = append(s.Actions, Action{At: at, Kind: ActFollow, R: seed * uint64(at), Dur: 800 * time.Millisecond})
+	}
+	slices.SortStableFunc(s.Actions, func(a, b Action) int { return cmp.Compare(a.At, b.At) })
+	return &s
+}
+
+// TestStaleSleeper: reads that a sleeping leader serves are checked like all others. Where they
+// may come after its lease (D9l), some seed finds one that is stale.
+func TestStaleSleeper(t *testing.T) {
+	for _, id := range []string{"", "D9l"} {
+		mutants.Set(id)
+		defer mutants.Set("")
+		var sum Counts
+		found := ""
+		for seed := uint64(1); seed <= 1000 && found == ""; seed++ {
+			r := Run(Options{Schedule: sleepy(seed)})
+			if sum.Add(&r.Counts); r.Failure != nil {
+				found = fmt.Sprintf("%s, seed %d: %.200s", r.Failure.Oracle, seed, r.Failure.Detail)
+			}
+			if id == "" && seed == 40 {
+				break
+			}
+		}
+		t.Logf("%q: %d reads of sleeping leaders; %s", id, sum.AsleepRead, found)
+		if (found != "") != (id != "") || sum.AsleepRead == 0 {
+			t.Errorf("planted %q, found %q", id, found)
+		}
 	}
 }
