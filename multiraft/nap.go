@@ -180,7 +180,7 @@ func (l *loop) dismiss(r *replica) {
 
 // When of more than shedFrom replicas a loop had awake all but one in shedShare fell
 // asleep, it gives back the memory that their work left with it.
-const shedFrom, shedShare = 1024, 4
+const shedFrom, shedShare = 128, 4
 
 // shed is called at the end of a round.
 func (l *loop) shed() {
@@ -192,7 +192,7 @@ func (l *loop) shed() {
 	l.byID, l.order, l.timers = byID, append([]*replica(nil), l.order...), append(timerHeap(nil), l.timers...)
 	l.out, l.spare, l.spareAcks, l.peers, l.touched = raft.Out{}, items{}, nil, nil, nil
 	l.cmds, l.results = nil, nil
-	l.dones, l.held, l.marks = spares[Waiter]{}, spares[raft.Msg]{}, spares[shardMark]{}
+	l.dones, l.held, l.marks, l.cores = spares[Waiter]{}, spares[raft.Msg]{}, spares[shardMark]{}, raft.Spares{}
 	l.done.props, l.done.reads = nil, nil
 	if l.backlog.empty() {
 		l.backlog = backlog{}
