@@ -192,6 +192,7 @@ func FuzzDecodeMessage(tf *testing.F) {
 	f.Add(encodeChunk(nil, FileTable, 0, 0, list))
 	f.Add(encodeFile(nil, 0, rec))
 	f.Add(encodeKeep(nil, 0, []int{1, 2, 3}))
+	f.Add([]byte("0\x020000\x00\x00\x00\x030000000000000000")) // of another version
 	f.Add(end{files: 1}.encode(nil))
 	f.Add(ready{files: 1}.encode(nil))
 	f.Add((&offer{may: []offered{{chunk: 1}}}).encode(nil))

@@ -75,10 +75,10 @@ func open(b []byte) (kind byte, body reader, err error) {
 	return b[1], reader{b: b[messageHead:]}, nil
 }
 
-// unseal takes the checksum off the end of a message.
+// unseal takes the checksum off the end of a message of this version.
 func unseal(b []byte) (body reader, ok bool) {
 	n := len(b) - 4
-	if n < messageHead || binary.BigEndian.Uint32(b[n:]) != sum(b[:n]) {
+	if n < messageHead || b[0] != messageVersion || binary.BigEndian.Uint32(b[n:]) != sum(b[:n]) {
 		return body, false
 	}
 	return reader{b: b[messageHead:n]}, true
