@@ -213,7 +213,7 @@ func testJoin(t *testing.T, c *cluster) {
 		if out := late.out.String(); !strings.Contains(out, "node n4 ") {
 			t.Errorf("the fourth node says:\n%s", out)
 		}
-		wait(t, 10*time.Second, "the fourth node in the list of nodes", func() bool {
+		wait(t, time.Minute, "the fourth node in the list of nodes", func() bool {
 			nodes := decode[[]nodeInfo](t, must(t, "node", "list", "-o", "json", "--addr", c.addr))
 			return len(nodes) == 4 && nodes[3].ID == 4 && nodes[3].ClientAddr == a[1] && nodes[3].State == "up" && nodes[3].Replicas == 0
 		})

@@ -240,7 +240,7 @@ func (p *process) running() bool {
 // ready waits for the line that begins with "ready".
 func (p *process) ready(t *testing.T) {
 	t.Helper()
-	wait(t, 30*time.Second, "ready of flotilla "+strings.Join(p.args, " "), func() bool {
+	wait(t, time.Minute, "ready of flotilla "+strings.Join(p.args, " "), func() bool {
 		if !p.running() {
 			t.Fatalf("flotilla %s ended with %d before it was ready:\n%s", strings.Join(p.args, " "), p.cmd.ProcessState.ExitCode(), p.err)
 		}
@@ -382,7 +382,7 @@ func (c *cluster) status(t *testing.T, addr string) clusterStatus {
 // healthy waits until every shard has a leader and every replica is up.
 func (c *cluster) healthy(t *testing.T) {
 	t.Helper()
-	wait(t, 30*time.Second, "a healthy cluster", func() bool {
+	wait(t, time.Minute, "a healthy cluster", func() bool {
 		r := command(t, "cluster", "status", "-o", "json", "--addr", c.addr)
 		return r.code == 0 && decode[clusterStatus](t, r.out).State == "HEALTHY"
 	})

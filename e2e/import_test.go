@@ -133,20 +133,20 @@ func importWithKill(t *testing.T, input, splits string, want []byte, records, vi
 	}()
 	im := startWith(t, in, "kv", "import", "-", "--addr", c.addr)
 	if records > 3*(1<<15) { // less is one window of the import, which begins when all is read
-		wait(t, 30*time.Second, "the first imported record", func() bool {
+		wait(t, time.Minute, "the first imported record", func() bool {
 			return must(t, "kv", "scan", "--limit", "1", "--addr", c.addr) != ""
 		})
 	}
 	close(rest)
 	if records <= 3*(1<<15) {
-		wait(t, 30*time.Second, "the first imported record", func() bool {
+		wait(t, time.Minute, "the first imported record", func() bool {
 			return must(t, "kv", "scan", "--limit", "1", "--addr", c.addr) != ""
 		})
 	}
 	c.nodes[victim].kill()
 	killed := time.Now()
 	over := c.clients[(victim+1)%3]
-	wait(t, 20*time.Second, "the others notice the death", func() bool {
+	wait(t, time.Minute, "the others notice the death", func() bool {
 		s := c.status(t, over)
 		return s.Nodes[idOf(c, victim)-1].State == "down" && s.State == "DEGRADED"
 	})

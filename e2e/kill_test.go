@@ -68,14 +68,14 @@ func TestKillUnderWrites(t *testing.T) {
 	more := func(n int64) {
 		t.Helper()
 		from := total.Load()
-		wait(t, 30*time.Second, fmt.Sprintf("%d more writes", n), func() bool { return total.Load() >= from+n })
+		wait(t, time.Minute, fmt.Sprintf("%d more writes", n), func() bool { return total.Load() >= from+n })
 	}
 	more(500)
 	for round := range *rounds {
 		victim := round % 3
 		c.nodes[victim].kill()
 		killed := time.Now()
-		wait(t, 30*time.Second, "a leader for every shard", func() bool {
+		wait(t, time.Minute, "a leader for every shard", func() bool {
 			s := c.status(t, c.clients[(victim+1)%3])
 			return s.Nodes[idOf(c, victim)-1].State == "down" && s.ShardsWithLeader == s.Shards
 		})

@@ -53,7 +53,7 @@ func TestReplaceMachine(t *testing.T) {
 	if out := must(t, "node", "remove", name, "--yes", "--addr", addr); !strings.Contains(out, "is no member") {
 		t.Errorf("node remove, again, says %q", out)
 	}
-	wait(t, 10*time.Second, "a healthy cluster of the others", func() bool {
+	wait(t, time.Minute, "a healthy cluster of the others", func() bool {
 		s := c.status(t, addr)
 		return s.State == "HEALTHY" && len(s.Nodes) == 3
 	})

@@ -171,7 +171,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("put without a quorum: exit code %d\n%s", r.code, r.err)
 	}
 	t.Logf("put without a quorum ended after %.1fs: %s", time.Since(begun).Seconds(), strings.TrimSpace(r.err))
-	wait(t, 20*time.Second, "a refusal that names the quorum or the nodes", func() bool {
+	wait(t, time.Minute, "a refusal that names the quorum or the nodes", func() bool {
 		begun = time.Now()
 		r = command(t, "kv", "put", "A0", "new", "--addr", one)
 		if r.code != 4 && r.code != 6 {
@@ -186,7 +186,7 @@ func TestRefusals(t *testing.T) {
 	}
 	t.Logf("later after %.1fs: %s", time.Since(begun).Seconds(), strings.TrimSpace(r.err))
 	c.restart(t, 0)
-	wait(t, 20*time.Second, "writes after a quorum is back", func() bool {
+	wait(t, time.Minute, "writes after a quorum is back", func() bool {
 		return command(t, "kv", "put", "B", "back", "--addr", one).code == 0
 	})
 }

@@ -47,7 +47,7 @@ func TestDemo(t *testing.T) {
 		tmp := t.TempDir()
 		t.Setenv("TMPDIR", tmp)
 		p := start(t, "demo")
-		wait(t, 20*time.Second, "the cluster of the demo", func() bool { return strings.Contains(p.out.String(), "cluster formed") })
+		wait(t, time.Minute, "the cluster of the demo", func() bool { return strings.Contains(p.out.String(), "cluster formed") })
 		p.stop(t)
 		empty(t, tmp)
 		return

@@ -41,7 +41,7 @@ func TestBenchIdle(t *testing.T) {
 // bench groups kills a node, and all shards accept writes again.
 func TestBenchGroups(t *testing.T) {
 	dir := t.TempDir()
-	out, e, code := real(t, "bench", "groups", "--here", "--counts", "24", "--asleep", "24", "--hot", "4", "--clients", "16", "--duration", "100ms", "--warmup", "10ms", "--settle", "10ms", "--dir", dir, "-o", "json")
+	out, e, code := real(t, "bench", "groups", "--here", "--counts", "24", "--asleep", "24", "--hot", "4", "--pairs", "2", "--clients", "16", "--duration", "100ms", "--warmup", "10ms", "--settle", "10ms", "--dir", dir, "-o", "json")
 	var r groupsReport
 	if err := json.Unmarshal([]byte(out), &r); err != nil || code != 0 {
 		t.Fatalf("%v, exit code %d: %s", err, code, e)
