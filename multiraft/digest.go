@@ -84,7 +84,7 @@ type comparison struct {
 	stated      raft.Index // a leader: through which states were compared last
 	absent      bool       // some were not asked then, or did not answer
 	state       bool       // the next question, or the one under way, is for the state
-	byState     bool       // a leader: disputed came from comparing states
+	byState     bool       // disputed came from comparing states
 	wasDisputed bool       // others may have to be told that it is over
 	question    *question  // of a leader: the one under way, or the last one; nil: none, or nobody needs it any more
 	answer      *answer    // of whoever was asked; nil: it was not

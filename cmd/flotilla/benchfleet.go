@@ -82,9 +82,9 @@ func newBenchGroups(a *app) *cobra.Command {
 		Long: `groups makes a cluster of three nodes for each number of shards. First clients write
 to a few shards while the others are idle, and to a cluster of those few shards alone,
 in pairs of runs that follow each other; the figures are medians. Then it writes to
-many shards, so that they are awake, says what the process holds then, kills a node, and says how long it took until
-the others had withdrawn their support for it, until all shards had a leader again,
-and until 50 %, 99 % and all of those that were awake had accepted a write. Writes to all of
+many shards, so that they are awake, says what the process holds then, kills a node,
+and says how long it took until the others had withdrawn their support for it, until
+all shards had a leader again, and until 50 %, 99 % and all of those that were awake had accepted a write. Writes to all of
 them are under way meanwhile; what the same writes took before the kill is told too.
 
 With --asleep it also kills a node when many shards that hold something sleep, and says

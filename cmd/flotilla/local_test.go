@@ -54,7 +54,7 @@ func real(t *testing.T, args ...string) (out, errOut string, code int) {
 	var o, e bytes.Buffer
 	a.out, a.errOut, a.outTTY, a.errTTY = &o, &e, false, false
 	a.env = func(string) (string, bool) { return "", false }
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // it hangs
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // beyond that it hangs
 	defer cancel()
 	code = run(ctx, a, args)
 	return o.String(), e.String(), code

@@ -76,12 +76,12 @@ type Config struct {
 // empty. It is not safe for concurrent use.
 type Spares struct{ free []*Core }
 
-// MaxSpares bounds the cores whose memory is kept, of about 1.2 KB each.
-const MaxSpares = 64
+// maxSpares bounds the cores whose memory is kept, of about 1.2 KB each.
+const maxSpares = 64
 
 // Put takes the memory of c, to which nobody may refer any more.
 func (s *Spares) Put(c *Core) {
-	if len(s.free) < MaxSpares {
+	if len(s.free) < maxSpares {
 		clear(c.peers)
 		*c = Core{peers: c.peers[:0]} // refers to nothing
 		s.free = append(s.free, c)

@@ -39,10 +39,10 @@ func TestSpares(t *testing.T) {
 	if allocs := testing.AllocsPerRun(10, func() { s.Put(again); again = made(&s) }); allocs > 3 { // the descriptor
 		t.Errorf("%v allocations", allocs)
 	}
-	for range MaxSpares + 9 {
+	for range maxSpares + 9 {
 		s.Put(made(nil))
 	}
-	if len(s.free) != MaxSpares {
+	if len(s.free) != maxSpares {
 		t.Errorf("%d are kept", len(s.free))
 	}
 }

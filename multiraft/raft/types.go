@@ -242,7 +242,7 @@ const (
 	// MsgDigest asks a member for its digest at an index [Index; Epoch: the chain
 	// (AppliedState.DigestFrom), Round: the leader's digest there, if FlagGrant is set].
 	// MsgDigestResp answers [Index, Epoch, Round: the member's; FlagReject: it cannot
-	// tell, any more; FlagGrant: because it is quarantined].
+	// tell, any more; FlagProbe: it is disputed, and an answer like this can end that].
 	// MsgDigestVerdict tells a member what came of a comparison [Index, Epoch;
 	// FlagReject: a majority has the digest Round there, and the member has not;
 	// FlagProbe: there is no majority, nobody may be believed; neither: all is well].
